@@ -1,0 +1,1 @@
+"""The YAML configuration of mcls, shipped as the package `mcls.configs`."""

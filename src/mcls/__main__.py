@@ -1,0 +1,7 @@
+"""`python -m mcls`."""
+
+import sys
+
+from mcls.cli import main
+
+sys.exit(main())

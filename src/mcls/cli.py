@@ -1,0 +1,75 @@
+"""`mcls COMMAND ...`: looks at the first word, imports that one command, hands over the rest."""
+
+import sys
+
+from mcls import __version__
+from mcls.errors import MclsError
+
+COMMANDS = {
+    "train": "train a classifier, or sweep over many: mcls train [key=value ...] [-m]",
+}
+
+HELP = """mcls {version}: train, sweep and honestly measure classifiers.
+
+usage: mcls COMMAND [ARGUMENT ...] [--debug]
+
+{commands}
+
+mcls COMMAND --help says more. Begin with: mcls train
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit status. Failures are one line on stderr, with `--debug` a traceback too."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("--version", "-V"):
+        print(f"mcls {__version__}")
+        return 0
+    if command in ("--help", "-h"):
+        lines = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+        print(HELP.format(version=__version__, commands=lines), end="")
+        return 0
+    if command not in COMMANDS:
+        print(f"mcls: {command}: no such command. {nearest(command)}There are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    return run(command, rest, debug)
+
+
+def nearest(command: str) -> str:
+    """`Did you mean ...? ` for a mistyped command, or nothing."""
+    import difflib
+
+    found = difflib.get_close_matches(command, COMMANDS, n=1)
+    return f"Did you mean mcls {found[0]}? " if found else ""
+
+
+def run(command: str, arguments: list[str], debug: bool) -> int:
+    """Import one command and run it."""
+    import importlib
+
+    try:
+        status: int = importlib.import_module(f"mcls.commands.{command}").run(arguments)
+        return status
+    except MclsError as error:
+        print(f"mcls: {error}", file=sys.stderr)
+        if debug:
+            raise
+        return error.status
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("mcls: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"mcls: a bug in mcls: {type(error).__name__}: {error}. Run it again with --debug to see where.",
+            file=sys.stderr,
+        )
+        return 1

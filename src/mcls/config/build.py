@@ -1,0 +1,119 @@
+"""`build`: from a dictionary with a `_target_` to the object that it names, and the rules of what may be named.
+
+mcls's own parts may be named; optimizers and modules of torch; model functions of torchvision; each only in the group
+that expects that kind. A package of the user's own may be named when the user's command line trusts it. A folder that
+somebody else made trusts nobody.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mcls.errors import RequestError
+
+# group: the modules whose own functions and classes it may name
+OWN = {
+    "dataset": ("mcls.data.datasets",),
+    "model": ("mcls.models.mlp", "mcls.models.resnet"),
+    "loss": ("mcls.losses",),
+    "optimizer": (),
+    "schedule": ("mcls.optim",),
+    "augment": ("mcls.data.augment",),
+}
+# group: packages of others, and the class that what they give must be derived from
+FOREIGN = {
+    "model": (("torchvision.models", None), ("torch.nn", "torch.nn.Module")),
+    "loss": (("torch.nn", "torch.nn.Module"),),
+    "optimizer": (("torch.optim", "torch.optim.Optimizer"),),
+}
+
+
+def check_target(group: str, target: Any, trust: Sequence[str]) -> None:
+    """Raise RequestError unless `group` may name `target`. Imports nothing."""
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+        raise RequestError(f"{group}._target_: must be a dotted name, got {target!r}.")
+    packages = [*OWN[group], *(package for package, _ in FOREIGN.get(group, ())), *trust]
+    if not any(target.startswith(f"{package}.") for package in packages):
+        raise RequestError(
+            f"{group}._target_: {target} is not allowed here; allowed are names in {', '.join(packages)}. "
+            f"For a package of your own say trust=[{target.split('.')[0]}] on the command line."
+        )
+
+
+def load(name: str) -> Any:
+    """The object with this dotted name."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def resolve(group: str, target: str, trust: Sequence[str]) -> Any:
+    """The function or class `target`. Raises RequestError unless it is there and of the kind that `group` takes."""
+    check_target(group, target, trust)
+    try:
+        found = load(target)
+    except (ImportError, AttributeError) as error:
+        raise RequestError(f"{group}._target_: no {target} ({error}).") from error
+    module = target.rpartition(".")[0]
+    if module in OWN[group]:
+        allowed = getattr(found, "__module__", None) == module and callable(found)
+    elif any(target.startswith(f"{package}.") for package in trust):
+        allowed = callable(found)
+    else:
+        allowed = foreign(group, target, found)
+    if not allowed:
+        raise RequestError(f"{group}._target_: {target} is not a {group}.")
+    return found
+
+
+def foreign(group: str, target: str, found: Any) -> bool:
+    """Whether `found`, of torch or torchvision, is of the kind that `group` takes."""
+    for package, base in FOREIGN.get(group, ()):
+        if not target.startswith(f"{package}."):
+            continue
+        if base is None:
+            from torchvision.models import list_models
+
+            return target.rpartition(".")[2] in list_models() and inspect.isfunction(found)
+        return inspect.isclass(found) and issubclass(found, load(base)) and found.__module__.startswith(package)
+    return False
+
+
+def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runtime: Any) -> Any:
+    """The object that `node` describes, or None where its `_target_` is null.
+
+    `runtime` are the arguments known only now; a target gets those of them that its signature names. Schedules are
+    functions called at every step: what comes back has its keys filled in and waits for the rest.
+
+    Raises RequestError when a key does not belong to the target, or when the target refuses its value.
+    """
+    name = node.get("_target_")
+    if name is None:
+        return None
+    target = resolve(group, name, trust)
+    keys = {key: value for key, value in node.items() if key != "_target_"}
+    parameters = inspect.signature(target).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key in keys:
+        if key not in parameters and not open_ended:
+            raise RequestError(f"{group}.{key}: {name} takes no such argument. It takes {', '.join(parameters)}.")
+    passed = {
+        key: value for key, value in runtime.items() if key in parameters or (open_ended and key == "num_classes")
+    }
+    if group == "schedule":
+        return functools.partial(target, **keys)
+    missing = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        and key not in keys
+        and key not in passed
+    ]
+    if missing:
+        raise RequestError(f"{group}.{missing[0]}: {name} needs it, and the configuration does not have it.")
+    try:
+        return target(**keys, **passed)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{group}: {name} refuses its arguments: {error}") from error

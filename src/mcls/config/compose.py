@@ -1,0 +1,280 @@
+"""From a command line to checked dictionaries, without importing torch.
+
+Hydra composes; what it composes is then held against the rules in the YAML files, and what it refuses is said again in
+one line that names the nearest thing that exists.
+"""
+
+import contextlib
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from mcls.config.build import OWN, check_target
+from mcls.config.schema import Rule, read_rules, show
+from mcls.errors import RequestError
+from mcls.runs import slug
+
+CONFIGS = "mcls.configs"
+GLOBAL = "# @package _global_"
+COMBINATIONS = 64  # of swept groups, each composed before the sweep begins
+
+
+def job_name(number: str | int, overrides: Sequence[str]) -> str:
+    """Folder of a job of a sweep: its number and what was changed, `3_optimizer.lr=0.1,seed=2`."""
+    changed = ",".join(override.lstrip("+~") for override in overrides)
+    return slug(f"{number}_{changed}" if changed else str(number))
+
+
+OmegaConf.register_new_resolver("mcls.job_name", job_name, replace=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked command line.
+
+    Args:
+        config: the configuration of the run, or of a sweep's first job; plain dictionaries and lists.
+        choices: what was chosen from each group.
+        sweep: whether many runs were asked for.
+        folder: hydra.run.dir or hydra.sweep.dir, where the command line gives it.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    sweep: bool
+    folder: str | None
+
+
+def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a nested dictionary with its value; lists are values."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """What `word` was probably meant to be, out of `known`."""
+    endings = [key for key in known if key.split(".")[-1] == word.split(".")[-1]]
+    if "." not in word and len(endings) == 1:
+        return endings[0]
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not found and (
+        last := difflib.get_close_matches(word.split(".")[-1], {key.split(".")[-1] for key in known}, n=1)
+    ):
+        found = [key for key in known if key.split(".")[-1] == last[0]]
+    return found[0] if found else endings[0] if endings else None
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown `word`."""
+    found = nearest(word, known)
+    return f"Did you mean {found}?" if found else "See mcls train --help."
+
+
+class Checker:
+    """Checks command lines against the configuration files that Hydra finds.
+
+    Args:
+        loader: Hydra's.
+        name: of the primary configuration.
+    """
+
+    def __init__(self, loader: ConfigLoader, name: str) -> None:
+        self.loader, self.name = loader, name
+        self.parser = OverridesParser.create(config_loader=loader)
+        self.groups = [group for group in loader.list_groups("") if group != "hydra"]
+
+    def check(self, overrides: list[str], multirun: bool) -> Request:
+        """Compose what is asked for, every choice of a sweep included. Raises RequestError at the first thing wrong."""
+        parsed = [self.parse(override) for override in overrides]
+        for override in parsed:
+            self.check_choice(override)
+        swept = [override for override in parsed if override.is_sweep_override()]
+        if swept and not multirun:
+            line = swept[0].input_line
+            raise RequestError(
+                f"{line}: several values make a sweep. Say mcls train -m {line}, or quote a text: '{line}'."
+            )
+        fixed = [override.input_line or "" for override in parsed if override not in swept]
+        listed = {override.key_or_group: self.elements(override) for override in swept}
+        by_group = [values for key, values in listed.items() if key in self.groups]
+        by_key = [values for key, values in listed.items() if key not in self.groups]
+        requests = []
+        for chosen in itertools.islice(itertools.product(*by_group), COMBINATIONS):
+            config, hydra = self.compose([*fixed, *chosen, *(values[0] for values in by_key if values)])
+            requests.append((hydra, *checked(config, hydra)))
+            rules = rules_of(hydra)
+            for line in itertools.chain.from_iterable(by_key):
+                key, value = self.parse(line).key_or_group, as_plain(self.parse(line).value())
+                if key in rules:
+                    rules[key].check(key, value)
+        hydra, values, choices = requests[0]
+        sweep = multirun or hydra.mode == RunMode.MULTIRUN
+        place = "hydra.sweep.dir" if sweep else "hydra.run.dir"
+        given = any(override.key_or_group == place for override in parsed)
+        return Request(values, choices, sweep, str(hydra.sweep.dir if sweep else hydra.run.dir) if given else None)
+
+    def parse(self, override: str) -> Override:
+        """One override, parsed by Hydra's grammar."""
+        try:
+            return self.parser.parse_override(override)
+        except Exception as error:  # Hydra's parser leaks many kinds for input that is no override
+            hint = "Quote it for the shell and for Hydra" if "=" in override else "Write key=value"
+            raise RequestError(
+                f"{override}: not an override of the form key=value. {hint}; see mcls train --help."
+            ) from error
+
+    def elements(self, override: Override) -> list[str]:
+        """What a swept override stands for, one override each; nothing for ranges that only an optimizer can sample."""
+        try:
+            return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        except HydraException:
+            return []
+
+    def check_choice(self, override: Override) -> None:
+        """Raise RequestError when an override chooses what its group does not have."""
+        group = override.key_or_group
+        if group not in self.groups or override.is_delete():
+            return
+        options = self.loader.get_group_options(group)
+        if override.is_sweep_override():
+            values = [line.split("=", 1)[1] for line in self.elements(override)]
+        else:
+            values = [str(override.value()) if override.value() is not None else "null"]
+        for value in values:
+            if value not in options and value != "null":
+                known = ", ".join(options)
+                end = suggestion(value, options) if nearest(value, options) else ""
+                raise RequestError(f"{group}={value}: no such choice. {end}{' ' if end else ''}There are {known}.")
+
+    def compose(self, lines: list[str]) -> tuple[DictConfig, DictConfig]:
+        """The configuration of one run and Hydra's own part of it. Raises RequestError."""
+        choices = [line for line in lines if self.parse(line).key_or_group in self.groups]
+        _, hydra = self.hydra_compose(choices)
+        rules = rules_of(hydra)
+        known = [*rules, *self.groups]
+        for line in lines:
+            override = self.parse(line)
+            key = override.key_or_group
+            if key.startswith("hydra") or key in self.groups:
+                continue
+            if key not in rules and not any(rule.startswith(f"{key}.") for rule in rules):
+                raise RequestError(f"{key}: no such key. {suggestion(key, known)}")
+            if override.is_delete():
+                raise RequestError(f"{line}: a key can't be taken away, only changed.")
+        return self.hydra_compose(lines)
+
+    def hydra_compose(self, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
+        """Hydra's own composition: the configuration, and Hydra's part."""
+        try:
+            config = hydra_compose(self.name, overrides, return_hydra_config=True)
+            hydra = config.hydra
+            with open_dict(config):
+                del config["hydra"]
+            return config, hydra
+        except (HydraException, OmegaConfBaseException) as error:
+            text = " ".join(str(error).split())
+            raise RequestError(f"the configuration does not compose: {text}") from error
+        except Exception as error:  # Hydra leaks others for values that it can't place
+            raise RequestError(
+                f"{' '.join(overrides)}: Hydra can't compose this ({type(error).__name__}: {error})."
+            ) from error
+
+
+def as_plain(value: Any) -> Any:
+    """A value of Hydra's override grammar as plain Python."""
+    if isinstance(value, list):
+        return [as_plain(item) for item in value]
+    return str(value) if type(value).__name__ == "QuotedString" else value
+
+
+def rules_of(hydra: DictConfig) -> dict[str, Rule]:
+    """The rules of every key, by dotted key, from the files that Hydra says it composed (its `hydra` node)."""
+    found = dict(read(f"{hydra.job.config_name}.yaml", "", hydra))
+    for group, choice in hydra.runtime.choices.items():
+        if choice and not group.startswith("hydra"):
+            for one in [choice] if isinstance(choice, str) else choice:
+                found |= read(f"{group}/{one}.yaml", f"{group}.", hydra)
+    return found
+
+
+def read(file: str, prefix: str, hydra: DictConfig) -> dict[str, Rule]:
+    """The rules in `file` of the first of Hydra's sources that has it; a recipe has none, it only sets keys."""
+    for source in hydra.runtime.config_sources:
+        if source.schema not in ("pkg", "file"):
+            continue
+        folder = Path(str(files(source.path))) if source.schema == "pkg" else Path(source.path)
+        path = folder / file
+        if path.is_file():
+            if path.read_text("utf-8").startswith(GLOBAL):
+                return {}
+            return {prefix + key: rule for key, rule in read_rules(path).items()}
+    return {}
+
+
+def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """A composed configuration as plain dictionaries, resolved and checked, and what was chosen from each group.
+
+    Args:
+        config: without Hydra's own part.
+        hydra: that part.
+
+    Raises RequestError, naming the key.
+    """
+    rules = rules_of(hydra)
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise RequestError(" ".join(str(error).split())) from error
+    for key, value in list(leaves(values)):
+        if key not in rules:
+            raise RequestError(f"{key}: no such key, got {show(value)}. {suggestion(key, list(rules))}")
+        place = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place[parent]
+        place[last] = rules[key].check(key, value)
+    for group in OWN:
+        if not isinstance(values.get(group), dict):
+            raise RequestError(f"{group}: must be one of the choices of its group, got {show(values.get(group))}.")
+        if (target := values[group].get("_target_")) is not None:
+            check_target(group, target, values["trust"])
+    choices = {group: str(choice) for group, choice in hydra.runtime.choices.items() if choice and "/" not in group}
+    return values, choices
+
+
+@contextlib.contextmanager
+def checker(config_dir: str | None = None, name: str = "train") -> Iterator[Checker]:
+    """A Checker over mcls's own configuration files and those in `config_dir`."""
+    path = create_automatic_config_search_path(calling_file=None, calling_module=None, config_path=f"pkg://{CONFIGS}")
+    if config_dir is not None:
+        folder = Path(config_dir).absolute()
+        if not folder.is_dir():
+            raise RequestError(f"--config-dir: no folder {folder}.")
+        path.append("command-line", f"file://{folder}")
+    instance = GlobalHydra.instance()
+    instance.clear()
+    version.setbase("1.3")
+    try:
+        yield Checker(Hydra.create_main_hydra2("train", path).config_loader, name)
+    finally:
+        instance.clear()

@@ -1,0 +1,125 @@
+"""Types and ranges of keys, read from the comments of the YAML files that define them.
+
+A key is preceded by a comment that begins with its rule in parentheses:
+
+    # (float > 0) learning rate, before the schedule
+    lr: 0.1
+
+A rule is one or more alternatives separated by `|`. An alternative is `int`, `float`, `bool` or `text`; a number's may
+be followed by limits (`> 0`, `<= 1`); `list of` makes it a list; anything else stands for itself (`null`, `auto`).
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcls.errors import RequestError
+
+KEY = re.compile(r"^( *)([A-Za-z_][\w-]*):")
+RULE = re.compile(r"^ *# \((.+?)\) (.+)$")
+LIMIT = re.compile(r"(>=|<=|>|<) *(-?[\d.]+)")
+COMPARE = {
+    ">": lambda value, limit: value > limit,
+    ">=": lambda value, limit: value >= limit,
+    "<": lambda value, limit: value < limit,
+    "<=": lambda value, limit: value <= limit,
+}
+WORDS: dict[str, Any] = {"null": None, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a key may be, and what it is for."""
+
+    text: str = "anything"
+    help: str = ""
+
+    def check(self, key: str, value: Any) -> Any:
+        """`value`, an integral float as the int that was asked for. Raises RequestError, naming `key`."""
+        for alternative in self.text.split("|"):
+            fits, converted = match(alternative.strip(), value)
+            if fits:
+                return converted
+        raise RequestError(f"{key}: must be {describe(self.text)}, got {show(value)}.")
+
+
+def match(alternative: str, value: Any) -> tuple[bool, Any]:
+    """Whether `value` fits one alternative of a rule, and the value to use."""
+    if alternative.startswith("list of "):
+        if not isinstance(value, list):
+            return False, value
+        parts = [match(alternative.removeprefix("list of "), item) for item in value]
+        return all(fits for fits, _ in parts), [item for _, item in parts]
+    kind = alternative.split()[0]
+    if kind in ("int", "float"):
+        number = as_number(value, kind)
+        if number is None or not all(COMPARE[sign](number, float(limit)) for sign, limit in LIMIT.findall(alternative)):
+            return False, value
+        return True, number
+    if kind == "bool":
+        return isinstance(value, bool), value
+    if kind == "anything":
+        return True, value
+    if kind == "text":
+        return isinstance(value, str), value
+    if kind in WORDS:
+        return value is WORDS[kind], value
+    if kind.endswith(":N"):
+        return isinstance(value, str) and re.fullmatch(kind.replace("N", r"\d+"), value) is not None, value
+    return value == kind, value
+
+
+def as_number(value: Any, kind: str) -> int | float | None:
+    """`value` as a finite number of `kind`, or None; 1e3 and 20.0 are integers, True is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return None
+    if kind == "float":
+        return float(value)
+    return int(value) if value == int(value) else None
+
+
+def describe(text: str) -> str:
+    """A rule in words."""
+    parts = [part.strip() for part in text.split("|")]
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
+
+
+def show(value: Any) -> str:
+    """A value as YAML users write it."""
+    names = {None: "null", True: "true", False: "false"}
+    return (
+        names[value]
+        if value is None or isinstance(value, bool)
+        else repr(value)
+        if isinstance(value, str)
+        else str(value)
+    )
+
+
+def read_rules(path: Path) -> dict[str, Rule]:
+    """The rules in a YAML file, by dotted key; files of the same group that its defaults list names are read first.
+
+    A key without a rule in its comment gets none: it is known, and takes anything.
+    """
+    rules: dict[str, Rule] = {}
+    parents: list[tuple[int, str]] = []
+    comment: list[str] = []
+    for line in path.read_text("utf-8").splitlines():
+        inherited = re.fullmatch(r" +- ([\w-]+)", line)
+        if inherited and parents and parents[0][1] == "defaults" and inherited[1] != "_self_":
+            rules |= read_rules(path.with_name(f"{inherited[1]}.yaml"))
+        if line.lstrip().startswith("#"):
+            comment.append(line)
+            continue
+        if found := KEY.match(line):
+            indent, name = len(found[1]), found[2]
+            parents = [entry for entry in parents if entry[0] < indent] + [(indent, name)]
+            key = ".".join(entry[1] for entry in parents)
+            texts = [rule for rule in map(RULE.match, comment) if rule]
+            rules[key] = Rule(texts[0][1], texts[0][2]) if texts else Rule()
+        comment = []
+    return {key: rule for key, rule in rules.items() if key.split(".")[0] not in ("defaults", "hydra")}

@@ -1,0 +1,1 @@
+"""Data sets, the loader that serves their batches, and augmentation."""

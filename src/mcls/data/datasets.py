@@ -1,0 +1,229 @@
+"""Data sets: each function takes a root folder or parameters and returns a `Dataset`; configs/dataset names it."""
+
+import contextlib
+import io
+import urllib.error
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcls.errors import DataError, MachineError, RequestError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples and their classes.
+
+    Args:
+        inputs: (N, ...), uint8 for images (N, C, H, W) and float32 for anything else.
+        targets: int64 (N,), class numbers.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def rows(self, indices: Tensor) -> "Split":
+        """The samples with these numbers."""
+        return Split(self.inputs[indices], self.targets[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, cut into splits.
+
+    Args:
+        classes: names, in the order of the class numbers.
+        train: what is trained on.
+        val: what choices are made on, cut from train; None when all of train is trained on.
+        open_test: reads the test split. Called once, at the end, when every choice has been made.
+        mean, std: of each channel, in 0..1, for uint8 images; None leaves float inputs as they are.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    val: Split | None
+    open_test: Callable[[], Split]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.train.inputs.shape[1:])
+
+
+def stratified(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Cut sample numbers in two, `fraction` of each class in the second part, the same for the same seed.
+
+    Returns two sorted int64 tensors. A class always keeps at least one sample in the first part.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(targets), dtype=torch.bool)
+    for label in targets.unique().tolist():
+        members = (targets == label).nonzero()[:, 0]
+        count = min(round(fraction * len(members)), len(members) - 1)
+        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+
+def cut(whole: Split, val_fraction: float, val_seed: int) -> tuple[Split, Split | None]:
+    """`whole` cut into train and val (`stratified`); val is None when `val_fraction` is 0."""
+    if val_fraction == 0:
+        return whole, None
+    first, second = stratified(whole.targets, val_fraction, val_seed)
+    if not len(second):
+        raise RequestError(
+            f"dataset.val_fraction: {val_fraction} of {len(whole)} samples leaves none to validate on. "
+            "Raise it, or say 0."
+        )
+    return whole.rows(first), whole.rows(second)
+
+
+def check_labels(targets: Tensor, num_classes: int, name: str) -> None:
+    """Raise DataError, naming the first bad row, unless every label is in 0..num_classes-1."""
+    bad = ((targets < 0) | (targets >= num_classes)).nonzero()[:, 0]
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"{name}, row {row}: label {int(targets[row])} is not in 0..{num_classes - 1} ({len(bad)} such rows)."
+        )
+
+
+def blobs(
+    n_samples: int,
+    n_features: int,
+    centers: int,
+    cluster_std: float,
+    random_state: int,
+    test_size: float,
+    test_random_state: int,
+    val_fraction: float,
+    val_seed: int,
+) -> Dataset:
+    """Gaussian clouds of scikit-learn's `make_blobs`, the test cut off by its `train_test_split`.
+
+    Args are scikit-learn's; `test_random_state` is the `random_state` of `train_test_split`.
+    """
+    from sklearn.datasets import make_blobs
+    from sklearn.model_selection import train_test_split
+
+    points, labels = make_blobs(
+        n_samples=n_samples,
+        n_features=n_features,
+        centers=centers,
+        cluster_std=cluster_std,
+        random_state=random_state,
+    )
+    parts = train_test_split(points, labels, test_size=test_size, random_state=test_random_state)
+    inputs, test_inputs, targets, test_targets = map(torch.from_numpy, parts)
+    if len(targets.unique()) < centers:
+        raise RequestError(
+            f"dataset.n_samples: {n_samples} points leave a class of {centers} without one. Ask for more."
+        )
+    train, val = cut(Split(inputs.float(), targets), val_fraction, val_seed)
+    test = Split(test_inputs.float(), test_targets)
+    return Dataset(tuple(map(str, range(centers))), train, val, lambda: test)
+
+
+def mnist(
+    root: str, download: bool, mean: Sequence[float], std: Sequence[float], val_fraction: float, val_seed: int
+) -> Dataset:
+    """MNIST (LeCun et al., 1998): 60,000 + 10,000 images 1 x 28 x 28, in root/MNIST/raw."""
+    return torchvision_set("MNIST", root, download, mean, std, val_fraction, val_seed)
+
+
+def fashion_mnist(
+    root: str, download: bool, mean: Sequence[float], std: Sequence[float], val_fraction: float, val_seed: int
+) -> Dataset:
+    """Fashion-MNIST (Xiao et al., 2017): 60,000 + 10,000 images 1 x 28 x 28, in root/FashionMNIST/raw."""
+    return torchvision_set("FashionMNIST", root, download, mean, std, val_fraction, val_seed)
+
+
+def cifar10(
+    root: str, download: bool, mean: Sequence[float], std: Sequence[float], val_fraction: float, val_seed: int
+) -> Dataset:
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 images 3 x 32 x 32, in root/cifar-10-batches-py."""
+    return torchvision_set("CIFAR10", root, download, mean, std, val_fraction, val_seed)
+
+
+def torchvision_set(
+    name: str,
+    root: str,
+    download: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    val_fraction: float,
+    val_seed: int,
+) -> Dataset:
+    """One of torchvision's image sets, read whole into uint8 tensors."""
+    source = read_torchvision(name, root, train=True, download=download)
+    classes = tuple(str(label).split(" - ")[0] for label in source.classes)
+    whole = as_split(source, name, len(classes))
+    train, val = cut(whole, val_fraction, val_seed)
+
+    def open_test() -> Split:
+        return as_split(read_torchvision(name, root, train=False, download=download), name, len(classes))
+
+    return Dataset(classes, train, val, open_test, tuple(mean), tuple(std))
+
+
+def as_split(source: Any, name: str, num_classes: int) -> Split:
+    """torchvision's arrays as a Split: images (N, C, H, W) uint8, targets int64."""
+    images = torch.as_tensor(source.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    targets = torch.as_tensor(source.targets)
+    check_labels(targets, num_classes, name)
+    if len(images) != len(targets):
+        raise DataError(f"{name}: {len(images)} images but {len(targets)} labels. Delete the files and run again.")
+    return Split(images, targets)
+
+
+def read_torchvision(name: str, root: str, train: bool, download: bool) -> Any:
+    """torchvision's reader of data set `name`, after a download if that is needed and allowed.
+
+    Raises MachineError when the files are not there and can't be had, DataError when they are damaged.
+    """
+    from torchvision import datasets
+
+    reader = getattr(datasets, name)
+    folder = Path(root) / (reader.base_folder if name == "CIFAR10" else f"{name}/raw")
+    try:
+        return reader(root, train=train)
+    except RuntimeError as error:
+        if "not found" not in str(error):
+            raise DataError(f"{folder}: {one_line(error)}. Delete the damaged file and run again.") from error
+        reason = "dataset.download=false"
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{folder}: {one_line(error)}. Delete the damaged file and run again.") from error
+    if download:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return reader(root, train=train, download=True)
+        except (RuntimeError, urllib.error.URLError, OSError) as error:
+            reason = one_line(error)
+    raise MachineError(
+        f"dataset.root: {name} is missing or damaged in {folder.absolute()} and could not be downloaded ({reason}). "
+        f"Bring {wanted_files(reader, name)} there, or name the folder that has them with dataset.root or MCLS_DATA."
+    )
+
+
+def wanted_files(reader: Any, name: str) -> str:
+    """What torchvision looks for, and where it comes from."""
+    if name == "CIFAR10":
+        files = [file for file, _ in reader.train_list + reader.test_list]
+        return f"{', '.join(files)} and {reader.meta['filename']} (from {reader.url})"
+    files = [Path(file).stem for file, _ in reader.resources]
+    return f"{', '.join(files)} (from {reader.mirrors[0]})"
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, without a full stop."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:")

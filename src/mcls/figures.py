@@ -1,0 +1,122 @@
+"""Pictures of a result: each function takes numbers and returns a matplotlib figure; `png` makes a file of one.
+
+matplotlib is imported where it is used, and without pyplot: it costs half a second and no window is ever opened.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+RIGHT, WRONG, BLUE, GREY = "#1a7f37", "#c62828", "#2f6fb0", "#888888"
+CELLS = 30  # classes up to which a confusion matrix shows its numbers
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=100, layout="tight")
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> "Figure":
+    """Confusion matrix: counts C x C (row the true class), coloured by the part of each true class."""
+    table = np.asarray(counts, dtype=float)
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    size = min(max(4.2, 1.8 + 0.52 * len(classes)), 12)
+    figure = new_figure(size, size)
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= CELLS:
+        ticks = range(len(classes))
+        axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(ticks, classes, fontsize=8)
+        for row, column in np.argwhere(table > 0):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            text = f"{table[row, column]:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def reliability(bins: Sequence[Sequence[float]], ece: float, title: str) -> "Figure":
+    """Reliability diagram of the calibration bins (3 x B: count, sum of confidence, number right)."""
+    count, confidence, correct = (np.asarray(row, dtype=float) for row in bins)
+    filled = count > 0
+    edges = np.linspace(0, 1, len(count) + 1)
+    figure = new_figure(4.2, 4.2)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    heights = correct[filled] / count[filled]
+    axes.bar(edges[:-1][filled], heights, width=1 / len(count), align="edge", color=BLUE, edgecolor="white", alpha=0.85)
+    axes.plot(confidence[filled] / count[filled], heights, "o", color="black", markersize=3)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    axes.set_title(f"{title}\nexpected calibration error {ece:.3f}", fontsize=10)
+    return figure
+
+
+def pictures(images: Array, labels: Sequence[str], right: Sequence[bool], title: str, columns: int = 5) -> "Figure":
+    """A grid of images (N x C x H x W, uint8), each with its label below it, green where right and red where not."""
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    gap = max(height // 3, 6)
+    sheet = np.full((rows * (height + gap), columns * (width + 2), 3), 255, dtype=np.uint8)
+    figure = new_figure(1.35 * columns, 0.5 + 1.35 * rows * (height + gap) / (width + 2))
+    axes = figure.add_subplot()
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + gap), index % columns * (width + 2)
+        sheet[top : top + height, left : left + width] = image[:3].transpose(1, 2, 0)
+        colour = RIGHT if right[index] else WRONG
+        place = (left + width / 2, top + height + gap * 0.42)
+        axes.text(*place, labels[index], ha="center", va="center", fontsize=7, color=colour, linespacing=1.0)
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def regions(
+    points: Array, targets: Array, classify: Callable[[Array], Array], classes: Sequence[str], title: str
+) -> "Figure":
+    """Points of the plane (N x 2) in their classes' colours over the regions that `classify` (M x 2 to M) sees."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.08 * (high - low)
+    across, down = (np.linspace(low[axis] - margin[axis], high[axis] + margin[axis], 200) for axis in (0, 1))
+    grid = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2).astype(np.float32)
+    decided = classify(grid).reshape(200, 200)
+    palette = [
+        colormaps["tab10" if len(classes) <= 10 else "turbo"](i % 10 if len(classes) <= 10 else i / len(classes))
+        for i in range(len(classes))
+    ]
+    colours = ListedColormap(palette)
+    figure = new_figure(5, 4.6)
+    axes = figure.add_subplot()
+    extent = (across[0], across[-1], down[0], down[-1])
+    top = len(classes) - 1
+    axes.imshow(decided, origin="lower", extent=extent, cmap=colours, alpha=0.25, aspect="auto", vmin=0, vmax=top)
+    for number, name in enumerate(classes):
+        chosen = points[targets == number]
+        axes.scatter(
+            chosen[:, 0], chosen[:, 1], s=10, color=[palette[number]], label=name, edgecolors="white", linewidths=0.3
+        )
+    axes.legend(fontsize=8, loc="best")
+    axes.set_title(title, fontsize=10)
+    return figure

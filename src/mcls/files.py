@@ -1,0 +1,67 @@
+"""The only way that mcls puts a file in its place: whole or not at all, whatever happens meanwhile."""
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from mcls.errors import MachineError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Put `content` at `path` so that a crash or a power cut leaves the old file or the new one, never a part.
+
+    Raises MachineError when the file system refuses; the old file is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MachineError(describe(path, error, len(content))) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe(path: Path, error: OSError, needed: int) -> str:
+    """One line for a failed write of `needed` bytes at `path`."""
+    if error.errno not in FULL:
+        return f"{path}: cannot be written ({error.strerror or error}). Choose another folder or mend its permissions."
+    try:
+        state = os.statvfs(path.parent)
+        free = f"{state.f_bavail * state.f_frsize / 1e6:.1f} MB free"
+    except OSError:
+        free = "free space unknown"
+    return f"{path}: {error.strerror}, needs {needed / 1e6:.1f} MB, {free}. Make room; what was saved before is intact."
+
+
+def to_json(value: Any, indent: int | None = 1) -> str:
+    """Strict JSON: a number that is not finite becomes null."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """`value` with every float that is not finite replaced by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

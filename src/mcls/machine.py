@@ -1,0 +1,88 @@
+"""The machine: what `auto` means here, a clear error for what is not there, and what to write down of it."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcls import __version__
+from mcls.errors import MachineError, RequestError
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "scikit-learn",
+    "tensorboard",
+    "matplotlib",
+    "Pillow",
+)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `auto`, `cpu`, `cuda` or `cuda:N`. Raises MachineError for a GPU that is not there."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(name if ":" in name else f"{name}:0")
+    if device.index >= count:
+        there = f"this machine has {count}" if count else "there is no usable GPU here"
+        raise MachineError(f"device: {name} asked for, but {there}. device=auto would take {resolve_device('auto')}.")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`fp32`, `bf16` or `fp16`; `auto` is bf16 on GPUs that have it in hardware, fp32 elsewhere."""
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise RequestError("precision: fp16 is for GPUs, got device cpu. Use bf16 or fp32.")
+    return name
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the device, or the machine's limit for this process on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total
+
+
+def describe(device: torch.device) -> str:
+    """The device's name for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "cpu"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine, for run.json."""
+    try:
+        asked = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {
+        "mcls": __version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": commit,
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,166 @@
+"""Measures of a classifier: sums and counts on the device, divided once at the end."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BINS = 15  # of the expected calibration error
+
+
+class RunningLoss:
+    """Losses, logits and targets of training steps, kept on the device until `flush` reads them in one go."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.logits: list[Tensor] = []
+        self.targets: list[Tensor] = []
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Remember one step: its mean loss, logits (N x C) and targets (N). Does not wait for the device."""
+        self.losses.append(loss.detach())
+        self.logits.append(logits.detach())
+        self.targets.append(targets)
+
+    def flush(self) -> tuple[list[float], list[int], int]:
+        """Loss and size of each step since the last flush, and how many samples were right in all of them."""
+        if not self.losses:
+            return [], [], 0
+        sizes = [len(targets) for targets in self.targets]
+        hits = (torch.cat(self.logits).argmax(1) == torch.cat(self.targets)).sum()
+        *losses, correct = torch.cat([torch.stack(self.losses).double(), hits.double()[None]]).tolist()
+        for kept in (self.losses, self.logits, self.targets):
+            kept.clear()
+        return losses, sizes, round(correct)
+
+
+class Tally:
+    """Everything that is measured over a split, as sums: loss, confusion matrix, calibration bins.
+
+    Args:
+        num_classes: C.
+        device: where the sums are kept.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.num_classes = num_classes
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+        self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # count, confidence, correct
+        self.predicted: list[Tensor] = []
+        self.confidence: list[Tensor] = []
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Count a batch: logits float (N, C), targets int64 (N,)."""
+        log_probabilities = functional.log_softmax(logits.float(), dim=1)
+        best, predicted = log_probabilities.max(dim=1)
+        confidence = best.exp()
+        self.loss += functional.nll_loss(log_probabilities, targets, reduction="sum")
+        pairs = targets * self.num_classes + predicted
+        self.confusion += torch.bincount(pairs, minlength=self.num_classes**2)
+        place = (confidence * BINS).long().clamp(max=BINS - 1)
+        rows = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).to(confidence)])
+        self.bins.index_add_(1, place, rows.double())
+        self.predicted.append(predicted)
+        self.confidence.append(confidence)
+
+    def measure(self) -> "Measures":
+        """The sums as plain numbers; the one place where the device is waited for."""
+        confusion = self.confusion.view(self.num_classes, -1).tolist()
+        count = max(sum(map(sum, confusion)), 1)
+        return Measures(confusion, self.loss.item() / count, self.bins.tolist())
+
+
+def wilson(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a proportion; z = 1.96 makes it the 95 % one."""
+    if count == 0:
+        return 0.0, 1.0
+    share = correct / count
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def ratio(part: float, whole: float) -> float:
+    """`part / whole`, 0 where there is nothing to divide by (as scikit-learn's zero_division=0)."""
+    return part / whole if whole else 0.0
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was measured over a split.
+
+    Args:
+        confusion: C x C counts, row the true class, column the predicted one.
+        loss: mean negative log-likelihood, in nats, with no label smoothing and no class weights.
+        bins: count, sum of confidence and number right in each of the calibration bins.
+    """
+
+    confusion: list[list[int]]
+    loss: float
+    bins: list[list[float]]
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return sum(map(sum, self.confusion))
+
+    @property
+    def correct(self) -> int:
+        """Samples whose true class got the largest logit."""
+        return sum(row[index] for index, row in enumerate(self.confusion))
+
+    @property
+    def accuracy(self) -> float:
+        """Part that is right."""
+        return ratio(self.correct, self.count)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean distance of confidence from accuracy over the bins (Guo et al., 2017)."""
+        _, confidence, correct = self.bins
+        return ratio(sum(abs(a - b) for a, b in zip(confidence, correct, strict=True)), self.count)
+
+    def per_class(self) -> list[dict[str, float]]:
+        """Precision, recall, F1 and support of each class."""
+        rows = []
+        for index, row in enumerate(self.confusion):
+            hits, support = row[index], sum(row)
+            chosen = sum(other[index] for other in self.confusion)
+            precision, recall = ratio(hits, chosen), ratio(hits, support)
+            f1 = ratio(2 * hits, support + chosen)
+            rows.append({"precision": precision, "recall": recall, "f1": f1, "support": support})
+        return rows
+
+    @property
+    def f1_macro(self) -> float:
+        """Mean F1 of the classes."""
+        rows = self.per_class()
+        return sum(row["f1"] for row in rows) / len(rows)
+
+    def scalars(self) -> dict[str, float]:
+        """The values that are followed from epoch to epoch."""
+        return {"accuracy": self.accuracy, "loss": self.loss, "f1_macro": self.f1_macro, "ece": self.ece}
+
+    def report(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Everything, as it stands in result.json; `classes` are the names in the order of their numbers."""
+        rows = self.per_class()
+        macro = {key: sum(row[key] for row in rows) / len(rows) for key in ("precision", "recall", "f1")}
+        named = [{"class": name, **row} for name, row in zip(classes, rows, strict=True)]
+        return {
+            "accuracy": self.accuracy,
+            "interval": list(wilson(self.correct, self.count)),
+            "loss": self.loss,
+            "precision_macro": macro["precision"],
+            "recall_macro": macro["recall"],
+            "f1_macro": macro["f1"],
+            "ece": self.ece,
+            "n": self.count,
+            "per_class": named,
+            "confusion": self.confusion,
+        }

@@ -1,0 +1,1 @@
+"""Networks: each takes a batch of inputs and returns logits (N x C)."""

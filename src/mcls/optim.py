@@ -1,0 +1,63 @@
+"""Learning-rate schedules: pure functions of how far the run is, so that resuming one needs no state.
+
+A schedule takes `progress`, the part of all steps already done (0 at the first step, below 1 at the last), and returns
+the factor that the optimizer's learning rate is multiplied by. `warmup` is the part of all steps in which the factor
+first rises in a straight line from near 0.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch.optim import Optimizer
+
+Schedule = Callable[[float], float]
+
+
+def warm(progress: float, warmup: float) -> float:
+    """Factor of the warm-up: a straight line from 0 to 1 over the first `warmup` of the run, then 1."""
+    return progress / warmup if progress < warmup else 1.0
+
+
+def half_cosine(part: float, start: float, end: float) -> float:
+    """From `start` at part 0 to `end` at part 1 along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
+def constant(progress: float, *, warmup: float) -> float:
+    """1 after the warm-up."""
+    return warm(progress, warmup)
+
+
+def step_decay(progress: float, *, milestones: Sequence[float], factor: float, warmup: float) -> float:
+    """`factor` to the power of how many `milestones` (parts of the run) have been reached."""
+    reached = sum(progress >= milestone for milestone in milestones)
+    return warm(progress, warmup) * float(factor**reached)
+
+
+def cosine(progress: float, *, final: float, warmup: float) -> float:
+    """Half a cosine from 1 at the end of the warm-up to `final` at the end of the run."""
+    if progress < warmup:
+        return warm(progress, warmup)
+    return half_cosine((progress - warmup) / (1 - warmup), 1.0, final)
+
+
+def one_cycle(progress: float, *, warmup: float, initial: float, final: float) -> float:
+    """Half a cosine from `initial` up to 1 over `warmup` of the run, then another down to `final` (Smith, 2018)."""
+    if progress < warmup:
+        return half_cosine(progress / warmup, initial, 1.0)
+    return half_cosine((progress - warmup) / (1 - warmup), 1.0, final)
+
+
+class Rates:
+    """Sets the learning rate of each parameter group of `optimizer` to its own base rate times the schedule."""
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: int) -> None:
+        self.optimizer, self.schedule, self.total_steps = optimizer, schedule, total_steps
+        self.base = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def set(self, step: int) -> float:
+        """Set the rates for the update that follows `step` finished ones; return the first group's."""
+        factor = self.schedule(step / self.total_steps)
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * factor
+        return self.base[0] * factor

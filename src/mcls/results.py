@@ -1,0 +1,84 @@
+"""What came of a run: the measures of the selected weights, and their figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mcls import figures
+from mcls.data.datasets import Split
+from mcls.data.loader import Loader
+from mcls.metrics import Measures, Tally
+from mcls.tracking import Recorder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 20  # samples in a grid of pictures
+
+
+def percent(report: dict[str, Any]) -> str:
+    """The accuracy of a report with its interval: `92.50 % [87.98, 95.42] of 200`."""
+    low, high = report["interval"]
+    return f"{report['accuracy'] * 100:.2f} % [{low * 100:.2f}, {high * 100:.2f}] of {report['n']:,}"
+
+
+def draw(
+    folder: Path,
+    name: str,
+    split: Split,
+    tally: Tally,
+    measures: Measures,
+    classes: Sequence[str],
+    model: nn.Module,
+    loader: Loader,
+    recorder: Recorder,
+    step: int,
+) -> None:
+    """Figures of the test split as PNG files in `folder` and in TensorBoard at `step`.
+
+    Args:
+        name: of the run, for the titles.
+        split, tally, measures: the samples, what the model said of each, and the sums.
+        model, loader: asked for the decision regions of data in the plane.
+    """
+    title = f"{name}\ntest accuracy {measures.accuracy * 100:.2f} %"
+    drawn = {
+        "confusion": figures.confusion(measures.confusion, classes, title),
+        "reliability": figures.reliability(measures.bins, measures.ece, title),
+    }
+    predicted, confidence = torch.cat(tally.predicted).cpu(), torch.cat(tally.confidence).cpu()
+    if split.inputs.ndim == 4:
+        wrong = (predicted != split.targets).nonzero()[:, 0]
+        surest = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN]
+        first = torch.arange(min(SHOWN, len(split)))
+        drawn["predictions"] = grid(split, predicted, confidence, classes, first, "test samples")
+        if len(surest):
+            drawn["mistakes"] = grid(split, predicted, confidence, classes, surest, "the most confident mistakes")
+    elif split.inputs.shape[1:] == (2,):
+
+        def classify(points: figures.Array) -> figures.Array:
+            with torch.inference_mode():
+                return np.asarray(model(torch.from_numpy(points).to(loader.device)).argmax(1).cpu())
+
+        drawn["regions"] = figures.regions(split.inputs.numpy(), split.targets.numpy(), classify, classes, title)
+    folder.mkdir(exist_ok=True)
+    for kind, figure in drawn.items():
+        picture = figures.png(figure)
+        (folder / f"{kind}.png").write_bytes(picture)
+        recorder.image(f"test/{kind}", picture, step)
+
+
+def grid(
+    split: Split, predicted: Tensor, confidence: Tensor, classes: Sequence[str], chosen: Tensor, title: str
+) -> "Figure":
+    """Pictures of the chosen samples, each over its true and its predicted name."""
+    labels, right = [], []
+    for index in chosen.tolist():
+        truth, guess = classes[int(split.targets[index])], classes[int(predicted[index])]
+        labels.append(f"{truth}\n{guess} {confidence[index]:.0%}")
+        right.append(truth == guess)
+    return figures.pictures(split.inputs[chosen].numpy(), labels, right, f"{title}: true name, then predicted")

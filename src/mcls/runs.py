@@ -1,0 +1,162 @@
+"""The run folder: its name, what is in it, and how it is read back. A run folder is data: nothing in it is ever run."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mcls.errors import FolderError, MachineError
+from mcls.files import describe, publish, to_json
+
+LIMIT = 1_000_000  # bytes of a file of text that is read back
+DEPTH = 20  # of nested YAML
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def about(self) -> Path:
+        """The command, the choices and the machine, JSON."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """Status and measures, JSON."""
+        return self.path / "result.json"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before it."""
+        return self.path / "previous.pt"
+
+    @property
+    def best(self) -> Path:
+        """The selected weights."""
+        return self.path / "best.pt"
+
+    @property
+    def figures(self) -> Path:
+        """PNG files."""
+        return self.path / "figures"
+
+    @property
+    def log(self) -> Path:
+        """What was said, with times."""
+        return self.path / "train.log"
+
+    @property
+    def name(self) -> str:
+        """The last two parts of the path, as TensorBoard shows them."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Publish the resolved configuration."""
+        publish(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+
+    def write_json(self, path: Path, value: dict[str, Any]) -> None:
+        """Publish one of the folder's JSON files."""
+        publish(path, (to_json(value) + "\n").encode())
+
+    def read_result(self) -> dict[str, Any] | None:
+        """What result.json says, or None when there is none. Raises FolderError when it is damaged."""
+        return read_json(self.result) if self.result.is_file() else None
+
+
+def claim(parent: Path, name: str) -> RunFolder:
+    """Make a new folder `name`, or `name-2`, `name-3`, ... in `parent`; no two processes ever get the same one."""
+    number = 1
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir()
+                return RunFolder(path)
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise MachineError(describe(parent / name, error, 0)) from error
+
+
+def timestamp() -> str:
+    """Now, as a part of a folder's name."""
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def slug(text: str, limit: int = 100) -> str:
+    """`text` as a part of a file name: letters, digits and ``. _ - = ,`` alone, at most `limit` characters."""
+    return re.sub(r"[^A-Za-z0-9._=,-]+", "_", text).strip("._")[:limit] or "_"
+
+
+def read_text(path: Path) -> str:
+    """The text in `path`. Raises FolderError unless it is a plain file inside its own folder, of a sane size."""
+    if path.is_symlink() or not path.is_file():
+        raise FolderError(f"{path}: no such file, or a link. Is this the folder of a run of mcls?")
+    if path.stat().st_size > LIMIT:
+        raise FolderError(f"{path}: refused, larger than {LIMIT:,} bytes.")
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path}: cannot be read ({error}).") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in JSON file `path`. Raises FolderError."""
+    try:
+        value = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise FolderError(f"{path}: damaged, not JSON ({type(error).__name__}).") from error
+    if not isinstance(value, dict):
+        raise FolderError(f"{path}: damaged, no object.")
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in YAML file `path`: plain values only, no aliases, no tags. Raises FolderError."""
+    text = read_text(path)
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > DEPTH:
+                raise FolderError(f"{path}: refused, it has aliases or is nested deeper than {DEPTH}.")
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise FolderError(f"{path}: damaged, not plain YAML ({type(error).__name__}).") from error
+    if not isinstance(value, dict):
+        raise FolderError(f"{path}: damaged, no mapping.")
+    return value
+
+
+def find(root: Path) -> Iterator[RunFolder]:
+    """Every run folder under `root`, in the order of their paths; a run folder is one that has a run.json."""
+    for path in sorted(root.rglob("run.json")):
+        yield RunFolder(path.parent)

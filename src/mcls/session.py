@@ -1,0 +1,289 @@
+"""One training from its configuration to its result: builds the parts, runs the trainer, fills the run folder."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import nn
+
+from mcls import checkpoint, results
+from mcls.config.build import build
+from mcls.data.datasets import Dataset, Split
+from mcls.data.loader import Loader, Normalise
+from mcls.errors import MclsError, RequestError, Stopped
+from mcls.machine import describe, environment, memory_bytes, resolve_device, resolve_precision
+from mcls.optim import Rates
+from mcls.runs import RunFolder
+from mcls.tracking import Recorder
+from mcls.trainer import Settings, Trainer
+
+log = logging.getLogger("mcls")
+
+EVAL_BATCH = 1024  # samples in a batch that needs no gradient ...
+EVAL_BYTES = 32 << 20  # ... while they take up to this as floats
+PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
+NOT_COMPARED = {"_target_", "root", "path", "download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
+FOLLOWED = ("accuracy", "loss", "f1_macro", "ece")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a training is made of, built and on its device."""
+
+    dataset: Dataset
+    model: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    rates: Rates
+    settings: Settings
+    train: Loader
+    val: Loader | None
+    load: Callable[[Split], Loader]
+    device: torch.device
+    precision: str
+    channels_last: bool
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What a checkpoint must know of the data to be used without them."""
+        found: dict[str, Any] = {"classes": list(self.dataset.classes), "input_shape": list(self.dataset.input_shape)}
+        if self.dataset.mean is not None and self.dataset.std is not None:
+            found |= {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
+        return found
+
+
+def assemble(config: dict[str, Any]) -> Parts:
+    """Build what `config` describes. Raises MclsError when parts do not go together or the machine lacks something."""
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    torch.use_deterministic_algorithms(config["deterministic"])
+    device = resolve_device(config["device"])
+    precision = resolve_precision(config["precision"], device)
+    settings, trust, seed = config["trainer"], config["trust"], config["seed"]
+    dataset: Dataset = build("dataset", config["dataset"], trust)
+    shape, num_classes = dataset.input_shape, len(dataset.classes)
+    torch.manual_seed(seed)
+    model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)
+    channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    if settings["compile"]:
+        model.compile()
+    augment = build("augment", config["augment"], trust)
+    if augment is not None and len(shape) != 3:
+        got = " x ".join(map(str, shape))
+        raise RequestError(f"augment: wants images, this data set has samples of shape {got}. Say augment=none.")
+    size = len(dataset.train) if settings["batch_size"] == "full" else settings["batch_size"]
+    serve = {
+        "device": device,
+        "normalise": Normalise(dataset.mean, dataset.std, device),
+        "resident": is_resident(settings["resident"], dataset, device),
+        "workers": settings["workers"],
+        "channels_last": channels_last,
+    }
+
+    def load(split: Split) -> Loader:
+        most = EVAL_BYTES // (4 * split.inputs[0].numel())
+        return Loader(split, max(1, min(EVAL_BATCH, most)), **serve)
+
+    train = Loader(dataset.train, size, augment=augment, seed=seed, **serve)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = build("optimizer", config["optimizer"], trust, params=weights)
+    return Parts(
+        dataset=dataset,
+        model=model,
+        loss=build("loss", config["loss"], trust).to(device),
+        optimizer=optimizer,
+        rates=Rates(optimizer, build("schedule", config["schedule"], trust), settings["epochs"] * len(train)),
+        settings=Settings(**{field.name: settings[field.name] for field in fields(Settings)}),
+        train=train,
+        val=load(dataset.val) if dataset.val is not None else None,
+        load=load,
+        device=device,
+        precision=precision,
+        channels_last=channels_last,
+    )
+
+
+def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.device, precision: str) -> bool:
+    """`auto` is yes for convolutional networks on GPUs and in half precision, where it is faster."""
+    if choice != "auto":
+        return bool(choice)
+    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return convolutional and (device.type == "cuda" or precision != "fp32")
+
+
+def is_resident(choice: str | bool, dataset: Dataset, device: torch.device) -> bool:
+    """`auto` is yes when train and val take up to a quarter of the device's memory."""
+    if choice != "auto":
+        return bool(choice)
+    splits = [split.inputs for split in (dataset.train, dataset.val) if split is not None]
+    return sum(inputs.numel() * inputs.element_size() for inputs in splits) <= memory_bytes(device) / 4
+
+
+def flat(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """What distinguishes one run from another: flat keys to plain values, for the HPARAMS tab and for tables."""
+    found: dict[str, Any] = {"seed": config["seed"], "precision": config["precision"]}
+    found |= {part: choices[part] for part in PARTS}
+    for group in (*PARTS, "trainer"):
+        for key, value in config[group].items():
+            if key not in NOT_COMPARED and value is not None:
+                found[f"{group}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
+
+
+def train(
+    config: dict[str, Any],
+    origin: dict[str, Any],
+    make_folder: Callable[[], RunFolder],
+    stop: Callable[[], int],
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Train what `config` describes and fill a run folder.
+
+    Args:
+        config: checked and resolved.
+        origin: `command` (what was typed), `overrides` and `choices` (from each group), for run.json.
+        make_folder: makes the run folder; called when everything is built, so that wrong requests leave none behind.
+        stop: number of the signal that asks to stop, or 0.
+
+    Returns:
+        The folder and what stands in its result.json. Raises MclsError; the folder, if there is one, says why too.
+    """
+    started = time.monotonic()
+    parts = assemble(config)
+    folder = make_folder()
+    about = {
+        **origin,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config["seed"],
+        "device": str(parts.device),
+        "device_name": describe(parts.device),
+        "precision": parts.precision,
+        "channels_last": parts.channels_last,
+        "environment": environment(),
+        "hyperparameters": flat(config, origin["choices"]),
+    }
+    with keeping_record(folder):
+        folder.write_config(config)
+        folder.write_json(folder.about, about)
+        folder.write_json(folder.result, {"status": "running"})
+        introduce(parts, about, folder)
+        recorder = Recorder(folder)
+        try:
+            recorder.text("command", f"    {origin['command']}")
+            recorder.text("config", "".join(f"    {line}\n" for line in folder.config.read_text("utf-8").splitlines()))
+            recorder.hyperparameters(about["hyperparameters"])
+            result = run(parts, config["trainer"], folder, recorder, stop)
+            result["total_seconds"] = time.monotonic() - started
+            folder.write_json(folder.result, result)
+            recorder.end(succeeded=True)
+        except BaseException:
+            recorder.end(succeeded=False)
+            raise
+        finally:
+            recorder.close()
+    return folder, result
+
+
+@contextlib.contextmanager
+def keeping_record(folder: RunFolder) -> Iterator[None]:
+    """Send the log to a file in `folder` too, and when what is inside fails, say so in its result.json."""
+    handler = logging.FileHandler(folder.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
+        handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, reason, (), None))
+        with contextlib.suppress(MclsError):
+            folder.write_json(folder.result, {"status": status, "reason": reason})
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def introduce(parts: Parts, about: dict[str, Any], folder: RunFolder) -> None:
+    """Say what was found, before the first step."""
+    dataset, choices = parts.dataset, about["choices"]
+    shape = " x ".join(map(str, dataset.input_shape))
+    sizes = f"{len(dataset.train):,} train, {len(dataset.val) if dataset.val is not None else 0:,} val"
+    weights = sum(weight.numel() for weight in parts.model.parameters())
+    memory = "resident" if parts.train.resident else f"streamed, {parts.train.workers} workers"
+    others = ", ".join(f"{part} {choices[part]}" for part in ("loss", "optimizer", "schedule", "augment"))
+    order = ", channels-last" if parts.channels_last else ""
+    device = f"{parts.device} ({about['device_name']}), {parts.precision}{order}"
+    log.info(f"data    {choices['dataset']}: {sizes}; {len(dataset.classes)} classes; {shape} a sample; {memory}")
+    log.info(f"model   {choices['model']}: {weights:,} weights; {others}")
+    log.info(f"device  {device}; {about['environment']['threads']} threads; seed {about['seed']}")
+    log.info(f"folder  {folder.path}")
+
+
+def run(
+    parts: Parts, settings: dict[str, Any], folder: RunFolder, recorder: Recorder, stop: Callable[[], int]
+) -> dict[str, Any]:
+    """Train, select, then open the test set, measure and draw. Returns what stands in result.json."""
+
+    def save(state: dict[str, Any], best: dict[str, Any] | None) -> None:
+        if best is not None:
+            checkpoint.save(folder.best, {"model": best, "data": parts.data, "epoch": state["progress"]["best_epoch"]})
+        if folder.last.exists():
+            folder.last.replace(folder.previous)
+        checkpoint.save(folder.last, {**state, "data": parts.data})
+        recorder.flush()
+
+    dataset, classes = parts.dataset, parts.dataset.classes
+    trainer = Trainer(
+        parts.model,
+        parts.loss,
+        parts.optimizer,
+        parts.rates,
+        parts.settings,
+        num_classes=len(classes),
+        device=parts.device,
+        precision=parts.precision,
+        recorder=recorder,
+        save=save,
+        stop=stop,
+    )
+    progress = trainer.progress
+    followed = parts.load(dataset.open_test()) if settings["test_every_epoch"] else None
+    trainer.fit(parts.train, parts.val, followed)
+    if trainer.best is None:  # no val: the last weights are the selected ones
+        progress.best_epoch = progress.epoch
+        trainer.best = parts.model.state_dict()
+        save(trainer.state_dict(), trainer.best)
+    parts.model.load_state_dict(trainer.best)
+    split = dataset.open_test()
+    tally = trainer.evaluate(parts.load(split))
+    test = tally.measure()
+    val = trainer.evaluate(parts.val).measure().report(classes) if parts.val is not None else None
+    result: dict[str, Any] = {
+        "status": "finished",
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "images_per_second": progress.epoch * parts.train.samples / max(progress.seconds, 1e-9),
+        "val": val,
+        "test": test.report(classes),
+        "test_openings": 1 if followed is None else progress.epoch + 1,
+        "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
+    }
+    final = {f"best/{name}_{key}": result[name][key] for name in ("val", "test") if result[name] for key in FOLLOWED}
+    if followed is None:
+        final |= {f"test/{key}": result["test"][key] for key in FOLLOWED}
+    recorder.scalars(progress.step, final)
+    if settings["figures"]:
+        loader = parts.train
+        results.draw(
+            folder.figures, folder.name, split, tally, test, classes, parts.model, loader, recorder, progress.step
+        )
+    return result

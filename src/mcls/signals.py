@@ -1,0 +1,39 @@
+"""Signals that ask a run to stop: a handler sets a flag, the training loop looks at it after every step."""
+
+import os
+import signal
+from types import FrameType
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopRequest:
+    """While entered, SIGINT, SIGTERM and SIGHUP are remembered instead of ending the process.
+
+    A signal that the process was started to ignore (`nohup`, a script's `&`) stays ignored. A second SIGINT ends the
+    process at once; what was saved before stays good.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in ASKING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self.remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def remember(self, number: int, _frame: FrameType | None) -> None:
+        """The handler."""
+        if self.number and number == signal.SIGINT:
+            os._exit(130)
+        self.number = self.number or number
+
+    def __call__(self) -> int:
+        """Number of the signal that came first, or 0."""
+        return self.number

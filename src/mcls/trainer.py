@@ -1,0 +1,316 @@
+"""The training loop. Read `Trainer.fit`, then `Trainer.train_epoch`: nothing happens that is not written there."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mcls.data.loader import Loader
+from mcls.errors import RunError, Stopped
+from mcls.metrics import Measures, RunningLoss, Tally
+from mcls.optim import Rates
+
+log = logging.getLogger("mcls")
+
+LINES = 100  # epochs that get a line on the terminal, at most
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how to train; the keys of configs/trainer that concern the loop."""
+
+    epochs: int
+    patience: int | None
+    monitor: str
+    clip_norm: float | None
+    log_every: int
+    checkpoint_every: float
+    checkpoint_steps: int | None
+
+
+@dataclass
+class Progress:
+    """How far a run is. With the weights, the optimizer and the random state it is all that a resumed run needs."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # optimizer updates
+    batch: int = 0  # batches of the current epoch that are done
+    loss_sum: float = 0.0  # of the current epoch, over samples
+    correct: int = 0
+    seen: int = 0
+    train_seconds: float = 0.0  # in the current epoch's updates
+    seconds: float = 0.0  # in all
+    best: list[float] = field(
+        default_factory=list
+    )  # value of the best epoch so far, larger is better; then minus its loss
+    best_epoch: int = 0
+    waited: int = 0  # epochs since
+
+
+class Recorder(Protocol):
+    """Where the loop reports; never raises for a failed write."""
+
+    def steps(self, step: int, scalars: dict[str, float]) -> None:
+        """Values of the training steps up to `step` since the last report."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One finished epoch: a line of metrics.jsonl."""
+
+
+class Trainer:
+    """Trains a model; everything that changes is in `state_dict()`.
+
+    Args:
+        model: inputs (N, ...) to logits (N, C), on `device`.
+        loss: logits and targets to a mean.
+        optimizer: over the model's parameters.
+        rates: sets the optimizer's learning rates before each step.
+        settings: see Settings.
+        device, precision: where and with what arithmetic the forward pass runs.
+        recorder: gets the numbers.
+        save: writes a checkpoint from the state and, when it is new since the last call, the best weights.
+        stop: number of the signal that asks to stop, or 0; asked after every step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        rates: Rates,
+        settings: Settings,
+        *,
+        num_classes: int,
+        device: torch.device,
+        precision: str,
+        recorder: Recorder,
+        save: Callable[[dict[str, Any], dict[str, Any] | None], None],
+        stop: Callable[[], int],
+    ) -> None:
+        self.model, self.loss, self.optimizer, self.rates, self.settings = model, loss, optimizer, rates, settings
+        self.num_classes, self.device, self.precision = num_classes, device, precision
+        self.recorder, self.save, self.stop = recorder, save, stop
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.progress = Progress()
+        self.running = RunningLoss()
+        self.best: dict[str, Any] | None = None
+        self.best_saved = True
+        self.last_loss = math.nan
+        self.saved_at = time.monotonic()
+
+    def fit(self, train: Loader, val: Loader | None, test: Loader | None = None) -> None:
+        """Train to the end of the last epoch, or until patience runs out. Raises Stopped after a signal.
+
+        Selects the best epoch on `val`; without it the last one counts. `test` is measured and selects nothing.
+        """
+        progress = self.progress
+        while not self.finished:
+            self.train_epoch(train)
+            started = time.monotonic()
+            measured = {"val": val, "test": test}
+            measures = {
+                name: self.evaluate(loader).measure() for name, loader in measured.items() if loader is not None
+            }
+            if "val" in measures:
+                self.select(measures["val"])
+            progress.epoch += 1
+            progress.seconds += time.monotonic() - started
+            self.report(measures)
+            progress.batch = progress.correct = progress.seen = 0
+            progress.loss_sum = progress.train_seconds = 0.0
+            if self.pause_due() or self.settings.checkpoint_every == 0:
+                self.pause()
+        self.checkpoint()
+
+    def train_epoch(self, train: Loader) -> None:
+        """The rest of the current epoch, one optimizer step a batch."""
+        progress, settings = self.progress, self.settings
+        self.model.train()
+        started = time.monotonic()
+        title = f"epoch {progress.epoch + 1}/{settings.epochs}"
+        batches = train.epoch(progress.epoch, first=progress.batch)
+        with tqdm(total=len(train), initial=progress.batch, desc=title, leave=False, delay=0.5, disable=None) as bar:
+            for inputs, targets in batches:
+                self.rates.set(progress.step)
+                with self.autocast():
+                    logits = self.model(inputs)
+                    loss = self.loss(logits, targets)
+                self.optimizer.zero_grad()
+                self.scaler.scale(loss).backward()
+                if settings.clip_norm is not None:
+                    self.scaler.unscale_(self.optimizer)
+                    nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.running.add(loss, logits, targets)
+                progress.step += 1
+                progress.batch += 1
+                bar.update()
+                if progress.step % settings.log_every == 0:
+                    started = self.flush(started)
+                    bar.set_postfix_str(f"loss {self.last_loss:.4f}", refresh=False)
+                if self.pause_due() and progress.batch < len(train):
+                    self.flush(started)
+                    self.pause()
+                    started = time.monotonic()
+        self.flush(started)
+
+    def flush(self, started: float) -> float:
+        """Read the losses of the steps since the last call, the one wait for the device; report them. Returns the time.
+
+        Raises RunError at the first loss that is not finite.
+        """
+        losses, sizes, correct = self.running.flush()
+        now = time.monotonic()
+        if not losses:
+            return now
+        progress = self.progress
+        rate = self.optimizer.param_groups[0]["lr"]
+        before = progress.loss_sum
+        for number, (loss, size) in enumerate(zip(losses, sizes, strict=True), start=progress.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"step {number}: the training loss is {loss}, learning rate {rate:g}, "
+                    f"last finite loss {self.last_loss:g}. Lower optimizer.lr, or clip with trainer.clip_norm=1."
+                )
+            self.last_loss = loss
+            progress.loss_sum += loss * size
+        count = sum(sizes)
+        progress.correct += correct
+        progress.seen += count
+        progress.train_seconds += now - started
+        progress.seconds += now - started
+        mean = (progress.loss_sum - before) / count
+        scalars = {"train/loss_step": mean, "train/accuracy_step": correct / count, "lr": rate}
+        self.recorder.steps(progress.step, scalars)
+        return now
+
+    def evaluate(self, loader: Loader) -> Tally:
+        """Measure the current weights on everything that `loader` serves."""
+        return evaluate(self.model, loader, self.num_classes, self.autocast)
+
+    def select(self, val: Measures) -> None:
+        """Keep a copy of the weights if they are the best so far on `val`; a tie goes to the smaller loss.
+
+        Raises RunError when the validation loss is not finite.
+        """
+        progress = self.progress
+        if not math.isfinite(val.loss):
+            raise RunError(f"epoch {progress.epoch + 1}: the validation loss is {val.loss}. Lower optimizer.lr.")
+        value = -val.loss if self.settings.monitor == "loss" else val.scalars()[self.settings.monitor]
+        if progress.best and [value, -val.loss] <= progress.best:
+            progress.waited += 1
+            return
+        progress.best, progress.best_epoch, progress.waited = [value, -val.loss], progress.epoch + 1, 0
+        self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.best_saved = False
+
+    def report(self, measures: dict[str, Measures]) -> None:
+        """One finished epoch to the recorder and, for at most LINES of them, the log."""
+        progress, epochs = self.progress, self.settings.epochs
+        train = {"loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen}
+        record = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "train": train,
+            **{name: found.scalars() for name, found in measures.items()},
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_seconds": progress.train_seconds,
+            "seconds": progress.seconds,
+            "images_per_second": progress.seen / max(progress.train_seconds, 1e-9),
+        }
+        self.recorder.epoch(record)
+        if progress.epoch % -(-epochs // LINES) == 0 or self.finished:
+            parts = [
+                f"{name} loss {record[name]['loss']:.4f} acc {record[name]['accuracy']:.2%}"
+                for name in ("train", *measures)
+            ]
+            log.info(
+                f"epoch {progress.epoch}/{epochs}  {'  '.join(parts)}  {record['images_per_second']:,.0f} samples/s"
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done or patience has run out."""
+        progress, patience = self.progress, self.settings.patience
+        return progress.epoch >= self.settings.epochs or (patience is not None and progress.waited >= patience)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a forward pass in the run's precision."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.precision])
+
+    def pause_due(self) -> bool:
+        """Whether a signal came, or enough steps or seconds have passed since the last checkpoint."""
+        steps, seconds = self.settings.checkpoint_steps, self.settings.checkpoint_every
+        if self.stop() or (steps is not None and self.progress.step % steps == 0):
+            return True
+        return seconds > 0 and time.monotonic() - self.saved_at >= seconds
+
+    def pause(self) -> None:
+        """Write a checkpoint; then raise Stopped if a signal asks for it."""
+        self.checkpoint()
+        if signal_number := self.stop():
+            raise Stopped(f"stopped at step {self.progress.step}", signal_number)
+
+    def checkpoint(self) -> None:
+        """Save everything. Raises RunError rather than save weights that are not finite."""
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise RunError(
+                    f"step {self.progress.step}: {name} is not finite, last finite loss {self.last_loss:g}; not saved. "
+                    "Lower optimizer.lr, or clip with trainer.clip_norm=1."
+                )
+        self.save(self.state_dict(), None if self.best_saved else self.best)
+        self.best_saved = True
+        self.saved_at = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes, as tensors and plain values."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "rng": rng,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
+        """Go back to where `state_dict` was taken; `best` are the best weights of that time."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.best = best
+        torch.set_rng_state(state["rng"]["cpu"])
+        if "cuda" in state["rng"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    num_classes: int,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Tally:
+    """Measure `model` on everything that `loader` serves."""
+    model.eval()
+    tally = Tally(num_classes, loader.device)
+    for inputs, targets in loader.epoch():
+        with autocast():
+            logits = model(inputs)
+        tally.add(logits, targets)
+    return tally
