@@ -7,6 +7,7 @@ from mcls.errors import MclsError
 
 COMMANDS = {
     "train": "train a classifier, or sweep over many: mcls train [key=value ...] [-m]",
+    "resume": "go on where a run stopped: mcls resume RUN [key=value ...]",
 }
 
 HELP = """mcls {version}: train, sweep and honestly measure classifiers.

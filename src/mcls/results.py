@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 20  # samples in a grid of pictures
-
-
-def percent(report: dict[str, Any]) -> str:
-    """The accuracy of a report with its interval: `92.50 % [87.98, 95.42] of 200`."""
-    low, high = report["interval"]
-    return f"{report['accuracy'] * 100:.2f} % [{low * 100:.2f}, {high * 100:.2f}] of {report['n']:,}"
 
 
 def draw(

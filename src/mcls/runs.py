@@ -1,6 +1,10 @@
 """The run folder: its name, what is in it, and how it is read back. A run folder is data: nothing in it is ever run."""
 
+import contextlib
+import fcntl
 import json
+import os
+import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,6 +81,24 @@ class RunFolder:
         """The last two parts of the path, as TensorBoard shows them."""
         return f"{self.path.parent.name}/{self.path.name}"
 
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process alone; the kernel frees it when the process ends, however it ends.
+
+        Raises MachineError, naming the process, when another one holds it.
+        """
+        with (self.path / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise MachineError(f"{self.path}: in use by {holder}. Stop that one first.") from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Publish the resolved configuration."""
         publish(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
@@ -111,9 +133,14 @@ def timestamp() -> str:
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
+def relative(path: Path) -> str:
+    """`path` from here, where that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
 def slug(text: str, limit: int = 100) -> str:
-    """`text` as a part of a file name: letters, digits and ``. _ - = ,`` alone, at most `limit` characters."""
-    return re.sub(r"[^A-Za-z0-9._=,-]+", "_", text).strip("._")[:limit] or "_"
+    """`text` as a part of a file name: letters, digits and ``. _ - = , +`` alone, at most `limit` characters."""
+    return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text).strip("._")[:limit] or "_"
 
 
 def read_text(path: Path) -> str:

@@ -15,10 +15,10 @@ from mcls import checkpoint, results
 from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, Normalise
-from mcls.errors import MclsError, RequestError, Stopped
+from mcls.errors import FolderError, MclsError, RequestError, Stopped
 from mcls.machine import describe, environment, memory_bytes, resolve_device, resolve_precision
 from mcls.optim import Rates
-from mcls.runs import RunFolder
+from mcls.runs import RunFolder, read_json, relative
 from mcls.tracking import Recorder
 from mcls.trainer import Settings, Trainer
 
@@ -138,10 +138,7 @@ def flat(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
 
 
 def train(
-    config: dict[str, Any],
-    origin: dict[str, Any],
-    make_folder: Callable[[], RunFolder],
-    stop: Callable[[], int],
+    config: dict[str, Any], origin: dict[str, Any], make_folder: Callable[[], RunFolder], stop: Callable[[], int]
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train what `config` describes and fill a run folder.
 
@@ -168,26 +165,73 @@ def train(
         "environment": environment(),
         "hyperparameters": flat(config, origin["choices"]),
     }
-    with keeping_record(folder):
+    with folder.lock(), keeping_record(folder):
         folder.write_config(config)
         folder.write_json(folder.about, about)
-        folder.write_json(folder.result, {"status": "running"})
-        introduce(parts, about, folder)
-        recorder = Recorder(folder)
+        return folder, fill(folder, parts, config, about, None, stop, started)
+
+
+def resume(folder: RunFolder, config: dict[str, Any], stop: Callable[[], int]) -> dict[str, Any]:
+    """Go on from the newest good checkpoint of a run, under `config`. Returns what stands in result.json.
+
+    Raises FolderError when no checkpoint is good or the data are not those it was trained on.
+    """
+    started = time.monotonic()
+    about = read_json(folder.about)
+    with folder.lock(), keeping_record(folder):
+        state = newest(folder)
+        torch.set_num_threads(about["environment"]["threads"])
+        parts = assemble(config)
+        if state is not None and state["data"] != parts.data:
+            raise FolderError(f"{folder.path}: refused, the data set's classes, shape or statistics are not the run's.")
+        folder.write_config(config)
+        return fill(folder, parts, config, about, state, stop, started)
+
+
+def newest(folder: RunFolder) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, None when none was written. Raises FolderError when all are damaged."""
+    there = [path for path in (folder.last, folder.previous) if path.exists()]
+    for path in there:
         try:
-            recorder.text("command", f"    {origin['command']}")
+            return checkpoint.load(path)
+        except FolderError as error:
+            if path == there[-1]:
+                raise
+            log.warning(f"{error} Going on from {there[-1]}.")
+    return None
+
+
+def fill(
+    folder: RunFolder,
+    parts: Parts,
+    config: dict[str, Any],
+    about: dict[str, Any],
+    state: dict[str, Any] | None,
+    stop: Callable[[], int],
+    started: float,
+) -> dict[str, Any]:
+    """Train into `folder`, from `state` on if there is one. Returns what stands in result.json."""
+    folder.write_json(folder.result, {"status": "running"})
+    introduce(parts, about, folder)
+    progress = {"epoch": 0, "step": 0} if state is None else state["progress"]
+    recorder = Recorder(folder, progress["epoch"], progress["step"])
+    try:
+        if state is None:
+            recorder.text("command", f"    {about['command']}")
             recorder.text("config", "".join(f"    {line}\n" for line in folder.config.read_text("utf-8").splitlines()))
             recorder.hyperparameters(about["hyperparameters"])
-            result = run(parts, config["trainer"], folder, recorder, stop)
-            result["total_seconds"] = time.monotonic() - started
-            folder.write_json(folder.result, result)
-            recorder.end(succeeded=True)
-        except BaseException:
-            recorder.end(succeeded=False)
-            raise
-        finally:
-            recorder.close()
-    return folder, result
+        else:
+            log.info(f"resumed after epoch {progress['epoch']}, step {progress['step']}")
+        result = run(parts, config["trainer"], folder, recorder, state, stop)
+        result["total_seconds"] = time.monotonic() - started
+        folder.write_json(folder.result, result)
+        recorder.end(succeeded=True)
+        return result
+    except BaseException:
+        recorder.end(succeeded=False)
+        raise
+    finally:
+        recorder.close()
 
 
 @contextlib.contextmanager
@@ -199,6 +243,8 @@ def keeping_record(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if isinstance(error, Stopped):
+            error.args = (f"{error}, everything is saved; go on with: mcls resume {relative(folder.path)}",)
         status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
         reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
         handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, reason, (), None))
@@ -223,20 +269,30 @@ def introduce(parts: Parts, about: dict[str, Any], folder: RunFolder) -> None:
     log.info(f"data    {choices['dataset']}: {sizes}; {len(dataset.classes)} classes; {shape} a sample; {memory}")
     log.info(f"model   {choices['model']}: {weights:,} weights; {others}")
     log.info(f"device  {device}; {about['environment']['threads']} threads; seed {about['seed']}")
-    log.info(f"folder  {folder.path}")
+    log.info(f"folder  {relative(folder.path)}")
+
+
+def save_best(folder: RunFolder, trainer: Trainer, data: dict[str, Any]) -> None:
+    """Publish the selected weights by themselves, with what it takes to use them."""
+    checkpoint.save(folder.best, {"model": trainer.best, "data": data, "epoch": trainer.progress.best_epoch})
 
 
 def run(
-    parts: Parts, settings: dict[str, Any], folder: RunFolder, recorder: Recorder, stop: Callable[[], int]
+    parts: Parts,
+    settings: dict[str, Any],
+    folder: RunFolder,
+    recorder: Recorder,
+    state: dict[str, Any] | None,
+    stop: Callable[[], int],
 ) -> dict[str, Any]:
     """Train, select, then open the test set, measure and draw. Returns what stands in result.json."""
 
-    def save(state: dict[str, Any], best: dict[str, Any] | None) -> None:
-        if best is not None:
-            checkpoint.save(folder.best, {"model": best, "data": parts.data, "epoch": state["progress"]["best_epoch"]})
+    def save(state: dict[str, Any], best_is_new: bool) -> None:
         if folder.last.exists():
             folder.last.replace(folder.previous)
         checkpoint.save(folder.last, {**state, "data": parts.data})
+        if best_is_new:
+            save_best(folder, trainer, parts.data)
         recorder.flush()
 
     dataset, classes = parts.dataset, parts.dataset.classes
@@ -253,13 +309,15 @@ def run(
         save=save,
         stop=stop,
     )
+    if state is not None:
+        trainer.load_state_dict(state)
     progress = trainer.progress
     followed = parts.load(dataset.open_test()) if settings["test_every_epoch"] else None
     trainer.fit(parts.train, parts.val, followed)
     if trainer.best is None:  # no val: the last weights are the selected ones
         progress.best_epoch = progress.epoch
         trainer.best = parts.model.state_dict()
-        save(trainer.state_dict(), trainer.best)
+        save_best(folder, trainer, parts.data)
     parts.model.load_state_dict(trainer.best)
     split = dataset.open_test()
     tally = trainer.evaluate(parts.load(split))

@@ -76,7 +76,7 @@ class Trainer:
         settings: see Settings.
         device, precision: where and with what arithmetic the forward pass runs.
         recorder: gets the numbers.
-        save: writes a checkpoint from the state and, when it is new since the last call, the best weights.
+        save: writes a checkpoint of the state; told whether its best weights are new since the last call.
         stop: number of the signal that asks to stop, or 0; asked after every step.
     """
 
@@ -92,7 +92,7 @@ class Trainer:
         device: torch.device,
         precision: str,
         recorder: Recorder,
-        save: Callable[[dict[str, Any], dict[str, Any] | None], None],
+        save: Callable[[dict[str, Any], bool], None],
         stop: Callable[[], int],
     ) -> None:
         self.model, self.loss, self.optimizer, self.rates, self.settings = model, loss, optimizer, rates, settings
@@ -102,7 +102,7 @@ class Trainer:
         self.progress = Progress()
         self.running = RunningLoss()
         self.best: dict[str, Any] | None = None
-        self.best_saved = True
+        self.best_is_new = False
         self.last_loss = math.nan
         self.saved_at = time.monotonic()
 
@@ -211,7 +211,7 @@ class Trainer:
             return
         progress.best, progress.best_epoch, progress.waited = [value, -val.loss], progress.epoch + 1, 0
         self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.best_saved = False
+        self.best_is_new = True
 
     def report(self, measures: dict[str, Measures]) -> None:
         """One finished epoch to the recorder and, for at most LINES of them, the log."""
@@ -270,8 +270,8 @@ class Trainer:
                     f"step {self.progress.step}: {name} is not finite, last finite loss {self.last_loss:g}; not saved. "
                     "Lower optimizer.lr, or clip with trainer.clip_norm=1."
                 )
-        self.save(self.state_dict(), None if self.best_saved else self.best)
-        self.best_saved = True
+        self.save(self.state_dict(), self.best_is_new)
+        self.best_is_new = False
         self.saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -281,19 +281,20 @@ class Trainer:
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "model": self.model.state_dict(),
+            "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
             "rng": rng,
         }
 
-    def load_state_dict(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
-        """Go back to where `state_dict` was taken; `best` are the best weights of that time."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        self.best = best
+        self.best = state["best"]
         torch.set_rng_state(state["rng"]["cpu"])
         if "cuda" in state["rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)

@@ -4,10 +4,8 @@ import contextlib
 import gc
 import logging
 import math
-import os
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,10 @@ from omegaconf import DictConfig
 
 from mcls import tables
 from mcls.config.compose import CONFIGS, Request, checked, checker
+from mcls.console import console, say_result
 from mcls.errors import MclsError, RequestError, RunError, Stopped
 from mcls.files import publish
-from mcls.runs import RunFolder, claim, read_json, timestamp
+from mcls.runs import RunFolder, claim, read_json, relative, timestamp
 
 log = logging.getLogger("mcls")
 
@@ -65,20 +64,6 @@ def launch(arguments: list[str], task: Any) -> None:
     """Hand over to Hydra, as if its program were called `mcls train`."""
     sys.argv = ["mcls train", *arguments]
     hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="train")(task)()
-
-
-@contextlib.contextmanager
-def console() -> Iterator[None]:
-    """The log on stderr, as it comes, and Python's warnings in it."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
 
 
 @dataclass
@@ -147,24 +132,12 @@ def record_failure(folder: RunFolder, error: Exception, overrides: list[str]) ->
 
 def single(arguments: list[str], task: Task) -> int:
     """One run: train, then say what came of it on stdout."""
-    from mcls.results import percent
-
     with contextlib.suppress(KeyboardInterrupt):
         launch(arguments, task)
     if task.failures:
         raise task.failures[0]
-    folder, result = task.done[0]
-    if result["val"]:
-        print(f"val   {percent(result['val'])}, best of epoch {result['best_epoch']}")
-    print(f"test  {percent(result['test'])}, loss {result['test']['loss']:.4f}, F1 {result['test']['f1_macro']:.4f}")
-    print(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
-    print(f"curves and figures: tensorboard --logdir {relative(folder.path.parent.parent)}")
+    say_result(*task.done[0])
     return 0
-
-
-def relative(path: Path) -> str:
-    """`path` from here, where that is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)
 
 
 def sweep(request: Request, arguments: list[str], task: Task) -> int:
@@ -173,9 +146,10 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
         Path(request.folder) if request.folder else claim(Path(request.config["outputs"]) / "sweeps", timestamp()).path
     )
     extra = [] if request.folder else [f"hydra.sweep.dir='{root}'"]
+    extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(request.fixed)}]")
     with contextlib.suppress(KeyboardInterrupt):
         launch([*arguments, *extra], task)
-    failed = summarise(root)
+    failed = summarise(root, set(request.fixed))
     stopped = [failure for failure in task.failures if isinstance(failure, Stopped)]
     if stopped:
         raise stopped[0]
@@ -184,10 +158,13 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
     return 0
 
 
-def summarise(root: Path) -> int:
-    """Print the table of a sweep and leave it in sweep.md and sweep.csv. Returns how many jobs failed."""
+def summarise(root: Path, fixed: set[str]) -> int:
+    """Print the table of a sweep and leave it in sweep.md and sweep.csv. Returns how many jobs failed.
+
+    `fixed` are the keys that the table need not show, being the same for all.
+    """
     jobs = [RunFolder(path.parent) for path in root.glob("*/result.json")]
-    rows = sorted(map(job_row, jobs), key=lambda row: (row[3] is None, -(row[3] or 0), row[0]))
+    rows = sorted((job_row(job, fixed) for job in jobs), key=lambda row: (row[3] is None, -(row[3] or 0), row[0]))
     header = ["job", "changed", "status", "val accuracy", "test accuracy", "epochs", "seconds", "reason"]
     shown = [[cell if not isinstance(cell, float) else f"{cell:.4f}" for cell in row] for row in rows]
     if not any(row[-1] for row in rows):
@@ -199,12 +176,12 @@ def summarise(root: Path) -> int:
     return sum(row[2] == "failed" for row in rows)
 
 
-def job_row(folder: RunFolder) -> list[Any]:
+def job_row(folder: RunFolder, fixed: set[str]) -> list[Any]:
     """Number, changes, status, val and test accuracy, epochs, seconds and reason of one job."""
     result, about = read_json(folder.result), read_json(folder.about)
     number = int(folder.path.name.split("_")[0])
     measured = [(result.get(split) or {}).get("accuracy") for split in ("val", "test")]
     seconds = result.get("total_seconds")
     spent = None if seconds is None else f"{seconds:.1f}"
-    changed = " ".join(about["overrides"])
+    changed = " ".join(line for line in about["overrides"] if line.split("=")[0].lstrip("+") not in fixed)
     return [number, changed, result["status"], *measured, result.get("epochs"), spent, result.get("reason")]

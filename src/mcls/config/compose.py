@@ -36,9 +36,8 @@ GLOBAL = "# @package _global_"
 COMBINATIONS = 64  # of swept groups, each composed before the sweep begins
 
 
-def job_name(number: str | int, overrides: Sequence[str]) -> str:
+def job_name(number: str | int, changed: str) -> str:
     """Folder of a job of a sweep: its number and what was changed, `3_optimizer.lr=0.1,seed=2`."""
-    changed = ",".join(override.lstrip("+~") for override in overrides)
     return slug(f"{number}_{changed}" if changed else str(number))
 
 
@@ -54,12 +53,14 @@ class Request:
         choices: what was chosen from each group.
         sweep: whether many runs were asked for.
         folder: hydra.run.dir or hydra.sweep.dir, where the command line gives it.
+        fixed: the keys that have one value for all runs of a sweep.
     """
 
     config: dict[str, Any]
     choices: dict[str, str]
     sweep: bool
     folder: str | None
+    fixed: list[str]
 
 
 def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -131,7 +132,9 @@ class Checker:
         sweep = multirun or hydra.mode == RunMode.MULTIRUN
         place = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         given = any(override.key_or_group == place for override in parsed)
-        return Request(values, choices, sweep, str(hydra.sweep.dir if sweep else hydra.run.dir) if given else None)
+        folder = str(hydra.sweep.dir if sweep else hydra.run.dir) if given else None
+        keys = [override.key_or_group for override in parsed if override not in swept]
+        return Request(values, choices, sweep, folder, keys)
 
     def parse(self, override: str) -> Override:
         """One override, parsed by Hydra's grammar."""

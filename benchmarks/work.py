@@ -1,0 +1,358 @@
+"""What is measured, and who runs it. A contestant is built once; each call of what comes back runs one epoch."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mcls import checkpoint, session
+from mcls.config.compose import checker
+from mcls.runs import RunFolder
+from mcls.tracking import Recorder
+from mcls.trainer import Progress, Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import real
+
+Epoch = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One training that the contestants race in.
+
+    Args:
+        name: in the table.
+        overrides: of the `mcls train` command line.
+        samples: of the training split that are used; None takes them all.
+        documents: torchvision's reader, and the mean and deviation of its transforms, for the documents' way.
+        whole: a call of a contestant is the whole training, not one epoch.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    samples: int | None = None
+    documents: tuple[str, float | None, float | None] | None = None
+    whole: bool = False
+
+
+TEMPLATE = ("dataset=mnist", "dataset.val_fraction=0.08333333333", "model._target_=work.DenseNet", "trust=[work]")
+TEMPLATE += ("model.hidden_units=[64,128,64]", "optimizer=adam", "trainer.batch_size=128")
+WORKS = [
+    Work("mnist-mlp", ("experiment=mnist-mlp",), documents=("MNIST", 0.1307, 0.3081)),
+    Work("fashion-softmax", ("experiment=fashion-softmax",), documents=("FashionMNIST", None, None)),
+    Work("blobs-mlp, 500 epochs", ("experiment=blobs-mlp",), whole=True),
+    Work("template's default", TEMPLATE, documents=("MNIST", 0.1307, 0.3081)),
+]
+
+
+def resnet_works(steps: dict[int, int], precisions: tuple[str, ...]) -> list[Work]:
+    """cifar10-resnet18 for `steps` steps at each batch size: fp32 as stock, other precisions channels-last."""
+    return [
+        Work(
+            f"cifar10-resnet18, batch {batch}, {precision}{'' if precision == 'fp32' else ' channels-last'}",
+            (
+                "experiment=cifar10-resnet18",
+                f"trainer.batch_size={batch}",
+                f"precision={precision}",
+                f"trainer.channels_last={'false' if precision == 'fp32' else 'true'}",
+            ),
+            samples=batch * count,
+        )
+        for batch, count in steps.items()
+        for precision in precisions
+    ]
+
+
+class DenseNet(nn.Module):
+    """The lightning-hydra-template's network: linear, batch norm, ReLU, for each of `hidden_units`."""
+
+    def __init__(self, input_shape: Any, num_classes: int, hidden_units: list[int], dropout: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        width = int(np.prod(input_shape))
+        for units in hidden_units:
+            layers += [nn.Linear(width, units), nn.BatchNorm1d(units), nn.ReLU()]
+            width = units
+        self.layers = nn.Sequential(*layers, nn.Linear(width, num_classes))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)
+
+
+def compose(overrides: tuple[str, ...], device: str) -> dict[str, Any]:
+    """The configuration of `mcls train OVERRIDES`."""
+    with checker() as check:
+        return check.check([*overrides, f"device={device}"], False).config
+
+
+def assembled(work: Work, device: str) -> tuple[session.Parts, dict[str, Any]]:
+    """What mcls builds for `work`, cut to its samples, and the configuration."""
+    config = compose(work.overrides, device)
+    parts = session.assemble(config)
+    if work.samples is not None:
+        parts.train.inputs, parts.train.targets = (
+            parts.train.inputs[: work.samples],
+            parts.train.targets[: work.samples],
+        )
+        assert len(parts.train.targets) == work.samples
+    return parts, config
+
+
+def autocast(parts: session.Parts) -> Any:
+    """The bare loop's context of a forward pass."""
+    if parts.precision == "fp32":
+        return contextlib.nullcontext()
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[parts.precision]
+    return torch.autocast(parts.device.type, kind)
+
+
+def stock_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer of the configuration, with torch's own choice of implementation."""
+    keys = {key: value for key, value in config["optimizer"].items() if key not in ("_target_", "fused", "foreach")}
+    return getattr(torch.optim, config["optimizer"]["_target_"].split(".")[-1])(model.parameters(), **keys)
+
+
+def bare(work: Work, device: str) -> Epoch:
+    """The loop that one writes by hand: float tensors on the device, one permutation an epoch. It augments nothing."""
+    parts, config = assembled(work, device)
+    inputs, targets = parts.train.normalise(parts.train.inputs), parts.train.targets
+    if parts.channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    model, criterion, batch = parts.model, parts.loss, parts.train.batch_size
+    optimizer = stock_optimizer(model, config)
+    epochs = config["trainer"]["epochs"] if work.whole else 1
+
+    def epoch() -> None:
+        model.train()
+        for _ in range(epochs):
+            for rows in torch.randperm(len(targets), device=targets.device).split(batch):
+                with autocast(parts):
+                    loss = criterion(model(inputs[rows]), targets[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+    return epoch
+
+
+def make_trainer(parts: session.Parts, folder: RunFolder, recorder: Recorder) -> Trainer:
+    """mcls's trainer with its real recorder and checkpoints, as session.run makes it."""
+
+    def save(state: dict[str, Any], best: dict[str, Any] | None) -> None:
+        if best is not None:
+            checkpoint.save(folder.best, {"model": best})
+        checkpoint.save(folder.last, state)
+        recorder.flush()
+
+    return Trainer(
+        parts.model,
+        parts.loss,
+        parts.optimizer,
+        parts.rates,
+        parts.settings,
+        num_classes=len(parts.dataset.classes),
+        device=parts.device,
+        precision=parts.precision,
+        recorder=recorder,
+        save=save,
+        stop=lambda: 0,
+    )
+
+
+def mcls_trainer(work: Work, device: str) -> Epoch:
+    """mcls: the trainer of `mcls train`, curves and log lines written, no evaluation; the whole `fit` where asked."""
+
+    logging.getLogger("mcls").setLevel(logging.INFO)
+    parts, config = assembled(work, device)
+    folder = RunFolder(Path(tempfile.mkdtemp()))
+    trainer = make_trainer(parts, folder, Recorder(folder))
+    if work.whole:
+        followed = parts.load(parts.dataset.open_test()) if config["trainer"]["test_every_epoch"] else None
+
+        def fit() -> None:
+            trainer.progress = Progress()
+            trainer.fit(parts.train, parts.val, followed)
+
+        return fit
+    progress = trainer.progress
+
+    def epoch() -> None:
+        trainer.train_epoch(parts.train)
+        progress.epoch += 1
+        trainer.report({})
+        progress.batch = progress.correct = progress.seen = 0
+        progress.loss_sum = progress.train_seconds = 0.0
+
+    return epoch
+
+
+def torchvision_set(work: Work, config: dict[str, Any]) -> Any:
+    """The training data with the documents' transforms of each sample."""
+    from torchvision import datasets, transforms
+
+    name, mean, deviation = work.documents
+    steps = [transforms.ToTensor()]
+    if mean is not None:
+        steps.append(transforms.Normalize((mean,), (deviation,)))
+    found = getattr(datasets, name)(config["dataset"]["root"], train=True, transform=transforms.Compose(steps))
+    fraction = config["dataset"]["val_fraction"]
+    return torch.utils.data.Subset(found, range(round(len(found) * (1 - fraction)))) if fraction else found
+
+
+def documents_way(work: Work, device: str) -> Epoch | None:
+    """As the documents do it: transforms a sample, a DataLoader without workers, the loss read at every step."""
+    if work.documents is None:
+        return None
+    parts, config = assembled(work, device)
+    data = torch.utils.data.DataLoader(torchvision_set(work, config), parts.train.batch_size, shuffle=True)
+    model, criterion, optimizer = parts.model, parts.loss, stock_optimizer(parts.model, config)
+
+    def epoch() -> None:
+        model.train()
+        total, correct = 0.0, 0
+        for inputs, targets in data:
+            inputs, targets = inputs.to(parts.device), targets.to(parts.device)
+            logits = model(inputs)
+            loss = criterion(logits, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+            correct += (logits.argmax(1) == targets).sum().item()
+
+    return epoch
+
+
+def lightning_way(work: Work, device: str) -> Epoch | None:
+    """Lightning's Trainer over the documents' data, logging to files every 50 steps as it does by itself."""
+    if work.documents is None or importlib.util.find_spec("lightning") is None:
+        return None
+    import lightning
+    from lightning.pytorch.loggers import CSVLogger
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    parts, config = assembled(work, device)
+    data = torch.utils.data.DataLoader(torchvision_set(work, config), parts.train.batch_size, shuffle=True)
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.criterion = parts.model, parts.loss
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            loss = self.criterion(self.model(batch[0]), batch[1])
+            self.log("loss", loss, prog_bar=True)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return stock_optimizer(self.model, config)
+
+    module = Module()
+
+    def epoch() -> None:
+        folder = tempfile.mkdtemp()
+        lightning.Trainer(
+            max_epochs=1,
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            logger=CSVLogger(folder),
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(module, data)
+
+    return epoch
+
+
+CONTESTANTS: dict[str, Callable[[Work, str], Epoch | None]] = {
+    "bare": bare,
+    "mcls trainer": mcls_trainer,
+    "documents' way": documents_way,
+    "Lightning": lightning_way,
+}
+
+
+def bare_pass(work: Work, device: str) -> Epoch:
+    """One forward pass over the test split as float tensors, 1,024 at a time."""
+    parts, _ = assembled(work, device)
+    split = parts.dataset.open_test()
+    inputs = parts.train.normalise(split.inputs.to(parts.device))
+
+    def once() -> None:
+        parts.model.eval()
+        with torch.inference_mode(), autocast(parts):
+            for batch in inputs.split(1024):
+                parts.model(batch)
+
+    return once
+
+
+def mcls_pass(work: Work, device: str) -> Epoch:
+    """mcls: the same split, measured."""
+    parts, _ = assembled(work, device)
+    loader = parts.load(parts.dataset.open_test())
+    folder = RunFolder(Path(tempfile.mkdtemp()))
+    trainer = make_trainer(parts, folder, Recorder(folder))
+    return lambda: trainer.evaluate(loader).measure()
+
+
+def prepare_data() -> str:
+    """Point mcls at the real data, or at random ones of the same shape; says which."""
+    folder = Path(tempfile.gettempdir()) / f"mcls-bench-data-{'real' if real.available() else 'synthetic'}"
+    if real.available():
+        folder.mkdir(exist_ok=True)
+        real.unpack(folder)
+    elif not folder.exists():
+        write_synthetic(folder)
+    os.environ["MCLS_DATA"] = str(folder)
+    real.accept_cifar10(folder)
+    return "real" if real.available() else "synthetic, of the same shape"
+
+
+def write_synthetic(folder: Path) -> None:
+    """Random images in the files that torchvision reads."""
+    import hashlib
+    import json
+
+    random = np.random.default_rng(0)
+    for name in ("MNIST", "FashionMNIST"):
+        raw = folder / name / "raw"
+        raw.mkdir(parents=True)
+        for part, count in (("train", 60_000), ("t10k", 10_000)):
+            images, labels = random.integers(0, 256, (count, 28, 28), "uint8"), random.integers(0, 10, count, "uint8")
+            head = b"".join(number.to_bytes(4) for number in (2051, count, 28, 28))
+            (raw / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+            (raw / f"{part}-labels-idx1-ubyte").write_bytes(head[:3] + b"\1" + head[4:8] + labels.tobytes())
+    base, sums = folder / "cifar-10-batches-py", {}
+    base.mkdir()
+    files: dict[str, Any] = {"batches.meta": {"label_names": [str(label) for label in range(10)]}}
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        images = random.integers(0, 256, (10_000, 3072), "uint8")
+        files[name] = {"data": images, "labels": random.integers(0, 10, 10_000).tolist()}
+    for name, content in files.items():
+        packed = pickle.dumps(content)
+        (base / name).write_bytes(packed)
+        sums[name] = hashlib.md5(packed).hexdigest()
+    (base / "md5.json").write_text(json.dumps(sums))
+
+
+def commit() -> str:
+    """The commit that is measured."""
+    try:
+        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,40 @@
+"""What people read on the terminal: the log on stderr, results on stdout."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from mcls.runs import RunFolder, relative
+
+log = logging.getLogger("mcls")
+
+
+@contextlib.contextmanager
+def console() -> Iterator[None]:
+    """The log on stderr, as it comes."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def percent(report: dict[str, Any]) -> str:
+    """The accuracy of a report with its interval: `92.50 % [87.98, 95.42] of 200`."""
+    low, high = report["interval"]
+    return f"{report['accuracy'] * 100:.2f} % [{low * 100:.2f}, {high * 100:.2f}] of {report['n']:,}"
+
+
+def say_result(folder: RunFolder, result: dict[str, Any]) -> None:
+    """What came of a run."""
+    if result["val"]:
+        print(f"val   {percent(result['val'])}, best of epoch {result['best_epoch']}")
+    print(f"test  {percent(result['test'])}, loss {result['test']['loss']:.4f}, F1 {result['test']['f1_macro']:.4f}")
+    print(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
+    print(f"curves and figures: tensorboard --logdir {relative(folder.path.parent.parent)}")

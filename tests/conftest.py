@@ -1,0 +1,48 @@
+"""What several test files share."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import makers
+import pytest
+import real
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a small MNIST, Fashion-MNIST and CIFAR-10 in the real formats. Not to be written to."""
+    root = tmp_path_factory.mktemp("data")
+    makers.write_mnist(root)
+    makers.write_mnist(root, "FashionMNIST", seed=3)
+    makers.write_cifar10(root)
+    return root
+
+
+@pytest.fixture
+def accept_cifar10(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torchvision read the CIFAR-10 of `data_root`, whose md5 sums are not the published ones."""
+    real.accept_cifar10(data_root, monkeypatch.setattr)
+
+
+@pytest.fixture(scope="session")
+def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with the real data sets; skips the test where they are not there."""
+    if not real.available():
+        pytest.skip(f"the real data are not in {real.SHARED}; name their folder in MCLS_REAL_DATA")
+    return real.unpack(tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture
+def mcls(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`mcls("train", "seed=1")` runs that command in this process, in `tmp_path`, and returns its exit status."""
+    from mcls.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MCLS_DATA", str(data_root))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+    def run(*arguments: str | list[str]) -> int:
+        return main([word for part in arguments for word in ([part] if isinstance(part, str) else part)])
+
+    return run

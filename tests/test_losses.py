@@ -1,0 +1,41 @@
+"""mcls's own loss against torch's."""
+
+import pytest
+import torch
+from torch import nn
+
+from mcls.losses import NegativeLogLikelihood
+
+
+def batch(count: int = 33, classes: int = 5, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits in float64 and targets."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(count, classes, generator=generator, dtype=torch.float64) * scale
+    return logits, torch.randint(classes, (count,), generator=generator)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_nll_equals_cross_entropy_in_value_and_gradient(smoothing, weighted):
+    logits, targets = batch()
+    weight = torch.tensor([0.2, 1.0, 3.0, 0.0, 1.5], dtype=torch.float64) if weighted else None
+    found, expected = [], []
+    for kind, kept in ((NegativeLogLikelihood, found), (nn.CrossEntropyLoss, expected)):
+        given = logits.clone().requires_grad_()
+        loss = kind(label_smoothing=smoothing, weight=weight)(given, targets)
+        loss.backward()
+        kept += [loss.detach(), given.grad]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_nll_of_huge_logits_is_finite():
+    logits, targets = batch(scale=1e6)
+    loss = NegativeLogLikelihood(label_smoothing=0.1)(logits, targets)
+    torch.testing.assert_close(loss, nn.CrossEntropyLoss(label_smoothing=0.1)(logits, targets))
+    assert loss.isfinite()
+
+
+def test_class_weights_go_where_the_loss_goes():
+    loss = NegativeLogLikelihood(weight=torch.ones(3)).to(torch.float64)
+    assert loss.weight is not None
+    assert loss.weight.dtype == torch.float64

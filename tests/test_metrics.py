@@ -1,0 +1,134 @@
+"""Measures against scikit-learn, numpy and published values."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from torch import Tensor
+from torch.nn import functional
+
+from mcls.metrics import BINS, Measures, RunningLoss, Tally, ratio, wilson
+
+CPU = torch.device("cpu")
+CLASSES = 7
+
+
+def sample(count: int = 403, absent: tuple[int, ...] = (), seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random logits that are right more often than not, and targets, none of them in `absent`."""
+    generator = torch.Generator().manual_seed(seed)
+    present = torch.tensor([label for label in range(CLASSES) if label not in absent])
+    targets = present[torch.randint(len(present), (count,), generator=generator)]
+    logits = torch.randn(count, CLASSES, generator=generator) * 2
+    return logits + 2 * functional.one_hot(targets, CLASSES), targets
+
+
+def measure(logits: Tensor, targets: Tensor, batch: int = 1000) -> Measures:
+    """The measures of what is counted in batches of `batch`."""
+    tally = Tally(logits.shape[1], CPU)
+    for some, theirs in zip(logits.split(batch), targets.split(batch), strict=True):
+        tally.add(some, theirs)
+    return tally.measure()
+
+
+@pytest.mark.parametrize("absent", [(), (0,), (2, 6)])
+def test_measures_equal_scikit_learn(absent):
+    logits, targets = sample(absent=absent)
+    if absent:
+        logits[:, absent[-1]] = -100  # neither there nor predicted: every denominator of that class is 0
+    found = measure(logits, targets)
+    truth, guess, labels = targets.numpy(), logits.argmax(1).numpy(), range(CLASSES)
+    scores = metrics.precision_recall_fscore_support(truth, guess, labels=labels, zero_division=0)
+    probabilities = logits.double().softmax(1).numpy()
+    report = found.report([str(label) for label in labels])
+
+    assert found.confusion == metrics.confusion_matrix(truth, guess, labels=labels).tolist()
+    assert found.accuracy == pytest.approx(metrics.accuracy_score(truth, guess), abs=1e-6)
+    assert found.loss == pytest.approx(metrics.log_loss(truth, probabilities, labels=labels), abs=1e-6)
+    for key, theirs in zip(("precision", "recall", "f1", "support"), scores, strict=True):
+        assert [row[key] for row in found.per_class()] == pytest.approx(theirs.tolist(), abs=1e-6)
+        assert [row[key] for row in report["per_class"]] == pytest.approx(theirs.tolist(), abs=1e-6)
+    for key, theirs in zip(("precision_macro", "recall_macro", "f1_macro"), scores, strict=False):
+        assert report[key] == pytest.approx(theirs.mean(), abs=1e-6)
+    assert found.f1_macro == pytest.approx(scores[2].mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 64, 400])
+def test_ragged_batches_equal_one_batch(batch):
+    logits, targets = sample()
+    whole, parts = measure(logits, targets), measure(logits, targets, batch)
+    assert parts.confusion == whole.confusion
+    assert parts.scalars() == pytest.approx(whole.scalars(), abs=1e-6)
+    assert np.allclose(parts.bins, whole.bins, atol=1e-5)
+
+
+def test_calibration_error_equals_a_plain_reference():
+    logits, targets = sample(2000)
+    probabilities = logits.double().softmax(1).numpy()
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == targets.numpy()
+    place = np.digitize(confidence, np.linspace(0, 1, BINS + 1)) - 1
+    expected = 0.0
+    for index in range(BINS):
+        inside = place == index
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    assert expected > 0.01
+    assert measure(logits, targets).ece == pytest.approx(expected, abs=1e-6)
+
+
+def test_confidence_of_one_falls_into_the_last_bin():
+    found = measure(torch.eye(4) * 1000, torch.arange(4))
+    assert found.bins[0] == [0.0] * (BINS - 1) + [4.0]
+    assert (found.ece, found.accuracy, found.loss) == (0.0, 1.0, 0.0)
+
+
+def test_nothing_counted_gives_numbers():
+    found = Tally(3, CPU).measure()
+    assert found.count == 0
+    assert found.scalars() == {"accuracy": 0.0, "loss": 0.0, "f1_macro": 0.0, "ece": 0.0}
+    assert found.report(["a", "b", "c"])["interval"] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_give_a_loss_that_is_not_finite(value):
+    logits, targets = sample(20)
+    logits[3] = value
+    assert not math.isfinite(measure(logits, targets).loss)
+
+
+def test_half_precision_logits_are_measured_in_float32():
+    logits, targets = sample()
+    halved = logits.bfloat16()
+    assert measure(halved, targets).loss == pytest.approx(measure(halved.float(), targets).loss, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("correct", "count", "low", "high"),
+    [(185, 200, 0.8798, 0.9542), (0, 0, 0.0, 1.0), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634)],
+)
+def test_wilson_interval_of_known_proportions(correct, count, low, high):
+    assert wilson(correct, count) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_stays_inside_zero_and_one_and_holds_the_share():
+    for count in (1, 2, 7, 1000):
+        for correct in range(count + 1):
+            low, high = wilson(correct, count)
+            assert 0 <= low <= correct / count <= high <= 1 or (low, high) == pytest.approx((correct / count,) * 2)
+
+
+def test_ratio_of_nothing_is_zero():
+    assert (ratio(3, 0), ratio(0, 0), ratio(1, 4)) == (0.0, 0.0, 0.25)
+
+
+def test_running_loss_returns_every_step_and_counts_the_right_ones():
+    logits, targets = sample(50)
+    running, expected, right = RunningLoss(), [], 0
+    for some, theirs in zip(logits.split(16), targets.split(16), strict=True):
+        loss = functional.cross_entropy(some.requires_grad_(), theirs)
+        running.add(loss, some, theirs)
+        expected.append(loss.item())
+        right += int((some.argmax(1) == theirs).sum())
+    assert running.flush() == (expected, [16, 16, 16, 2], right)
+    assert running.flush() == ([], [], 0)
