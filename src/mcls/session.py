@@ -335,7 +335,9 @@ def run(
         "test_openings": 1 if followed is None else progress.epoch + 1,
         "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
     }
-    final = {f"best/{name}_{key}": result[name][key] for name in ("val", "test") if result[name] for key in FOLLOWED}
+    final = {
+        f"best/{name}_{key}": result[name][key] for name in ("val", "test") if result[name] for key in FOLLOWED[:2]
+    }
     if followed is None:
         final |= {f"test/{key}": result["test"][key] for key in FOLLOWED}
     recorder.scalars(progress.step, final)

@@ -1,0 +1,80 @@
+"""A finished run opened for use: its model with the selected weights, and what it takes to feed it. No data are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mcls import checkpoint
+from mcls.config.build import build
+from mcls.config.stored import stored_config
+from mcls.data.loader import Normalise
+from mcls.errors import FolderError
+from mcls.machine import resolve_device
+from mcls.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A model ready to use.
+
+    Args:
+        folder: the run's.
+        config: as it was trained, checked.
+        model: in eval mode, on `device`; inputs (N, *input_shape), normalised, to logits (N, C).
+        classes: names in the order of the logits.
+        input_shape: of one sample.
+        mean, std: of each channel, in 0..1, for uint8 images; None for data that are floats.
+        normalise: turns samples as they are stored into what the model is given.
+        device: where the model is.
+        epoch: that the weights come from.
+    """
+
+    folder: RunFolder
+    config: dict[str, Any]
+    model: nn.Module
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    normalise: Normalise
+    device: torch.device
+    epoch: int
+
+
+def open_run(folder: RunFolder, which: str = "best", device: str = "auto", changes: Sequence[str] = ()) -> OpenedRun:
+    """Open the run in `folder`.
+
+    Args:
+        which: `best` or `last` checkpoint.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        changes: `key=value` that do not change what was trained, such as `dataset.root=DIR` or `trust=[my_package]`.
+
+    Raises FolderError when the folder is no run, has no such checkpoint yet, or is damaged or refused.
+    """
+    if not folder.about.is_file():
+        raise FolderError(f"{folder.path}: no run folder, it has no run.json.")
+    config = stored_config(folder, changes)
+    path = folder.best if which == "best" else folder.last
+    if not path.is_file():
+        raise FolderError(f"{path}: no such checkpoint yet. Go on with: mcls resume {folder.path}")
+    state = checkpoint.load(path)
+    try:
+        data, weights = state["data"], state["model"]
+        epoch = int(state["epoch"] if which == "best" else state["progress"]["epoch"])
+        classes, shape = tuple(map(str, data["classes"])), tuple(map(int, data["input_shape"]))
+        mean, std = ((tuple(map(float, data[key])) if key in data else None) for key in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FolderError(f"{path}: refused, it is no checkpoint of mcls ({error}).") from error
+    target = resolve_device(device)
+    node = {**config["model"], "weights": None} if "weights" in config["model"] else config["model"]
+    model = build("model", node, config["trust"], input_shape=shape, num_classes=len(classes))
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise FolderError(f"{path}: refused, its weights do not fit the run's model.") from error
+    model.to(target).eval()
+    normalise = Normalise(mean, std, target)
+    return OpenedRun(folder, config, model, classes, shape, mean, std, normalise, target, epoch)
