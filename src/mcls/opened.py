@@ -1,4 +1,4 @@
-"""A finished run opened for use: its model with the selected weights, and what it takes to feed it. No data are read."""
+"""A finished run opened for use: its model with the selected weights, and what it takes to feed it. No data read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -13,10 +13,10 @@ from typing import Any
 
 from mcls.errors import RequestError
 
-# group: the modules whose own functions and classes it may name
+# group: the modules and packages whose own functions and classes it may name
 OWN = {
     "dataset": ("mcls.data.datasets",),
-    "model": ("mcls.models.mlp", "mcls.models.resnet"),
+    "model": ("mcls.models",),
     "loss": ("mcls.losses",),
     "optimizer": (),
     "schedule": ("mcls.optim",),
@@ -56,7 +56,7 @@ def resolve(group: str, target: str, trust: Sequence[str]) -> Any:
     except (ImportError, AttributeError) as error:
         raise RequestError(f"{group}._target_: no {target} ({error}).") from error
     module = target.rpartition(".")[0]
-    if module in OWN[group]:
+    if any(f"{module}.".startswith(f"{package}.") for package in OWN[group]):
         allowed = getattr(found, "__module__", None) == module and callable(found)
     elif any(target.startswith(f"{package}.") for package in trust):
         allowed = callable(found)
