@@ -1,12 +1,17 @@
 """What several test files share."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import makers
 import pytest
+
+import makers
 import real
+
+# The tensors of tests are small: threads would spend their time waiting for one another. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

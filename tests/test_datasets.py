@@ -1,17 +1,16 @@
 """Data sets against what was written, scikit-learn's own calls, and files that are wrong."""
 
-import os
 import re
 import time
 
-import makers
 import pytest
 import torch
 import yaml
-from makers import MNIST_FILES, write_idx, write_mnist
 from sklearn.datasets import make_blobs
 from sklearn.model_selection import train_test_split
 
+import makers
+from makers import MNIST_FILES, write_idx, write_mnist
 from mcls.data import datasets
 from mcls.data.datasets import Split, check_labels, cut, stratified
 from mcls.errors import DataError, MachineError, RequestError
@@ -89,10 +88,11 @@ def test_blobs_are_scikit_learns(keys):
 def test_blobs_keep_part_of_train_for_val():
     whole = datasets.blobs(**BLOBS, **TEST, val_fraction=0.0, val_seed=0)
     found = datasets.blobs(**BLOBS, **TEST, val_fraction=0.25, val_seed=0)
-    assert (len(found.train), len(found.val), len(found.open_test())) == (300, 100, 100)
+    first, second = stratified(whole.train.targets, 0.25, 0)
+    assert (len(first) + len(second), len(found.open_test())) == (400, 100)
+    assert torch.equal(found.train.inputs, whole.train.inputs[first])
+    assert torch.equal(found.val.inputs, whole.train.inputs[second])
     assert torch.equal(found.open_test().inputs, whole.open_test().inputs)
-    together = torch.cat([found.train.inputs, found.val.inputs])
-    assert torch.equal(together.sort(dim=0).values, whole.train.inputs.sort(dim=0).values)
 
 
 def test_blobs_with_a_class_without_a_point_are_refused():
@@ -214,7 +214,12 @@ def test_more_images_than_labels_are_wrong_data(tmp_path):
     ("name", "folder", "files", "source"),
     [
         ("mnist", "MNIST/raw", MNIST_FILES, "https://ossci-datasets.s3.amazonaws.com/mnist/"),
-        ("fashion_mnist", "FashionMNIST/raw", MNIST_FILES, "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"),
+        (
+            "fashion_mnist",
+            "FashionMNIST/raw",
+            MNIST_FILES,
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        ),
         (
             "cifar10",
             "cifar-10-batches-py",
@@ -233,7 +238,7 @@ def test_missing_files_are_named_with_their_folder_and_source(tmp_path, name, fo
     assert "dataset.download=false" in message
     assert all(re.search(rf"\b{file}\b", message) for file in files)
     assert "\n" not in message
-    assert not os.listdir(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn import metrics
 from torch import Tensor
 from torch.nn import functional
@@ -105,17 +106,25 @@ def test_half_precision_logits_are_measured_in_float32():
 
 @pytest.mark.parametrize(
     ("correct", "count", "low", "high"),
-    [(185, 200, 0.8798, 0.9542), (0, 0, 0.0, 1.0), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634)],
+    [
+        (185, 200, 0.8800, 0.9540),
+        (0, 0, 0.0, 1.0),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+    ],
 )
 def test_wilson_interval_of_known_proportions(correct, count, low, high):
     assert wilson(correct, count) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_wilson_interval_stays_inside_zero_and_one_and_holds_the_share():
-    for count in (1, 2, 7, 1000):
-        for correct in range(count + 1):
-            low, high = wilson(correct, count)
-            assert 0 <= low <= correct / count <= high <= 1 or (low, high) == pytest.approx((correct / count,) * 2)
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_wilson_interval_equals_scipys_and_holds_the_share(count):
+    for correct in range(0, count + 1, -(-count // 50)):
+        low, high = wilson(correct, count)
+        expected = stats.binomtest(correct, count).proportion_ci(method="wilson")
+        assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+        assert 0 <= low <= correct / count + 1e-12 <= high + 2e-12 <= 1 + 2e-12
 
 
 def test_ratio_of_nothing_is_zero():

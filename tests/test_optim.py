@@ -101,9 +101,13 @@ def test_boundaries():
     assert [warm(part, 0.5) for part in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
     assert [cosine(part, final=0.0, warmup=0.0) for part in (0.0, 1.0)] == pytest.approx([1.0, 0.0])
     assert [cosine(part, final=0.1, warmup=0.2) for part in (0.0, 0.2, 1.0)] == pytest.approx([0.0, 1.0, 0.1])
-    assert [one_cycle(part, warmup=0.3, initial=0.04, final=0.0) for part in (0.0, 0.3, 1.0)] == pytest.approx([0.04, 1, 0])
+    assert [one_cycle(part, warmup=0.3, initial=0.04, final=0.0) for part in (0.0, 0.3, 1.0)] == pytest.approx(
+        [0.04, 1, 0]
+    )
     decay = functools.partial(step_decay, milestones=[0.5, 0.75], factor=0.1, warmup=0.0)
-    assert [decay(part) for part in (0.0, 0.4999, 0.5, 0.7499, 0.75, 1.0)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert [decay(part) for part in (0.0, 0.4999, 0.5, 0.7499, 0.75, 1.0)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
 
 
 def test_every_parameter_group_keeps_its_own_base_rate():

@@ -26,7 +26,7 @@ def console() -> Iterator[None]:
 
 
 def percent(report: dict[str, Any]) -> str:
-    """The accuracy of a report with its interval: `92.50 % [87.98, 95.42] of 200`."""
+    """The accuracy of a report with its interval: `92.50 % [88.00, 95.40] of 200`."""
     low, high = report["interval"]
     return f"{report['accuracy'] * 100:.2f} % [{low * 100:.2f}, {high * 100:.2f}] of {report['n']:,}"
 

@@ -62,7 +62,7 @@ class Tally:
         self.loss += functional.nll_loss(log_probabilities, targets, reduction="sum")
         pairs = targets * self.num_classes + predicted
         self.confusion += torch.bincount(pairs, minlength=self.num_classes**2)
-        place = (confidence * BINS).long().clamp(max=BINS - 1)
+        place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
         rows = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).to(confidence)])
         self.bins.index_add_(1, place, rows.double())
         self.predicted.append(predicted)

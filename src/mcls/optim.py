@@ -2,7 +2,7 @@
 
 A schedule takes `progress`, the part of all steps already done (0 at the first step, below 1 at the last), and returns
 the factor that the optimizer's learning rate is multiplied by. `warmup` is the part of all steps in which the factor
-first rises in a straight line from near 0.
+first rises in a straight line from 0.
 """
 
 import math

@@ -193,6 +193,7 @@ def read_torchvision(name: str, root: str, train: bool, download: bool) -> Any:
     from torchvision import datasets
 
     reader = getattr(datasets, name)
+    root = str(Path(root).expanduser())
     folder = Path(root) / (reader.base_folder if name == "CIFAR10" else f"{name}/raw")
     try:
         return reader(root, train=train)
@@ -200,7 +201,7 @@ def read_torchvision(name: str, root: str, train: bool, download: bool) -> Any:
         if "not found" not in str(error):
             raise DataError(f"{folder}: {one_line(error)}. Delete the damaged file and run again.") from error
         reason = "dataset.download=false"
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AssertionError, EOFError, OSError) as error:
         raise DataError(f"{folder}: {one_line(error)}. Delete the damaged file and run again.") from error
     if download:
         try:

@@ -4,6 +4,7 @@ of (seed, epoch) and the augmentation of a sample one of (seed, epoch, sample), 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,12 +13,12 @@ from mcls.data.augment import Augmentation
 from mcls.data.datasets import Split
 
 ORDER, AUGMENT = 0, 1  # what a generator is for
-EPOCHS = 1 << 20  # more than anybody trains
 
 
 def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
     """A CPU generator of its own for every (seed, epoch, purpose)."""
-    return torch.Generator().manual_seed((seed * EPOCHS + epoch) * 2 + purpose)
+    mixed = np.random.SeedSequence([seed, epoch, purpose]).generate_state(1)  # torch uses the low 32 bits of a seed
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 class Normalise:
@@ -135,5 +136,6 @@ class Loader:
             batch_size=None,
             num_workers=self.workers,
             pin_memory=pin,
+            generator=torch.Generator(),  # or it would draw from torch's own, which dropout uses
         )
         yield from (inputs.to(self.device, non_blocking=pin) for inputs in rows)
