@@ -2,17 +2,20 @@
 
 import hashlib
 import io
+import os
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mcls.errors import FolderError
-from mcls.files import publish
+from mcls.files import open_plain, publish
 
 END = b"PK\x05\x06"  # signature of a zip archive's last record, 22 bytes without its comment
 LABEL = b"sha256:"
+ITEMS = 1_000_000  # values in a checkpoint, those in lists and dicts included
 
 
 def seal(archive: bytes) -> bytes:
@@ -38,16 +41,58 @@ def save(path: Path, state: dict[str, Any]) -> None:
     publish(path, seal(buffer.getvalue()))
 
 
+def read(path: Path) -> bytes:
+    """The bytes of file `path`, if it is a plain file that ends as a checkpoint does. Raises FolderError."""
+    try:
+        with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - len(LABEL) - 64))
+            if file.read(len(LABEL)) != LABEL:
+                raise FolderError(f"{path}: damaged, its contents do not match its digest.")
+            file.seek(0)
+            return file.read()
+    except (OSError, MemoryError) as error:
+        raise FolderError(f"{path}: cannot be read ({getattr(error, 'strerror', 'too large')}).") from error
+
+
+def check_archive(content: bytes) -> None:
+    """Raise ValueError unless zip archive `content` unpacks to no more bytes than it has."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("compressed")
+    if sum(entry.file_size for entry in entries) > len(content):
+        raise ValueError("larger inside than outside")
+
+
+def check_plain(state: Any) -> None:
+    """Raise ValueError unless `state` is made of dense tensors, no larger than what they stand on, and plain values."""
+    waiting, seen = [(state, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if seen > ITEMS or depth > 20:
+            raise ValueError("nested too deep or too much")
+        if isinstance(value, torch.Tensor):
+            plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError("a tensor larger than its memory")
+        elif isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list | tuple):
+            waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, int) and abs(value) >= 1 << 64:
+            raise ValueError("a number of more than 64 bits")
+        elif value is not None and not isinstance(value, str | int | float):
+            raise ValueError(type(value).__name__)
+
+
 def load(path: Path) -> dict[str, Any]:
     """The state in file `path`, on the CPU. Raises FolderError when it is missing, damaged or not plain data."""
+    content = unseal(read(path), path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FolderError(f"{path}: cannot be read ({error.strerror}).") from error
-    try:
-        state = torch.load(io.BytesIO(unseal(content, path)), map_location="cpu", weights_only=True)
-    except FolderError:
-        raise
+        check_archive(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        check_plain(state)
     except Exception as error:
         raise FolderError(
             f"{path}: refused, it holds more than tensors and plain values ({type(error).__name__})."

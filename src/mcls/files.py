@@ -1,9 +1,11 @@
 """The only way that mcls puts a file in its place: whole or not at all, whatever happens meanwhile."""
 
+import contextlib
 import errno
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,26 @@ def publish(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # x: never through a link that somebody left there
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise MachineError(describe(path, error, len(content))) from error
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """A descriptor of `path`, opened with `os.open`'s `flags`. Raises OSError unless it is a plain file and no link."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file")
+    return descriptor
 
 
 def sync_folder(folder: Path) -> None:

@@ -164,3 +164,30 @@ class Measures:
             "per_class": named,
             "confusion": self.confusion,
         }
+
+
+def top_k(logits: Tensor, targets: Tensor, k: int) -> float:
+    """Part of the samples whose true class is among the `k` largest logits; logits (N, C), targets (N,)."""
+    hits = (logits.topk(k, dim=1).indices == targets[:, None]).any(dim=1)
+    return ratio(int(hits.sum()), len(targets))
+
+
+def brier(logits: Tensor, targets: Tensor) -> float:
+    """Brier score: mean squared distance of the probabilities from the truth, summed over the classes, 0 to 2."""
+    distance = logits.double().softmax(dim=1) - functional.one_hot(targets, logits.shape[1])
+    return ratio(distance.square().sum().item(), len(targets))
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The T for which softmax(logits / T) has the smallest log-loss (Guo et al., 2017), 0.01 to 100.
+
+    The log-loss is convex in 1/T, so that its slope is bisected, on a logarithmic scale, to 1e-7.
+    """
+    scores = logits.double()
+    truth = scores.gather(1, targets[:, None])[:, 0].mean()
+    low, high = math.log(0.01), math.log(100)
+    while high - low > 1e-7:
+        middle = (low + high) / 2
+        slope = ((scores * math.exp(middle)).softmax(dim=1) * scores).sum(dim=1).mean() - truth
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return math.exp(-(low + high) / 2)

@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from mcls.errors import FolderError, MachineError
-from mcls.files import describe, publish, to_json
+from mcls.files import describe, open_plain, publish, to_json
 
-LIMIT = 1_000_000  # bytes of a file of text that is read back
+LIMIT = 10_000_000  # bytes of a file of text that is read back
+YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
 DEPTH = 20  # of nested YAML
 
 
@@ -85,19 +86,42 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process alone; the kernel frees it when the process ends, however it ends.
 
-        Raises MachineError, naming the process, when another one holds it.
+        Raises MachineError, naming the process, when another one holds it; FolderError when the folder leads elsewhere.
         """
-        with (self.path / "lock").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise MachineError(f"{self.path}: in use by {holder}. Stop that one first.") from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
+        self.refuse_links()
+        try:
+            descriptor = open_plain(self.path / "lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise MachineError(describe(self.path / "lock", error, 0)) from error
+        HELD.add(descriptor)
+        try:
+            take(descriptor, self.path)
+            self.sweep_up()
             yield
+        finally:
+            HELD.discard(descriptor)
+            os.close(descriptor)
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that a run writes under a fixed name."""
+        checkpoints = [self.last, self.previous, self.best]
+        return [*checkpoints, self.config, self.about, self.metrics, self.result, self.log, self.path / "lock"]
+
+    def sweep_up(self) -> None:
+        """Delete what a process that was killed while it wrote left behind."""
+        for path in self.files:
+            for rest in self.path.glob(f".{path.name}.*.part"):
+                with contextlib.suppress(OSError):
+                    rest.unlink()
+
+    def refuse_links(self) -> None:
+        """Raise FolderError when what a run writes would land elsewhere: a link, a pipe or a device in its place."""
+        if self.figures.is_symlink() or (self.figures.exists() and not self.figures.is_dir()):
+            raise FolderError(f"{self.figures}: refused, not a plain folder.")
+        for path in [*self.files, *self.figures.glob("*")]:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise FolderError(f"{path}: refused, not a plain file.")
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Publish the resolved configuration."""
@@ -110,6 +134,30 @@ class RunFolder:
     def read_result(self) -> dict[str, Any] | None:
         """What result.json says, or None when there is none. Raises FolderError when it is damaged."""
         return read_json(self.result) if self.result.is_file() else None
+
+
+def take(descriptor: int, folder: Path) -> None:
+    """Lock the open lock file of `folder` and say in it who holds it. Raises MachineError when another process does."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+        raise MachineError(f"{folder}: in use by {holder}. Stop that one first.") from error
+    except OSError as error:
+        raise MachineError(f"{folder}: cannot be locked ({error.strerror}). Choose another folder.") from error
+    with contextlib.suppress(OSError):  # a full disk is found out by what matters
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+
+
+def let_go() -> None:
+    """In a child: close the locks that were copied into it, or it would hold them beyond its parent's end."""
+    while HELD:
+        os.close(HELD.pop())
+
+
+HELD: set[int] = set()  # descriptors of lock files
+os.register_at_fork(after_in_child=let_go)
 
 
 def claim(parent: Path, name: str) -> RunFolder:
@@ -143,12 +191,12 @@ def slug(text: str, limit: int = 100) -> str:
     return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text).strip("._")[:limit] or "_"
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, limit: int = LIMIT) -> str:
     """The text in `path`. Raises FolderError unless it is a plain file inside its own folder, of a sane size."""
     if path.is_symlink() or not path.is_file():
         raise FolderError(f"{path}: no such file, or a link. Is this the folder of a run of mcls?")
-    if path.stat().st_size > LIMIT:
-        raise FolderError(f"{path}: refused, larger than {LIMIT:,} bytes.")
+    if path.stat().st_size > limit:
+        raise FolderError(f"{path}: refused, larger than {limit:,} bytes.")
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -159,7 +207,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in JSON file `path`. Raises FolderError."""
     try:
         value = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise FolderError(f"{path}: damaged, not JSON ({type(error).__name__}).") from error
     if not isinstance(value, dict):
         raise FolderError(f"{path}: damaged, no object.")
@@ -168,13 +216,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in YAML file `path`: plain values only, no aliases, no tags. Raises FolderError."""
-    text = read_text(path)
+    text = read_text(path, YAML_LIMIT)
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > DEPTH:
-                raise FolderError(f"{path}: refused, it has aliases or is nested deeper than {DEPTH}.")
+            if isinstance(event, yaml.AliasEvent) or depth > DEPTH or getattr(event, "tag", None) is not None:
+                raise FolderError(f"{path}: refused, it has aliases or tags, or is nested deeper than {DEPTH}.")
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FolderError(f"{path}: damaged, not plain YAML ({type(error).__name__}).") from error

@@ -15,10 +15,10 @@ from mcls import checkpoint, results
 from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, Normalise
-from mcls.errors import FolderError, MclsError, RequestError, Stopped
+from mcls.errors import FolderError, MachineError, MclsError, RequestError, Stopped
 from mcls.machine import describe, environment, memory_bytes, resolve_device, resolve_precision
 from mcls.optim import Rates
-from mcls.runs import RunFolder, read_json, relative
+from mcls.runs import RunFolder, read_json, read_yaml, relative
 from mcls.tracking import Recorder
 from mcls.trainer import Settings, Trainer
 
@@ -79,6 +79,7 @@ def assemble(config: dict[str, Any]) -> Parts:
         got = " x ".join(map(str, shape))
         raise RequestError(f"augment: wants images, this data set has samples of shape {got}. Say augment=none.")
     size = len(dataset.train) if settings["batch_size"] == "full" else settings["batch_size"]
+    check_batches(len(dataset.train), size, model)
     serve = {
         "device": device,
         "normalise": Normalise(dataset.mean, dataset.std, device),
@@ -110,6 +111,21 @@ def assemble(config: dict[str, Any]) -> Parts:
     )
 
 
+def check_batches(samples: int, size: int, model: nn.Module) -> None:
+    """Raise RequestError for a batch size that does not go with the number of training samples or with batch norm."""
+    if size > samples:
+        raise RequestError(
+            f"trainer.batch_size: {size} is more than the {samples} training samples. Lower it, or say full."
+        )
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if normalised and samples % size == 1:
+        better = next(other for other in range(size + 1, samples + 1) if samples % other != 1)
+        raise RequestError(
+            f"trainer.batch_size: {size} leaves one of the {samples} training samples alone in the last batch, "
+            f"and batch norm can't train on one. Try {better}."
+        )
+
+
 def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.device, precision: str) -> bool:
     """`auto` is yes for convolutional networks on GPUs and in half precision, where it is faster."""
     if choice != "auto":
@@ -119,11 +135,17 @@ def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.devi
 
 
 def is_resident(choice: str | bool, dataset: Dataset, device: torch.device) -> bool:
-    """`auto` is yes when train and val take up to a quarter of the device's memory."""
-    if choice != "auto":
-        return bool(choice)
+    """`auto` is yes when train and val take up to a quarter of the device's memory.
+
+    Raises MachineError when they are to be resident and take more than all of it.
+    """
     splits = [split.inputs for split in (dataset.train, dataset.val) if split is not None]
-    return sum(inputs.numel() * inputs.element_size() for inputs in splits) <= memory_bytes(device) / 4
+    needed, there = sum(inputs.numel() * inputs.element_size() for inputs in splits), memory_bytes(device)
+    if choice is True and needed > there:
+        raise MachineError(
+            f"trainer.resident: the data take {needed / 1e9:.1f} GB and {device} has {there / 1e9:.1f} GB. Say auto."
+        )
+    return needed <= there / 4 if choice == "auto" else bool(choice)
 
 
 def flat(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
@@ -188,6 +210,19 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: Callable[[], int]) -
         return fill(folder, parts, config, about, state, stop, started)
 
 
+def finish(
+    config: dict[str, Any], origin: dict[str, Any], folder: RunFolder, stop: Callable[[], int]
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Bring a job of a sweep to its end: nothing is done if it is finished, what is missing if it was begun."""
+    if not (folder.config.is_file() and folder.about.is_file()) or read_yaml(folder.config) != config:
+        return train(config, origin, lambda: folder, stop)
+    result = folder.read_result()
+    if result is not None and result["status"] == "finished":
+        log.info("already finished")
+        return folder, result
+    return folder, resume(folder, config, stop)
+
+
 def newest(folder: RunFolder) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, None when none was written. Raises FolderError when all are damaged."""
     there = [path for path in (folder.last, folder.previous) if path.exists()]
@@ -216,11 +251,11 @@ def fill(
     progress = {"epoch": 0, "step": 0} if state is None else state["progress"]
     recorder = Recorder(folder, progress["epoch"], progress["step"])
     try:
-        if state is None:
+        if not progress["step"]:
             recorder.text("command", f"    {about['command']}")
             recorder.text("config", "".join(f"    {line}\n" for line in folder.config.read_text("utf-8").splitlines()))
             recorder.hyperparameters(about["hyperparameters"])
-        else:
+        if state is not None:
             log.info(f"resumed after epoch {progress['epoch']}, step {progress['step']}")
         result = run(parts, config["trainer"], folder, recorder, state, stop)
         result["total_seconds"] = time.monotonic() - started

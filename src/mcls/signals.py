@@ -1,8 +1,12 @@
 """Signals that ask a run to stop: a handler sets a flag, the training loop looks at it after every step."""
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
+
+from mcls.errors import Stopped
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -16,6 +20,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
+        self.impatient = False
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -32,7 +37,20 @@ class StopRequest:
         """The handler."""
         if self.number and number == signal.SIGINT:
             os._exit(130)
-        self.number = self.number or number
+        first, self.number = not self.number, self.number or number
+        if first and self.impatient:
+            raise Stopped("stopped", number)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While entered nobody looks at the flag: the first signal raises Stopped where it is."""
+        self.impatient = True
+        try:
+            if self.number:
+                raise Stopped("stopped", self.number)
+            yield
+        finally:
+            self.impatient = False
 
     def __call__(self) -> int:
         """Number of the signal that came first, or 0."""

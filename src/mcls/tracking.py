@@ -4,13 +4,18 @@
 called. The HPARAMS tab is written with TensorBoard's own messages into the same event file.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import logging
+import os
 import time
+from collections.abc import Callable
 from typing import Any
 
-from mcls.files import to_json
+from mcls.errors import MclsError
+from mcls.files import open_plain, publish, to_json
 from mcls.runs import RunFolder
 
 log = logging.getLogger("mcls")
@@ -27,33 +32,70 @@ LAYOUT = {
 class Recorder:
     """Writes what a run reports. A write that fails is said once and never stops the training.
 
+    TensorBoard's own writer has a thread that raises its failures wherever the next event is added, and hands its files
+    to the children of the process; events are written here instead, one call each.
+
     Args:
         folder: the run's.
         epoch, step: how much of an earlier part of the run counts; what was written of later ones is dropped.
     """
 
     def __init__(self, folder: RunFolder, epoch: int = 0, step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.folder = folder
         self.failed = False
+        self.metrics: Any = None
+        self.events: Any = None
+        self.guard(lambda: self.open(epoch))
+        self.event(file_version="brain.Event:2")
+        if step:
+            from tensorboard.compat.proto.event_pb2 import SessionLog
+
+            self.event(step + 1, file_version="brain.Event:2")
+            self.event(step + 1, session_log=SessionLog(status=SessionLog.START))
+        else:
+            from torch.utils.tensorboard.summary import custom_scalars
+
+            self.add(custom_scalars(LAYOUT))
+
+    def open(self, epoch: int) -> None:
+        """Open metrics.jsonl, cut after `epoch`, and an event file of this process's own."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         self.drop_after(epoch)
-        self.writer = SummaryWriter(str(folder.path), purge_step=step + 1 if step else None)
-        self.metrics = folder.metrics.open("a", encoding="utf-8")
-        if not step:
-            self.writer.add_custom_scalars(LAYOUT)
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self.metrics = os.fdopen(open_plain(self.folder.metrics, append), "a", encoding="utf-8")
+        start = int(time.time())
+        for number in itertools.count():
+            path = self.folder.path / f"events.out.tfevents.{start:010d}.mcls.{os.getpid()}.{number}"
+            if not path.exists():
+                self.events = RecordWriter(path.open("xb"))
+                return
 
     def drop_after(self, epoch: int) -> None:
         """Keep the lines of metrics.jsonl up to `epoch`."""
-        if not self.folder.metrics.exists():
+        path = self.folder.metrics
+        if not path.exists():
             return
-        lines = self.folder.metrics.read_text("utf-8").splitlines()[:epoch]
-        self.folder.metrics.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        kept = []
+        for line in path.read_text("utf-8", "replace").splitlines():
+            try:
+                if json.loads(line)["epoch"] <= epoch:
+                    kept.append(f"{line}\n")
+            except (ValueError, TypeError, KeyError):  # a line that a full disk cut off
+                continue
+        publish(path, "".join(kept).encode())
+
+    def event(self, step: int | None = None, **content: Any) -> None:
+        """One event to the event file."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        event = Event(wall_time=time.time(), step=step, **content)
+        if self.events is not None:
+            self.guard(lambda: self.events.write(event.SerializeToString()))
 
     def add(self, summary: Any, step: int | None = None) -> None:
         """One message to the event file."""
-        events: Any = self.writer.file_writer
-        self.guard(lambda: events.add_summary(summary, step))
+        self.event(step, summary=summary)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """All `values` at `step` in one event."""
@@ -68,7 +110,8 @@ class Recorder:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """One finished epoch: a line of metrics.jsonl, and its values at its last step."""
-        self.guard(lambda: self.metrics.write(to_json(record, indent=None) + "\n"))
+        if self.metrics is not None:
+            self.guard(lambda: self.metrics.write(to_json(record, indent=None) + "\n"))
         splits = ((name, record[name]) for name in ("train", "val", "test") if name in record)
         values = {f"{split}/{name}": value for split, found in splits for name, value in found.items()}
         values["time/images_per_second"] = record["images_per_second"]
@@ -77,7 +120,9 @@ class Recorder:
 
     def text(self, tag: str, markdown: str) -> None:
         """A text in the TEXT tab."""
-        self.guard(lambda: self.writer.add_text(tag, markdown))
+        from torch.utils.tensorboard.summary import text
+
+        self.add(text(tag, markdown))
 
     def image(self, tag: str, png: bytes, step: int) -> None:
         """A picture, given as a PNG file, in the IMAGES tab."""
@@ -111,19 +156,40 @@ class Recorder:
 
     def flush(self) -> None:
         """Bring everything to the disk, so that a kill loses nothing said before."""
-        self.guard(self.metrics.flush)
-        self.guard(self.writer.flush)
+        for file in (self.metrics, self.events):
+            if file is not None:
+                self.guard(file.flush)
 
     def close(self) -> None:
         """Flush and let go of the files."""
-        self.guard(self.metrics.close)
-        self.guard(self.writer.close)
+        for file in (self.metrics, self.events):
+            if file is not None:
+                self.guard(file.close)
+        self.metrics = self.events = None
 
-    def guard(self, write: Any) -> None:
+    def guard(self, write: Callable[[], object]) -> None:
         """Call `write`; say its first failure and swallow the others."""
         try:
             write()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MclsError) as error:
             if not self.failed:
                 log.warning(f"{self.folder.path}: curves are not recorded any more ({error}); training goes on.")
             self.failed = True
+
+
+class LogFile(logging.Handler):
+    """The run's log as a file, with times; on a disk that refuses it the log goes nowhere, and nobody is told."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.path = folder.log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one line."""
+        try:
+            descriptor = open_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError:
+            return
+        with contextlib.suppress(OSError), os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(self.format(record) + "\n")

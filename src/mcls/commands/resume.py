@@ -1,24 +1,30 @@
 """`mcls resume`: go on where a run stopped, at the very step."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from mcls.config.stored import stored_config
 from mcls.console import console, say_result
-from mcls.errors import FolderError
+from mcls.errors import FolderError, RequestError, Stopped
 from mcls.runs import RunFolder
+from mcls.sweeps import read_sweep, record_failure
+
+log = logging.getLogger("mcls")
 
 
 def run(arguments: list[str]) -> int:
-    """Resume one run. Returns the exit status."""
+    """Resume one run, or what is missing of a sweep. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="mcls resume",
         description="Go on where a run stopped, however it stopped: the result is the uninterrupted run's, bit for bit "
         "on the CPU. Keys that do not change what is trained may be changed, trainer.epochs to go on for longer.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of a sweep")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for example trainer.epochs=30")
     options = parser.parse_args(arguments)
+    if (options.run / "sweep.json").is_file():
+        return resume_sweep(options.run, options.changes)
     folder = RunFolder(options.run)
     if not folder.about.is_file():
         raise FolderError(f"{folder.path}: no run folder, it has no run.json.")
@@ -35,4 +41,41 @@ def run(arguments: list[str]) -> int:
     with console(), StopRequest() as stop:
         result = session.resume(folder, config, stop)
     say_result(folder, result)
+    return 0
+
+
+def resume_sweep(path: Path, changes: list[str]) -> int:
+    """Bring every job of a sweep that is not finished to its end, then show the table. Returns the exit status.
+
+    The overrides in the folder choose and set like a command line's, but trust no package and place nothing elsewhere.
+    """
+    from mcls import session
+    from mcls.config.compose import checker
+    from mcls.signals import StopRequest
+
+    plan = read_sweep(path)
+    if not plan.jobs:
+        raise RequestError(f"{path}: its jobs were chosen by an optimizer. Give its own command again: {plan.command}")
+    if changes:
+        raise RequestError(f"{changes[0]}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
+    with console(), StopRequest() as stop:
+        for number, overrides in enumerate(plan.jobs):
+            folder = plan.folder(number)
+            log.info(f"\njob {number}: {' '.join(overrides)}")
+            refused = [
+                line for line in overrides if line.lstrip("+~").split("=")[0].split(".")[0] in ("hydra", "trust")
+            ]
+            if refused:
+                raise FolderError(f"{path / 'sweep.json'}: refused, {refused[0]} is only for a command line.")
+            try:
+                with checker() as check:
+                    values, choices = check.values(list(overrides))
+                folder.path.mkdir(exist_ok=True)
+                origin = {"command": plan.command, "overrides": overrides, "choices": choices}
+                session.finish(values, origin, folder, stop)
+            except Stopped as error:
+                raise Stopped(f"{error}, or the whole sweep with: mcls resume {path}", error.status - 128) from error
+            except Exception as error:
+                record_failure(folder, error, overrides)
+    plan.conclude()
     return 0

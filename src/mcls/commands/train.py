@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mcls import tables
 from mcls.config.compose import CONFIGS, Request, checked, checker
 from mcls.console import console, say_result
-from mcls.errors import MclsError, RequestError, RunError, Stopped
-from mcls.files import publish
-from mcls.runs import RunFolder, claim, read_json, relative, timestamp
+from mcls.errors import RequestError, Stopped
+from mcls.runs import RunFolder, claim, relative, timestamp
+from mcls.sweeps import Sweep, record_failure
 
 log = logging.getLogger("mcls")
 
@@ -92,15 +92,15 @@ class Task:
             values, choices = checked(config, given)
             origin = {"command": self.command, "overrides": list(given.overrides.task), "choices": choices}
 
-            def make_folder() -> RunFolder:
-                return folder if sweeping or self.folder_given else new_folder(values, choices)
-
-            if sweeping:
-                log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
-            elif self.folder_given and folder.about.exists():
+            if self.folder_given and not sweeping and folder.about.exists():
                 raise RequestError(f"hydra.run.dir: {folder.path} already holds a run. Name a new folder.")
             with StopRequest() as stop:
-                done = session.train(values, origin, make_folder, stop)
+                if sweeping:
+                    log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
+                    done = session.finish(values, origin, folder, stop)
+                else:
+                    place = partial(new_folder, values, choices, folder if self.folder_given else None)
+                    done = session.train(values, origin, place, stop)
         except Stopped as error:
             self.failures.append(error)
             raise KeyboardInterrupt from error
@@ -115,19 +115,9 @@ class Task:
         return float((done[1]["val"] or done[1]["test"])["accuracy"])
 
 
-def new_folder(values: dict[str, Any], choices: dict[str, str]) -> RunFolder:
-    """A new run folder, `outputs/<dataset>-<model>/<date>_<time>`."""
-    return claim(Path(values["outputs"]) / f"{choices['dataset']}-{choices['model']}", timestamp())
-
-
-def record_failure(folder: RunFolder, error: Exception, overrides: list[str]) -> None:
-    """Say at once that a job of a sweep failed, and leave it in its folder."""
-    reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
-    log.error(f"failed: {reason}")
-    with contextlib.suppress(MclsError):
-        if not folder.about.exists():
-            folder.write_json(folder.about, {"overrides": overrides})
-        folder.write_json(folder.result, {"status": "failed", "reason": reason})
+def new_folder(values: dict[str, Any], choices: dict[str, str], given: RunFolder | None) -> RunFolder:
+    """The folder that was given, or a new one, `outputs/<dataset>-<model>/<date>_<time>`."""
+    return given or claim(Path(values["outputs"]) / f"{choices['dataset']}-{choices['model']}", timestamp())
 
 
 def single(arguments: list[str], task: Task) -> int:
@@ -141,47 +131,21 @@ def single(arguments: list[str], task: Task) -> int:
 
 
 def sweep(request: Request, arguments: list[str], task: Task) -> int:
-    """Many runs in one folder, then a table of them, best first. Exit status 1 when one failed."""
-    root = (
-        Path(request.folder) if request.folder else claim(Path(request.config["outputs"]) / "sweeps", timestamp()).path
-    )
-    extra = [] if request.folder else [f"hydra.sweep.dir='{root}'"]
+    """Many runs in one folder, then a table of them, best first."""
+    path = Path(request.folder) if request.folder else new_sweep_folder(request.config)
+    path.mkdir(parents=True, exist_ok=True)
+    plan = Sweep(path, task.command, request.fixed, request.jobs)
+    plan.write()
+    extra = [] if request.folder else [f"hydra.sweep.dir='{path}'"]
     extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(request.fixed)}]")
     with contextlib.suppress(KeyboardInterrupt):
         launch([*arguments, *extra], task)
-    failed = summarise(root, set(request.fixed))
-    stopped = [failure for failure in task.failures if isinstance(failure, Stopped)]
-    if stopped:
-        raise stopped[0]
-    if failed:
-        raise RunError(f"{failed} of the sweep's jobs failed, see the table and {root}.")
+    if stopped := [failure for failure in task.failures if isinstance(failure, Stopped)]:
+        raise Stopped(f"{stopped[0]}, or the whole sweep with: mcls resume {relative(path)}", stopped[0].status - 128)
+    plan.conclude()
     return 0
 
 
-def summarise(root: Path, fixed: set[str]) -> int:
-    """Print the table of a sweep and leave it in sweep.md and sweep.csv. Returns how many jobs failed.
-
-    `fixed` are the keys that the table need not show, being the same for all.
-    """
-    jobs = [RunFolder(path.parent) for path in root.glob("*/result.json")]
-    rows = sorted((job_row(job, fixed) for job in jobs), key=lambda row: (row[3] is None, -(row[3] or 0), row[0]))
-    header = ["job", "changed", "status", "val accuracy", "test accuracy", "epochs", "seconds", "reason"]
-    shown = [[cell if not isinstance(cell, float) else f"{cell:.4f}" for cell in row] for row in rows]
-    if not any(row[-1] for row in rows):
-        header, shown = header[:-1], [row[:-1] for row in shown]
-    publish(root / "sweep.md", (tables.markdown(header, shown) + "\n").encode())
-    publish(root / "sweep.csv", tables.comma_separated(header, shown).encode())
-    print(f"\n{tables.plain(header, shown)}\n")
-    print(f"the table is in {relative(root)}/sweep.md and sweep.csv; curves: tensorboard --logdir {relative(root)}")
-    return sum(row[2] == "failed" for row in rows)
-
-
-def job_row(folder: RunFolder, fixed: set[str]) -> list[Any]:
-    """Number, changes, status, val and test accuracy, epochs, seconds and reason of one job."""
-    result, about = read_json(folder.result), read_json(folder.about)
-    number = int(folder.path.name.split("_")[0])
-    measured = [(result.get(split) or {}).get("accuracy") for split in ("val", "test")]
-    seconds = result.get("total_seconds")
-    spent = None if seconds is None else f"{seconds:.1f}"
-    changed = " ".join(line for line in about["overrides"] if line.split("=")[0].lstrip("+") not in fixed)
-    return [number, changed, result["status"], *measured, result.get("epochs"), spent, result.get("reason")]
+def new_sweep_folder(values: dict[str, Any]) -> Path:
+    """A new folder `outputs/sweeps/<date>_<time>`."""
+    return claim(Path(values["outputs"]) / "sweeps", timestamp()).path

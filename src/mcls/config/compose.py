@@ -29,16 +29,11 @@ from omegaconf.errors import OmegaConfBaseException
 from mcls.config.build import OWN, check_target
 from mcls.config.schema import Rule, read_rules, show
 from mcls.errors import RequestError
-from mcls.runs import slug
+from mcls.sweeps import job_name
 
 CONFIGS = "mcls.configs"
 GLOBAL = "# @package _global_"
 COMBINATIONS = 64  # of swept groups, each composed before the sweep begins
-
-
-def job_name(number: str | int, changed: str) -> str:
-    """Folder of a job of a sweep: its number and what was changed, `3_optimizer.lr=0.1,seed=2`."""
-    return slug(f"{number}_{changed}" if changed else str(number))
 
 
 OmegaConf.register_new_resolver("mcls.job_name", job_name, replace=True)
@@ -53,7 +48,8 @@ class Request:
         choices: what was chosen from each group.
         sweep: whether many runs were asked for.
         folder: hydra.run.dir or hydra.sweep.dir, where the command line gives it.
-        fixed: the keys that have one value for all runs of a sweep.
+        fixed: the keys that have one value for all jobs of a sweep.
+        jobs: the overrides of each job of a sweep; empty where an optimizer chooses them.
     """
 
     config: dict[str, Any]
@@ -61,6 +57,7 @@ class Request:
     sweep: bool
     folder: str | None
     fixed: list[str]
+    jobs: list[list[str]]
 
 
 def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -134,7 +131,17 @@ class Checker:
         given = any(override.key_or_group == place for override in parsed)
         folder = str(hydra.sweep.dir if sweep else hydra.run.dir) if given else None
         keys = [override.key_or_group for override in parsed if override not in swept]
-        return Request(values, choices, sweep, folder, keys)
+        lines = [
+            listed.get(override.key_or_group, [override.input_line or ""])
+            for override in parsed
+            if not override.key_or_group.startswith("hydra")
+        ]
+        jobs = [list(job) for job in itertools.product(*lines)] if sweep else []
+        return Request(values, choices, sweep, folder, keys, jobs)
+
+    def values(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The checked configuration of one run, and its choices. Raises RequestError."""
+        return checked(*self.compose(overrides))
 
     def parse(self, override: str) -> Override:
         """One override, parsed by Hydra's grammar."""

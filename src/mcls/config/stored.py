@@ -31,19 +31,26 @@ HARMLESS = (
 def stored_config(folder: RunFolder, changes: Sequence[str] = ()) -> dict[str, Any]:
     """The configuration of the run in `folder`, with `changes` (`key=value`) that do not change what is trained.
 
-    The folder's own list of trusted packages counts for nothing; `trust=[...]` among the changes does.
+    The folder's own list of trusted packages counts for nothing; `trust=[...]` among the changes does. Nor does it
+    decide that something is downloaded; `dataset.download=true` among the changes does.
 
     Raises FolderError when config.yaml is damaged or refused, RequestError for a change that is not allowed.
     """
-    config = read_yaml(folder.config)
-    choices = read_json(folder.about).get("choices")
-    if not isinstance(choices, dict):
-        raise FolderError(f"{folder.about}: damaged, it does not say what was chosen.")
-    rules = shipped_rules({str(group): str(choice) for group, choice in choices.items()})
+    return accept(read_yaml(folder.config), read_json(folder.about).get("choices"), changes, folder.config)
+
+
+def accept(config: dict[str, Any], choices: Any, changes: Sequence[str], source: Path) -> dict[str, Any]:
+    """`config`, read from file `source` of unknown origin, checked like a fresh one; see `stored_config`."""
+    if not isinstance(choices, dict) or not all(isinstance(choice, str) for choice in choices.values()):
+        raise FolderError(f"{source}: damaged, it is not known what was chosen.")
+    rules = shipped_rules(choices)
     given = dict(map(assignment, changes))
-    known = dict(leaves(config))
-    config["trust"] = given.get("trust", [])
     try:
+        check_shape(config, rules, choices)
+        known = dict(leaves(config))
+        config["trust"] = given.get("trust", [])
+        if "download" in config["dataset"]:
+            config["dataset"]["download"] = False
         for key in given:
             change(config, known, rules, key, given[key])
         for key, value in leaves(config):
@@ -55,10 +62,23 @@ def stored_config(folder: RunFolder, changes: Sequence[str] = ()) -> dict[str, A
     except RequestError as error:
         if str(error).split(":")[0].split("=")[0] in given:
             raise
-        raise FolderError(f"{folder.config}: refused: {error}") from error
+        raise FolderError(f"{source}: refused: {error}") from error
     except (KeyError, TypeError) as error:
-        raise FolderError(f"{folder.config}: damaged, it lacks {error}.") from error
+        raise FolderError(f"{source}: damaged, it lacks {error}.") from error
     return config
+
+
+def check_shape(config: dict[str, Any], rules: dict[str, Rule], choices: dict[str, str]) -> None:
+    """Raise RequestError unless `config` has every key that has a rule, and no other where mcls ships the file."""
+    known = [key for key, _ in leaves(config)]
+    parents = {key.rpartition(".")[0] for key in rules}
+    for key in rules:
+        if key not in known and key not in parents and not any(other.startswith(f"{key}.") for other in known):
+            raise RequestError(f"{key}: missing. Was it written by another version of mcls?")
+    own = {group for group in choices if f"{group}._target_" not in rules and group in OWN}
+    for key in known:
+        if key not in rules and key.split(".")[0] not in own:
+            raise RequestError(f"{key}: no such key.")
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -90,11 +110,14 @@ def change(config: dict[str, Any], known: dict[str, Any], rules: dict[str, Rule]
 
 
 def shipped_rules(choices: dict[str, str]) -> dict[str, Rule]:
-    """The rules of mcls's own files for these choices; a file that mcls does not ship has none."""
+    """The rules of mcls's own files for these choices; a file that mcls does not ship has none, but for a trainer's."""
     root = Path(str(files(CONFIGS)))
     found = dict(read_rules(root / "train.yaml"))
     shipped = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.glob("*/*.yaml")}
-    for group, choice in choices.items():
-        if group != "experiment" and f"{group}/{choice}" in shipped:
-            found |= {f"{group}.{key}": rule for key, rule in read_rules(shipped[f"{group}/{choice}"]).items()}
+    for group, choice in {"trainer": "default", **choices}.items():
+        place = f"{group}/{choice}"
+        if group == "trainer" and place not in shipped:
+            place = "trainer/default"
+        if group != "experiment" and place in shipped:
+            found |= {f"{group}.{key}": rule for key, rule in read_rules(shipped[place]).items()}
     return found

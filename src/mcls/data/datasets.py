@@ -2,16 +2,49 @@
 
 import contextlib
 import io
+import logging
+import re
 import urllib.error
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mcls.errors import DataError, MachineError, RequestError
+
+log = logging.getLogger("mcls")
+
+
+class Stored(Protocol):
+    """Inputs too big for memory: what is asked of a tensor (N, ...) of them, read from files at each indexing."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N and the shape of a sample."""
+        ...
+
+    @property
+    def ndim(self) -> int:
+        """Length of the shape."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is read."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any) -> Tensor:
+        """The samples that a tensor would give for `indices`: int64 (M,), a slice, a mask, or one number."""
+        ...
+
+    def select(self, indices: Tensor) -> "Stored":
+        """The samples with these numbers, unread."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,17 +54,21 @@ class Split:
     Args:
         inputs: (N, ...), uint8 for images (N, C, H, W) and float32 for anything else.
         targets: int64 (N,), class numbers.
+        names: where each sample comes from, a file or a row; empty where there is no more to say than its number.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Stored
     targets: Tensor
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def rows(self, indices: Tensor) -> "Split":
         """The samples with these numbers."""
-        return Split(self.inputs[indices], self.targets[indices])
+        inputs = self.inputs[indices] if isinstance(self.inputs, Tensor) else self.inputs.select(indices)
+        names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
+        return Split(inputs, self.targets[indices], names)
 
 
 @dataclass(frozen=True)
@@ -44,6 +81,7 @@ class Dataset:
         val: what choices are made on, cut from train; None when all of train is trained on.
         open_test: reads the test split. Called once, at the end, when every choice has been made.
         mean, std: of each channel, in 0..1, for uint8 images; None leaves float inputs as they are.
+        encoder: what turns rows of a table into inputs (`tabular.encode`): text, floats and lists; None for others.
     """
 
     classes: tuple[str, ...]
@@ -52,6 +90,7 @@ class Dataset:
     open_test: Callable[[], Split]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    encoder: dict[str, Any] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -84,6 +123,38 @@ def cut(whole: Split, val_fraction: float, val_seed: int) -> tuple[Split, Split 
             "Raise it, or say 0."
         )
     return whole.rows(first), whole.rows(second)
+
+
+def cut_test(whole: Split, test_fraction: float, test_seed: int) -> tuple[Split, Split]:
+    """`whole` cut into train and test (`stratified`), for data that come without a test split."""
+    first, second = stratified(whole.targets, test_fraction, test_seed)
+    if not len(second):
+        raise RequestError(
+            f"dataset.test_fraction: {test_fraction} of {len(whole)} samples leaves none to test on. Raise it."
+        )
+    return whole.rows(first), whole.rows(second)
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """`names` in the order in which people count: 1, 2, 10."""
+
+    def key(name: str) -> tuple[list[tuple[int, str]], str]:
+        parts = re.split(r"(\d+)", name, flags=re.ASCII)
+        return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts if part], name
+
+    return sorted(names, key=key)
+
+
+def tell_absent(classes: Sequence[str], splits: Mapping[str, Split | None]) -> None:
+    """Warn of classes that a split has no sample of."""
+    for name, split in splits.items():
+        if split is None:
+            continue
+        counts = torch.bincount(split.targets, minlength=len(classes)).tolist()
+        absent = [f"'{label}'" for label, count in zip(classes, counts, strict=True) if not count]
+        if absent:
+            listed = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+            log.warning(f"{name} has no sample of {listed}: nothing is measured of {'it' if len(absent) == 1 else 'them'}.")
 
 
 def check_labels(targets: Tensor, num_classes: int, name: str) -> None:

@@ -1,0 +1,138 @@
+"""`mcls compare`: what differs between two runs, and whether it matters."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcls import tables
+from mcls.config.compose import leaves
+from mcls.config.schema import show
+from mcls.config.stored import stored_config
+from mcls.console import percent
+from mcls.errors import FolderError, MachineError, RequestError
+from mcls.files import describe
+from mcls.runs import RunFolder, relative, slug
+
+if TYPE_CHECKING:
+    from mcls.metrics import Measures
+
+ELSEWHERE = ("dataset.root", "dataset.path", "dataset.download")  # where the data are; what they are is looked at later
+MEASURES = ("loss", "f1_macro", "ece")
+
+
+def run(arguments: list[str]) -> int:
+    """Compare two runs. Returns the exit status."""
+    options = parse(arguments)
+    folders = [RunFolder(options.a), RunFolder(options.b)]
+    for folder in folders:
+        check_finished(folder)
+    if folders[0].path.resolve() == folders[1].path.resolve():
+        raise RequestError(f"{options.a} and {options.b}: one and the same run. Name two.")
+    configs = [dict(leaves(stored_config(folder, options.changes))) for folder in folders]
+    differ = differing(configs[0], configs[1])
+    check_data(differ)
+    for name, folder in zip("AB", folders, strict=True):
+        print(f"{name}  {relative(folder.path)}")
+    print()
+    if differ:
+        rows = [[key, *(show(value) if value is not None else "" for value in pair)] for key, pair in differ.items()]
+        print(tables.plain(["key", "A", "B"], rows))
+    else:
+        print("the same configuration")
+    predict(folders, options)
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="mcls compare",
+        description="Hold two finished runs against each other: the keys that differ, the measures with their "
+        "intervals, McNemar's exact test on the same samples, and which samples flipped. The test is about these two "
+        "sets of weights; about two recipes it says little: train several seeds of each and see mcls runs.",
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="a run's folder")
+    parser.add_argument("b", type=Path, metavar="B", help="another's")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="for both, for example dataset.root=DIR")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="default test")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="for the list and the pictures; default A/compare/B")
+    return parser.parse_intermixed_args(arguments)
+
+
+def check_finished(folder: RunFolder) -> None:
+    """Raise FolderError unless `folder` holds a finished run."""
+    if not folder.about.is_file():
+        raise FolderError(f"{folder.path}: no run folder, it has no run.json.")
+    status = (folder.read_result() or {}).get("status", "never started")
+    if status != "finished":
+        raise FolderError(f"{folder.path}: not finished, {tables.clean(str(status))}. mcls resume {folder.path}")
+
+
+def differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys with unequal values, None for a key that is not there."""
+    keys = dict.fromkeys([*first, *second])
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
+def check_data(differ: dict[str, tuple[Any, Any]]) -> None:
+    """Raise RequestError when the keys that differ make other data or another cut."""
+    other = [key for key in differ if key.startswith("dataset.") and key not in ELSEWHERE]
+    if other:
+        first, second = map(show, differ[other[0]])
+        raise RequestError(f"{other[0]}: {first} and {second}. Runs on different data can't be compared.")
+
+
+def make_target(options: argparse.Namespace) -> Path:
+    """The folder for what flipped, made. Raises MachineError, or FolderError for a link in a run's folder."""
+    from mcls.evaluation import refuse_link
+
+    target: Path = options.output or options.a / "compare" / slug(RunFolder(options.b.resolve()).name)
+    if options.output is None:
+        refuse_link(target.parent)
+        refuse_link(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(describe(target, error, 0)) from error
+    return target
+
+
+def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
+    """Let both runs classify the split; say how they do, and leave what flipped in a folder."""
+    from mcls.comparing import answers, mcnemar, split_of, write_flips
+    from mcls.opened import open_run
+
+    first, second = (open_run(folder, device=options.device, changes=options.changes) for folder in folders)
+    target = make_target(options)
+    split, openings = split_of(first, second, options.split)
+    mine, theirs = answers(first, split), answers(second, split)
+    print(f"\n{metric_table(options.split, mine.measures, theirs.measures, first.classes)}\n")
+    only_first = int((mine.right & ~theirs.right).sum())
+    only_second = int((theirs.right & ~mine.right).sum())
+    p = mcnemar(only_first, only_second)
+    print(f"A alone is right on {only_first:,} samples, B alone on {only_second:,}, of {len(split):,}.")
+    print(f"McNemar's exact test: p = {p:.2g}, {verdict(only_first, only_second, p)}")
+    title = f"A {folders[0].name}   B {folders[1].name}"
+    written = write_flips(target / f"{options.split}_flipped", split, mine, theirs, first.classes, title)
+    print(f"which: {', '.join(relative(path) for path in written)}")
+    if options.split == "test":
+        print(f"This opened the test set again: of A {openings[0]} times now, of B {openings[1]} times.")
+
+
+def metric_table(split: str, first: "Measures", second: "Measures", classes: tuple[str, ...]) -> str:
+    """The measures of both, and by how much B is above A."""
+    reports = [first.report(classes), second.report(classes)]
+    gained = (reports[1]["accuracy"] - reports[0]["accuracy"]) * 100
+    rows = [[f"{split}/accuracy", *map(percent, reports), f"{gained:+.2f} points"]]
+    for name in MEASURES:
+        one, two = (report[name] for report in reports)
+        rows.append([f"{split}/{name}", f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}"])
+    return tables.plain(["measure", "A", "B", "B - A"], rows)
+
+
+def verdict(only_first: int, only_second: int, p: float) -> str:
+    """The test in words."""
+    if p >= 0.05:
+        return "which chance explains well enough: neither is shown to be better."
+    return f"which chance rarely does: {'A' if only_first > only_second else 'B'} is better on this data."

@@ -1,0 +1,119 @@
+"""`mcls evaluate`: measure a finished run."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcls import tables
+from mcls.console import console, percent
+from mcls.files import publish
+from mcls.options import add_checkpoint, add_device, find_run
+from mcls.runs import RunFolder, read_json, relative
+
+if TYPE_CHECKING:
+    from mcls.evaluation import Evaluation
+
+SHOWN = 10  # doubted samples on the terminal
+MATRIX = 12  # classes up to which the confusion matrix is printed
+MACRO = {"precision, macro": "precision_macro", "recall, macro": "recall_macro", "F1, macro": "f1_macro"}
+CLASSES = 40  # classes up to which all are printed
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluate one run. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="mcls evaluate",
+        description="Measure a finished run on a split of the data it was trained with. Everything is in its folder "
+        "afterwards: evaluation.json, figures/evaluation. Each opening of the test set is counted.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="for example dataset.root=DIR")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="test (default), val or train"
+    )
+    add_checkpoint(parser)
+    add_device(parser)
+    parser.add_argument("--mistakes", action="store_true", help="list the samples whose label the model doubts most")
+    options = parser.parse_intermixed_args(arguments)
+    find_run(options.run)
+    with console():
+        measure(options)
+    return 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Open the run and its data, measure, print and write."""
+    from mcls import evaluation
+    from mcls.opened import open_run
+
+    opened = open_run(RunFolder(options.run), options.checkpoint, options.device, options.changes)
+    folder, classes = opened.folder, opened.classes
+    asked = any(change.startswith("dataset.download=") for change in options.changes)
+    with folder.lock():
+        dataset = evaluation.rebuild(opened, download=asked)
+        split, openings = evaluation.take(folder, dataset, options.split)
+        found = evaluation.evaluate(opened, split, options.split, dataset.val)
+        report = {"checkpoint": options.checkpoint, **found.report}
+        order = evaluation.doubted(found) if options.mistakes else None
+        evaluation.draw(found, folder, classes, order)
+        path = folder.path / "evaluation.json"
+        folder.write_json(path, {**(read_json(path) if path.exists() else {}), options.split: report})
+    show(report, openings, classes)
+    if order is not None:
+        show_doubts(found, evaluation.doubts(found, order, classes), folder)
+    print(
+        f"\neverything is in {relative(path)}, pictures in {relative(folder.figures)}/evaluation-{options.split}-*.png"
+    )
+
+
+def show(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> None:
+    """The measures as tables on the terminal."""
+    print(f"{report['split']:<5} {percent(report)}; {report['checkpoint']} checkpoint, of epoch {report['epoch']}")
+    if openings:
+        print(f"test set opened for the {ordinal(openings)} time")
+    mended = report["temperature"]
+    rows: list[tuple[str, str]] = [("top-5 accuracy", f"{report['top_5']:.4f}")] if "top_5" in report else []
+    rows += [(name, f"{report[key]:.4f}") for name, key in MACRO.items()]
+    rows += [("log-loss", f"{report['loss']:.4f}"), ("Brier score", f"{report['brier']:.4f}")]
+    rows += [
+        ("ECE", f"{report['ece']:.4f}"),
+        ("temperature", f"{mended['value']:.3f}, fitted on {mended['fitted_on']}"),
+    ]
+    rows += [("log-loss at it", f"{mended['loss']:.4f}"), ("ECE at it", f"{mended['ece']:.4f}")]
+    print("\n" + tables.plain(["measure", "value"], rows))
+    show_classes(report, classes)
+
+
+def show_classes(report: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """The measures of each class and, for a few classes, the confusion matrix."""
+    rows = report["per_class"]
+    if len(rows) > CLASSES:
+        print(f"\nthe {CLASSES} classes of {len(rows)} with the lowest F1:")
+        rows = sorted(rows, key=lambda row: row["f1"])[:CLASSES]
+    keys = ("precision", "recall", "f1")
+    print(
+        "\n"
+        + tables.plain(
+            ["class", *keys, "samples"],
+            [[row["class"], *(f"{row[key]:.4f}" for key in keys), row["support"]] for row in rows],
+        )
+    )
+    if len(classes) <= MATRIX:
+        lines = [[name, *row] for name, row in zip(classes, report["confusion"], strict=True)]
+        print("\n" + tables.plain(["true \\ predicted", *map(tables.clean, classes)], lines))
+
+
+def show_doubts(found: "Evaluation", rows: list[list[object]], folder: RunFolder) -> None:
+    """The most doubted labels on the terminal, all of them in mistakes.csv."""
+    split = found.report["split"]
+    header = ["sample", "label", "probability", "predicted", "its probability"]
+    path = folder.path / f"mistakes-{split}.csv"
+    publish(path, tables.comma_separated(header, rows).encode())
+    print(f"\n{len(rows)} of {len(found.split)} labels doubted, the most doubted first; all are in {relative(path)}")
+    print(tables.plain(header, rows[:SHOWN]))
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, ..., 11th."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number % 100 not in (11, 12, 13) else "th"
+    return f"{number}{ending}"

@@ -1,0 +1,44 @@
+"""`mcls export`: bring a model elsewhere."""
+
+import argparse
+from pathlib import Path
+
+from mcls.files import publish
+from mcls.options import add_checkpoint, find_run
+from mcls.runs import RunFolder, relative
+
+FORMATS = ("onnx", "pt2", "safetensors")
+
+
+def run(arguments: list[str]) -> int:
+    """Export one run. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="mcls export",
+        description="Write a run's model as one file for other programs, class names in its metadata. onnx and pt2 "
+        "hold preprocessing and softmax: uint8 images N x C x H x W (or float vectors) in, probabilities out, any N. "
+        "safetensors holds the weights. The file is checked against the run's model before it is put in its place.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="for example trust=[my_package]")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where; default RUN/model.FORMAT")
+    add_checkpoint(parser)
+    options = parser.parse_intermixed_args(arguments)
+    find_run(options.run)
+    from mcls.exporting import export
+    from mcls.opened import open_run
+
+    opened = open_run(RunFolder(options.run), options.checkpoint, "cpu", options.changes)
+    content, differences = export(opened, options.format)
+    path = options.output or options.run / f"model.{options.format}"
+    publish(path, content)
+    kind = "float32" if opened.mean is None else "uint8"
+    shape = " x ".join(("N", *map(str, opened.input_shape)))
+    checked = ", ".join(f"{value:.1e} in a batch of {size}" for size, value in differences.items())
+    print(f"{relative(path)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {opened.epoch}")
+    if options.format == "safetensors":
+        print("the weights; classes, shape, mean and std are in its metadata")
+    else:
+        print(f"{kind} {shape} in, probabilities N x {len(opened.classes)} out; class names are in its metadata")
+    print(f"largest difference from the run's model: {checked}")
+    return 0

@@ -1,0 +1,131 @@
+"""`mcls runs`: the runs in a folder as a table, best first, seeds averaged."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mcls import tables
+from mcls.errors import RequestError
+from mcls.files import to_json
+from mcls.listing import FILTER, Listed, average, differing, full_key, order, parse_filter, read
+from mcls.runs import find, relative
+
+MEASURED = ("val/accuracy", "test/accuracy")
+WIDTH = 60  # characters of a cell on the terminal
+
+
+def run(arguments: list[str]) -> int:
+    """Print the table. Returns the exit status."""
+    options = parse(arguments)
+    words = list(options.words)
+    root = (
+        Path(words.pop(0)) if words and (Path(words[0]).is_dir() or not FILTER.fullmatch(words[0])) else Path("outputs")
+    )
+    if not root.is_dir():
+        raise RequestError(f"{root}: no such folder. Begin with mcls train, or name the folder: mcls runs DIR.")
+    everything = [read(folder) for folder in find(root)]
+    rows = chosen(everything, words, options.all)
+    rows.sort(key=order("run"))
+    rows.sort(key=order(full_key(options.sort, everything)))
+    keys = [key for key in differing(rows) if key != "seed" or options.all]
+    if options.json:
+        print(to_json([as_object(row) for row in rows]))
+    elif options.csv:
+        print(tables.comma_separated(*exact(rows, keys)), end="")
+    elif rows:
+        print((tables.markdown if options.md else tables.plain)(*readable(rows, keys)))
+    count = sum(len(row.folders) for row in rows)
+    print(f"{count} of {len(everything)} runs in {relative(root)}", file=sys.stderr)
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="mcls runs",
+        description="Every run and every job of a sweep in a folder, the best on val first. Columns are the "
+        "hyper-parameters that differ. Finished runs that differ in the seed alone are one row: mean ± sample standard "
+        "deviation over n seeds, the run that is named being the best of them.",
+        epilog="Filters compare with = != > < >= <=, for example: dataset=cifar10 'val/accuracy>0.9' status=finished. "
+        "Those on measures and status see the means.",
+    )
+    parser.add_argument("words", nargs="*", metavar="DIR or FILTER", help="the folder, outputs if none is named")
+    parser.add_argument("--sort", default="val/accuracy", metavar="KEY", help="a column's key; default val/accuracy")
+    parser.add_argument("--all", action="store_true", help="one row a run, seeds not averaged")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--csv", action="store_true", help="exact numbers, comma-separated")
+    shape.add_argument("--json", action="store_true", help="everything, as a JSON list")
+    shape.add_argument("--md", action="store_true", help="a Markdown table")
+    return parser.parse_intermixed_args(arguments)
+
+
+def chosen(everything: Sequence[Listed], words: Sequence[str], each: bool) -> list[Listed]:
+    """The rows that meet all filters; those on hyper-parameters apply to runs, the others to the means of seeds.
+
+    A filter on a measure that picked runs before they are averaged would pick lucky seeds.
+    """
+    filters = [parse_filter(word, everything) for word in words]
+    settings = {key for row in everything for key in row.settings}
+    rows = [row for row in everything if all(keep(row) for keep in filters if keep.key in settings)]
+    rows = rows if each else average(rows)
+    return [row for row in rows if all(keep(row) for keep in filters if keep.key not in settings)]
+
+
+def readable(rows: Sequence[Listed], keys: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """Header and cells for people."""
+    seeds = any(len(row.folders) > 1 for row in rows)
+    reasons = any(row.reason for row in rows)
+    header = [*MEASURED, *(["n"] if seeds else []), "status", *keys, "epochs", "seconds", "run"]
+    cells = []
+    for row in rows:
+        count = len(row.folders)
+        line: list[Any] = [measured(row, key, 4) for key in MEASURED]
+        line += [count] if seeds else []
+        line += [row.status, *(short(row.settings.get(key)) for key in keys)]
+        line += [short(row.get("epochs")), short(row.get("seconds") and round(row.get("seconds"), 1))]
+        line += [f"{row.get('run')}{f' + {count - 1} more' if count > 1 else ''}"]
+        cells.append(line + ([short(row.reason)] if reasons else []))
+    return [short(name) for name in header + (["reason"] if reasons else [])], cells
+
+
+def measured(row: Listed, key: str, digits: int) -> str:
+    """A measure, with its standard deviation where there are several seeds."""
+    value = row.get(key)
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" + (f" ± {row.deviation[key]:.{digits}f}" if key in row.deviation else "")
+
+
+def short(value: Any) -> str:
+    """A value as text in one line of at most WIDTH characters."""
+    text = "" if value is None else f"{value:g}" if isinstance(value, float) else tables.clean(str(value))
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
+
+
+def exact(rows: Sequence[Listed], keys: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """Header and cells for other programs."""
+    header = ["run", "status", "n", *(part for key in MEASURED for part in (key, f"{key}_std"))]
+    header += ["epochs", "seconds", "started", *map(tables.clean, keys), "reason"]
+    cells = []
+    for row in rows:
+        line = [row.get("run"), row.status, len(row.folders)]
+        line += [part for key in MEASURED for part in (row.get(key), row.deviation.get(key))]
+        line += [row.get(key) for key in ("epochs", "seconds", "started")]
+        cells.append([*line, *(row.settings.get(key) for key in keys), row.reason])
+    return header, cells
+
+
+def as_object(row: Listed) -> dict[str, Any]:
+    """A row with everything that is known."""
+    return {
+        "run": row.get("run"),
+        "folders": [relative(folder) for folder in row.folders],
+        "status": row.status,
+        "n": len(row.folders),
+        "values": row.values,
+        "std": row.deviation,
+        "hyperparameters": row.settings,
+        "reason": row.reason,
+    }

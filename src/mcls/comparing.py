@@ -1,0 +1,137 @@
+"""Two runs on the same samples: where they disagree, and whether chance explains it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcls import figures, tables
+from mcls.data.datasets import Dataset, Split
+from mcls.errors import RequestError
+from mcls.evaluation import logits_of, rebuild, take, tallied
+from mcls.files import publish
+from mcls.metrics import Measures
+from mcls.opened import OpenedRun
+
+SHOWN = 10  # samples a way in the grid of pictures
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one run says of each sample of a split.
+
+    Args:
+        predicted: class numbers, int64 (N,), on the CPU.
+        confidence: probability of that class, float32 (N,).
+        right: bool (N,).
+        measures: the sums.
+    """
+
+    predicted: Tensor
+    confidence: Tensor
+    right: Tensor
+    measures: Measures
+
+
+def split_of(first: OpenedRun, second: OpenedRun, name: str) -> tuple[Split, tuple[int, int]]:
+    """The split `name` that both runs see, and how often the test set of each has been opened, this time included.
+
+    Raises RequestError when the samples are not the same.
+    """
+    data = rebuild(first, download=False)
+    same_place = first.config["dataset"] == second.config["dataset"]
+    other = data if same_place else rebuild(second, download=False)
+    if first.classes != second.classes:
+        raise RequestError(f"classes: {first.classes} and {second.classes} differ, such runs can't be compared.")
+    split, openings = take(first.folder, data, name)
+    theirs, other_openings = take(second.folder, shared(data, split, name) if same_place else other, name)
+    if not same_samples(split, theirs):
+        raise RequestError(
+            f"dataset: {first.folder.path} and {second.folder.path} have different {name} samples, "
+            "such runs can't be compared."
+        )
+    return split, (openings, other_openings)
+
+
+def shared(data: Dataset, split: Split, name: str) -> Dataset:
+    """`data` whose test set is `split`, which has been read already."""
+    if name != "test":
+        return data
+    return Dataset(data.classes, data.train, data.val, lambda: split, data.mean, data.std)
+
+
+def same_samples(first: Split, second: Split) -> bool:
+    """Whether two splits hold the same samples in the same order."""
+    if first is second:
+        return True
+    return torch.equal(first.targets, second.targets) and torch.equal(first.inputs, second.inputs)
+
+
+def answers(opened: OpenedRun, split: Split) -> Answers:
+    """Let a run classify a split."""
+    tally = tallied(logits_of(opened, split), split.targets, len(opened.classes))
+    predicted = torch.cat(tally.predicted)
+    return Answers(predicted, torch.cat(tally.confidence), predicted == split.targets, tally.measure())
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p of McNemar's exact test (1947): a fair coin thrown once for each sample that one run alone has right.
+
+    Args:
+        only_first, only_second: how many samples the first run alone, and the second alone, has right.
+    """
+    count = only_first + only_second
+    term = total = 1
+    for index in range(min(only_first, only_second)):
+        term = term * (count - index) // (index + 1)
+        total += term
+    return min(1.0, 2 * total / (1 << count))
+
+
+def write_flips(
+    stem: Path, split: Split, first: Answers, second: Answers, classes: Sequence[str], title: str
+) -> list[Path]:
+    """stem.csv, every sample that one run alone has right, and for images stem.png. Returns what was written."""
+    order = flipped(first, second)
+    rows = [
+        [
+            index,
+            classes[int(split.targets[index])],
+            "A" if first.right[index] else "B",
+            classes[int(first.predicted[index])],
+            f"{first.confidence[index]:.4f}",
+            classes[int(second.predicted[index])],
+            f"{second.confidence[index]:.4f}",
+        ]
+        for index in order.sort().values.tolist()
+    ]
+    header = ["sample", "label", "right", "A", "A_confidence", "B", "B_confidence"]
+    written = {stem.with_suffix(".csv"): tables.comma_separated(header, rows).encode()}
+    if split.inputs.ndim == 4 and len(order):
+        written[stem.with_suffix(".png")] = grid(split, first, second, classes, order, title)
+    for path, content in written.items():
+        publish(path, content)
+    return list(written)
+
+
+def flipped(first: Answers, second: Answers) -> Tensor:
+    """Numbers of the samples that one run alone has right, those first of which the other was most sure."""
+    found = (first.right != second.right).nonzero()[:, 0]
+    mistaken = torch.where(first.right, second.confidence, first.confidence)[found]
+    return found[mistaken.argsort(descending=True, stable=True)]
+
+
+def grid(split: Split, first: Answers, second: Answers, classes: Sequence[str], order: Tensor, title: str) -> bytes:
+    """A PNG of up to SHOWN samples that B mended and as many that it broke."""
+    mended, broken = order[second.right[order]][:SHOWN], order[first.right[order]][:SHOWN]
+    chosen = torch.cat([mended, broken])
+    labels = [
+        f"{classes[int(split.targets[index])]}\n{classes[int(first.predicted[index])]} > "
+        f"{classes[int(second.predicted[index])]}"
+        for index in chosen.tolist()
+    ]
+    right = second.right[chosen].tolist()
+    figure = figures.pictures(split.inputs[chosen].numpy(), labels, right, f"{title}\ntrue name, then A > B")
+    return figures.png(figure)

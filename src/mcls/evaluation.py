@@ -1,0 +1,183 @@
+"""A finished run measured on a split of its data: what stands in evaluation.json, the doubted labels, the figures."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcls import figures
+from mcls.config.build import build
+from mcls.data.datasets import Dataset, Split
+from mcls.data.loader import Loader
+from mcls.errors import DataError, RequestError
+from mcls.files import publish
+from mcls.machine import resolve_precision
+from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
+from mcls.opened import OpenedRun
+from mcls.runs import RunFolder
+from mcls.trainer import DTYPES
+
+BATCH = 1024  # samples in a batch ...
+BYTES = 32 << 20  # ... while they take up to this as floats
+TOP = 5  # of top-k, where there are more classes
+EACH = 5  # pictures of a class in the grid of doubted labels
+ROWS = 12  # classes in it
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run says of a split.
+
+    Args:
+        split: the samples.
+        logits: float32 (N, C), on the CPU.
+        tally, measures: the sums.
+        report: everything, for evaluation.json.
+    """
+
+    split: Split
+    logits: Tensor
+    tally: Tally
+    measures: Measures
+    report: dict[str, Any]
+
+
+def rebuild(opened: OpenedRun, download: bool) -> Dataset:
+    """The run's data set. Raises DataError when it is not the one that the run was trained on."""
+    node = opened.config["dataset"]
+    if "download" in node and not download:  # a folder must not make this machine fetch or write anything
+        node = {**node, "download": False}
+    dataset: Dataset = build("dataset", node, opened.config["trust"])
+    found = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std)
+    if found != (opened.classes, opened.input_shape, opened.mean, opened.std):
+        raise DataError(f"dataset: its classes, shape or statistics are not those that {opened.folder.path} has.")
+    return dataset
+
+
+def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, int]:
+    """Split `name`, and how often the test set has been opened. An opening is counted before it happens.
+
+    The folder must be locked. Raises RequestError without a val, and for the test set of a run that is not finished.
+    """
+    if name == "train":
+        return dataset.train, 0
+    if name == "val":
+        if dataset.val is None:
+            raise RequestError("--split val: the run has none, it was trained on all of train. Say --split test.")
+        return dataset.val, 0
+    result = folder.read_result() or {}
+    openings = result.get("test_openings")
+    if result.get("status") != "finished" or not isinstance(openings, int):
+        raise RequestError(
+            f"{folder.path}: not finished, the test set stays closed until every choice is made. "
+            f"Say --split val, or mcls resume {folder.path}."
+        )
+    folder.write_json(folder.result, {**result, "test_openings": openings + 1})
+    return dataset.open_test(), openings + 1
+
+
+@torch.inference_mode()
+def logits_of(opened: OpenedRun, split: Split) -> Tensor:
+    """Logits float32 (N, C) of every sample of `split`, on the CPU, in the precision of the training where it can."""
+    size = max(1, min(BATCH, BYTES // (4 * math.prod(opened.input_shape))))
+    chosen, device = opened.config["precision"], opened.device
+    precision = "fp32" if chosen == "fp16" and device.type == "cpu" else resolve_precision(chosen, device)
+    loader = Loader(split, size, device, opened.normalise, resident=False)
+    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+        parts = [opened.model(inputs).float().cpu() for inputs, _ in loader.epoch()]
+    return torch.cat(parts) if parts else torch.empty(0, len(opened.classes))
+
+
+def evaluate(opened: OpenedRun, split: Split, name: str, val: Split | None) -> Evaluation:
+    """Measure `opened` on `split`, called `name`. The temperature is fitted on `val`, without one on `split` itself."""
+    logits, count = logits_of(opened, split), len(opened.classes)
+    tally = tallied(logits, split.targets, count)
+    measures = tally.measure()
+    fitted = logits if val is None or name == "val" else logits_of(opened, val)
+    temperature = fit_temperature(fitted, split.targets if fitted is logits or val is None else val.targets)
+    mended = tallied(logits / temperature, split.targets, count).measure()
+    report = {
+        "split": name,
+        "epoch": opened.epoch,
+        **measures.report(opened.classes),
+        **({f"top_{TOP}": top_k(logits, split.targets, TOP)} if count > TOP else {}),
+        "brier": brier(logits, split.targets),
+        "temperature": {
+            "value": temperature,
+            "fitted_on": name if fitted is logits else "val",
+            "ece": mended.ece,
+            "loss": mended.loss,
+        },
+    }
+    return Evaluation(split, logits, tally, measures, report)
+
+
+def tallied(logits: Tensor, targets: Tensor, num_classes: int) -> Tally:
+    """The sums over one batch that is everything."""
+    tally = Tally(num_classes, torch.device("cpu"))
+    tally.add(logits, targets)
+    return tally
+
+
+def doubted(found: Evaluation) -> Tensor:
+    """Numbers of the samples that are predicted to be something else, the least probable label first."""
+    probabilities = found.logits.double().softmax(dim=1)
+    label = probabilities.gather(1, found.split.targets[:, None])[:, 0]
+    wrong = (torch.cat(found.tally.predicted) != found.split.targets).nonzero()[:, 0]
+    return wrong[label[wrong].argsort(stable=True)]
+
+
+def doubts(found: Evaluation, order: Tensor, classes: Sequence[str]) -> list[list[object]]:
+    """A row for each sample in `order`: number, label, its probability, predicted class, its probability."""
+    probabilities = found.logits[order].double().softmax(dim=1)
+    rows: list[list[object]] = []
+    for index, row in zip(order.tolist(), probabilities, strict=True):
+        label, guess = int(found.split.targets[index]), int(row.argmax())
+        rows.append([index, classes[label], f"{row[label]:.6f}", classes[guess], f"{row[guess]:.6f}"])
+    return rows
+
+
+def draw(found: Evaluation, folder: RunFolder, classes: Sequence[str], order: Tensor | None) -> None:
+    """Figures as PNG files in the run's figures, evaluation-SPLIT-KIND.png. The folder must be locked.
+
+    Args:
+        order: of the doubted samples, for a grid of them; None leaves it out.
+    """
+    name = found.report["split"]
+    title = f"{folder.name}\n{name} accuracy {found.measures.accuracy * 100:.2f} %"
+    drawn = {
+        "confusion": figures.confusion(found.measures.confusion, classes, title),
+        "reliability": figures.reliability(found.measures.bins, found.measures.ece, title),
+    }
+    if order is not None and found.split.inputs.ndim == 4 and len(order):
+        chosen, labels = by_class(found, order, classes)
+        pictures = torch.full((len(chosen), *found.split.inputs.shape[1:]), 255, dtype=torch.uint8)
+        filled = chosen >= 0
+        pictures[filled] = found.split.inputs[chosen[filled]]
+        shown = f"{folder.name}, {name}\nlabels the model doubts: label, its probability, predicted"
+        drawn["mistakes"] = figures.pictures(pictures.numpy(), labels, [False] * len(labels), shown, EACH)
+    folder.figures.mkdir(exist_ok=True)
+    for kind, figure in drawn.items():
+        publish(folder.figures / f"evaluation-{name}-{kind}.png", figures.png(figure))
+
+
+def by_class(found: Evaluation, order: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
+    """The most doubted samples of each class, a row of EACH a class, filled up with -1, and what to write below them.
+
+    Of more than ROWS classes those with the most doubted samples.
+    """
+    targets = found.split.targets[order]
+    counts = torch.bincount(targets, minlength=len(classes))
+    fullest = counts.argsort(descending=True, stable=True)[:ROWS]
+    chosen = torch.full((len(fullest), EACH), -1)
+    for row, label in enumerate(fullest[counts[fullest] > 0].sort().values.tolist()):
+        members = order[targets == label][:EACH]
+        chosen[row, : len(members)] = members
+    chosen = chosen[(chosen >= 0).any(dim=1)].flatten()
+    rows = iter(doubts(found, chosen[chosen >= 0], classes))
+    labels = [f"{row[1]} {float(str(row[2])):.0%}\n{row[3]}" for row in rows]
+    texts = iter(labels)
+    return chosen, [next(texts) if index >= 0 else "" for index in chosen.tolist()]

@@ -1,0 +1,167 @@
+"""A run's model brought elsewhere: preprocessing and softmax inside, checked against the original."""
+
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcls.errors import MachineError, RunError
+from mcls.opened import OpenedRun
+
+BATCHES = (1, 7)  # sizes at which a copy is held against the original; the example that is traced has 2 samples
+TOLERANCE = 1e-4  # largest difference of two probabilities
+INSTALL = "Install what it takes: pip install 'mcls[onnx]'"
+
+
+class Deployed(nn.Module):
+    """Samples as they are stored, uint8 images (N, C, H, W) or float32 vectors, to probabilities (N, C).
+
+    Args:
+        model: inputs to logits.
+        scale, shift: of the normalisation, each (1, C, 1, 1); None for inputs that are floats already.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(self, model: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Probabilities float32 (N, C)."""
+        if self.scale is not None and self.shift is not None:
+            inputs = inputs * self.scale + self.shift
+        logits: Tensor = self.model(inputs)
+        return logits.float().softmax(dim=1)
+
+
+def export(opened: OpenedRun, form: str) -> tuple[bytes, dict[int, float]]:
+    """The model of `opened` (on the CPU) as a file of `form`: onnx, pt2 or safetensors.
+
+    Returns:
+        The file, and for each batch size the largest difference of its probabilities from the original's.
+
+    Raises MachineError when a package is missing, RunError when the model can't be exported or comes out different.
+    """
+    normalise = opened.normalise
+    deployed = Deployed(opened.model, normalise.scale, normalise.shift).eval()
+    try:
+        with quiet():
+            content, copied = FORMS[form](deployed, opened)
+            differences = {size: difference(opened, copied, size) for size in BATCHES}
+    except ImportError as error:
+        raise MachineError(f"--format {form}: {error.name or error} is not installed. {INSTALL}") from error
+    except Exception as error:  # the exporters raise whatever their many passes come upon
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"--format {form}: the model cannot be exported ({type(error).__name__}: {text}).") from error
+    if not max(differences.values()) <= TOLERANCE:
+        raise RunError(
+            f"--format {form}: the copy's probabilities are up to {max(differences.values()):.1e} from the model's, "
+            f"more than {TOLERANCE:g}. Nothing was written."
+        )
+    return content, differences
+
+
+Run = Callable[[Tensor], Tensor]
+
+
+def to_onnx(deployed: Deployed, opened: OpenedRun) -> tuple[bytes, Run]:
+    """ONNX, run by onnxruntime."""
+    import onnxruntime
+
+    shapes: Any = ({0: torch.export.Dim("batch")},)
+    program: Any = torch.onnx.export(
+        deployed,
+        (example(opened, 2),),
+        input_names=["inputs"],
+        output_names=["probabilities"],
+        dynamic_shapes=shapes,
+        verbose=False,
+    )
+    program.model.metadata_props.update(about(opened))
+    content: bytes = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda inputs: torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
+
+
+def to_pt2(deployed: Deployed, opened: OpenedRun) -> tuple[bytes, Run]:
+    """`torch.export`'s own file, run by torch."""
+    shapes: Any = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(deployed, (example(opened, 2),), dynamic_shapes=shapes)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"mcls.json": json.dumps(about(opened))})
+    return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
+
+
+def to_safetensors(deployed: Deployed, opened: OpenedRun) -> tuple[bytes, Run]:
+    """The weights alone, with what it takes to use them as text; run by a copy of the model that is given them."""
+    from safetensors import torch as safetensors
+
+    weights = {name: tensor.detach().contiguous().clone() for name, tensor in opened.model.state_dict().items()}
+    content = safetensors.save(weights, metadata=about(opened))
+    copied = copy.deepcopy(deployed)
+    for tensor in copied.model.state_dict().values():
+        tensor.zero_()
+    copied.model.load_state_dict(safetensors.load(content))
+    return content, copied
+
+
+FORMS: dict[str, Callable[[Deployed, OpenedRun], tuple[bytes, Run]]] = {
+    "onnx": to_onnx,
+    "pt2": to_pt2,
+    "safetensors": to_safetensors,
+}
+
+
+def about(opened: OpenedRun) -> dict[str, str]:
+    """What goes beside the model, each value JSON."""
+    found: dict[str, Any] = {
+        "classes": opened.classes,
+        "input_shape": opened.input_shape,
+        "input_type": "float32" if opened.mean is None else "uint8",
+        "mean": opened.mean,
+        "std": opened.std,
+        "model": opened.config["model"],
+        "epoch": opened.epoch,
+        "encoder": getattr(opened, "encoder", None),
+    }
+    return {f"mcls.{key}": json.dumps(value) for key, value in found.items() if value is not None}
+
+
+def example(opened: OpenedRun, size: int) -> Tensor:
+    """`size` made-up samples as they are stored, the same each time."""
+    generator = torch.Generator().manual_seed(size)
+    shape = (size, *opened.input_shape)
+    if opened.mean is None:
+        return torch.randn(shape, generator=generator)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+@torch.inference_mode()
+def difference(opened: OpenedRun, copied: Run, size: int) -> float:
+    """The largest difference between the probabilities of a copy and the original's, at this batch size."""
+    inputs = example(opened, size)
+    expected = opened.model(opened.normalise(inputs)).float().softmax(dim=1)
+    return float((copied(inputs) - expected).abs().max())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' progress, logs and warnings of their own affairs from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,97 @@
+"""Pictures from files: any format of Pillow's, brought to the shape that a model takes. Files are not trusted."""
+
+import stat
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mcls.errors import DataError
+
+MAX_PIXELS = 64_000_000  # of one picture, read from its header before anything is decoded
+UNSAFE = {"EPS"}  # Pillow would run Ghostscript
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is a warning up to twice its size; `read` has one that holds
+
+
+def suffixes() -> set[str]:
+    """Endings, in lower case and with their dot, of the files that are pictures."""
+    Image.init()
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
+
+
+def formats() -> list[str]:
+    """The formats that are read."""
+    Image.init()
+    return [name for name in Image.ID if name not in UNSAFE]
+
+
+def read(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in `path`, turned as its EXIF data say: grey for 1 channel, RGB for 3, RGBA for 4.
+
+    16-bit greys keep their upper byte; what is transparent is laid on white, unless alpha is asked for.
+
+    Raises DataError, naming the file, when it is no plain file, no picture, truncated or of more than `max_pixels`.
+    """
+    if channels not in MODES:
+        raise DataError(f"{path}: a picture has 1, 3 or 4 channels, {channels} are wanted.")
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path}: not a plain file.")
+        if not path.stat().st_size:
+            raise DataError(f"{path}: empty.")
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()) as image:
+            if image.width * image.height > max_pixels:
+                got = f"{image.width} x {image.height} pixels"
+                raise DataError(f"{path}: refused, {got} are more than {max_pixels:,}.")
+            image.load()
+            return in_mode(ImageOps.exif_transpose(image), MODES[channels])
+    except DataError:
+        raise
+    except Exception as error:  # what Pillow's decoders raise on damaged files is of every kind
+        raise DataError(f"{path}: cannot be read ({reason(error)}).") from error
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a file, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image` as 8-bit `mode`, L, RGB or RGBA."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(eight_bits(np.asarray(image)))
+    if mode != "RGBA" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Pixels of more than 8 bits as uint8: 16-bit values lose their lower byte, floats up to 1 are stretched."""
+    values = pixels.astype(np.float64)
+    if pixels.dtype.kind == "f":
+        scale = 255.0 if values.max() <= 1 else 1.0
+    else:
+        scale = 1 / 256 if pixels.dtype.itemsize == 2 or values.max() > 255 else 1.0
+    return np.nan_to_num(values * scale).clip(0, 255).astype(np.uint8)
+
+
+def fit(image: Image.Image, size: Sequence[int]) -> NDArray[np.uint8]:
+    """`image` as uint8 (C, H, W), resized (bilinear, antialiased, its proportions given up) where `size` asks for it.
+
+    Args:
+        size: height and width.
+    """
+    height, width = size
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

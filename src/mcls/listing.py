@@ -1,0 +1,236 @@
+"""Runs side by side: what each folder says of itself, seeds averaged, filtered and sorted. Reads small files alone.
+
+A folder may be somebody else's, or half written: whatever is wrong with it makes it a row that says so.
+"""
+
+import difflib
+import fcntl
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mcls.errors import FolderError, RequestError
+from mcls.runs import RunFolder, read_json, relative
+
+MEASURES = ("accuracy", "loss", "f1_macro", "ece")
+STATUSES = ("running", "finished", "stopped", "failed", "killed", "never started", "damaged")
+HIGH_FIRST = ("accuracy", "f1_macro", "started")  # keys, or their endings, that are sorted from high to low
+DATA = ("dataset.root=", "dataset.path=")  # changes that hyper-parameters leave out and that may mean other data
+TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
+FILTER = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
+COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "=": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    ">": lambda a, b: a > b,
+    "<": lambda a, b: a < b,
+    ">=": lambda a, b: a >= b,
+    "<=": lambda a, b: a <= b,
+}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One row: a run, or several that differ in the seed alone.
+
+    Args:
+        folders: of the runs, the one with the best `val/accuracy` first.
+        status: one of STATUSES.
+        settings: the hyper-parameters, dotted keys to plain values.
+        values: measures and `epochs`, `seconds`, `started`; means where there are several runs.
+        deviation: sample standard deviation of those that are numbers, over the seeds.
+        reason: why it failed, stopped or can't be read.
+        data: what was said of where the data are.
+    """
+
+    folders: tuple[Path, ...]
+    status: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    deviation: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    data: tuple[str, ...] = ()
+
+    def get(self, key: str) -> Any:
+        """The value of `key`, None where the row has none."""
+        known = {"status": self.status, "n": len(self.folders), "run": relative(self.folders[0])}
+        return known.get(key, self.values.get(key, self.settings.get(key)))
+
+
+def read(folder: RunFolder) -> Listed:
+    """The row of one run. Never raises for what is in the folder."""
+    try:
+        about, result = read_json(folder.about), folder.read_result()
+        overrides = [str(line) for line in about.get("overrides", [])]
+        settings = about.get("hyperparameters", dict(line.partition("=")[::2] for line in overrides))
+        if not isinstance(settings, dict):
+            raise FolderError(f"{folder.about}: damaged, its hyper-parameters are no object.")
+        values = measures(result or {})
+        values["started"] = str(about["started"]) if "started" in about else None
+        status = status_of(folder, result)
+        if status != "finished":
+            values["epochs"] = epochs_done(folder.metrics)
+        data = tuple(line for line in overrides if line.startswith(DATA))
+        return Listed((folder.path,), status, settings, values, {}, str((result or {}).get("reason") or ""), data)
+    except (FolderError, OSError, ValueError, TypeError, AttributeError) as error:
+        return Listed((folder.path,), "damaged", reason=str(error))
+
+
+def measures(result: dict[str, Any]) -> dict[str, Any]:
+    """`val/accuracy` and the like out of a result.json. Raises TypeError or AttributeError when it is another thing."""
+    found = {
+        f"{split}/{name}": number(report.get(name))
+        for split in ("val", "test")
+        if (report := result.get(split)) is not None
+        for name in MEASURES
+    }
+    return {**found, "epochs": number(result.get("epochs")), "seconds": number(result.get("total_seconds"))}
+
+
+def number(value: Any) -> float | None:
+    """A finite number, None for nothing. Raises TypeError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"result.json: damaged, {value!r:.40} is no number.")
+    return value
+
+
+def status_of(folder: RunFolder, result: dict[str, Any] | None) -> str:
+    """One of STATUSES; a run that says `running` and whose lock nobody holds was killed."""
+    said = "never started" if result is None else str(result.get("status"))
+    if said not in STATUSES:
+        raise FolderError(f"{folder.result}: damaged, its status is {said!r:.40}.")
+    if said not in ("running", "never started"):
+        return said
+    return "running" if locked(folder.path / "lock") else "killed" if said == "running" else said
+
+
+def locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def epochs_done(path: Path) -> int | None:
+    """The epoch in the last whole line of a metrics.jsonl, None when there is none."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = file.read(TAIL).splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"}\n")]
+    epoch = json.loads(whole[-1]).get("epoch") if whole and whole[-1].startswith(b"{") else None
+    return epoch if isinstance(epoch, int) else None
+
+
+def average(rows: Iterable[Listed]) -> list[Listed]:
+    """Finished runs that differ in the seed alone as one row; of runs with the same seed too, the newest counts."""
+    groups: dict[str, dict[str, Listed]] = {}
+    for number_, row in enumerate(rows):
+        key = str(number_)
+        if row.status == "finished" and "seed" in row.settings:
+            same = {name: value for name, value in row.settings.items() if name != "seed"}
+            key = json.dumps([same, row.data], sort_keys=True)
+        seed = str(row.settings.get("seed"))
+        before = groups.setdefault(key, {}).get(seed)
+        if before is None or str(before.get("started")) <= str(row.get("started")):
+            groups[key][seed] = row
+    return [merge(list(group.values())) for group in groups.values()]
+
+
+def merge(rows: list[Listed]) -> Listed:
+    """Several runs as one row: means and standard deviations."""
+    if len(rows) == 1:
+        return rows[0]
+    rows = sorted(rows, key=order("val/accuracy"))
+    values: dict[str, Any] = {"started": max(str(row.get("started")) for row in rows)}
+    deviation = {}
+    for key in rows[0].values.keys() - {"started"}:
+        found = [row.values[key] for row in rows if row.values.get(key) is not None]
+        if len(found) == len(rows):
+            mean = values[key] = math.fsum(found) / len(found)
+            deviation[key] = math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1))
+    settings = {key: value for key, value in rows[0].settings.items() if key != "seed"}
+    return replace(
+        rows[0], folders=tuple(row.folders[0] for row in rows), settings=settings, values=values, deviation=deviation
+    )
+
+
+def differing(rows: Iterable[Listed]) -> list[str]:
+    """The hyper-parameters that have more than one value among the runs that have them, in the order of their files."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        for key, value in row.settings.items():
+            seen.setdefault(key, set()).add(value if isinstance(value, str) else json.dumps(value))
+    return [key for key, values in seen.items() if len(values) > 1]
+
+
+def order(key: str) -> Callable[[Listed], tuple[bool, bool, Any]]:
+    """What to sort rows by: the best value of `key` first, those without one last."""
+    sign = -1 if key.endswith(HIGH_FIRST) else 1
+
+    def place(row: Listed) -> tuple[bool, bool, Any]:
+        value = row.get(key)
+        if isinstance(value, int | float):
+            return False, False, sign * value
+        return value is None, True, tuple(sign * ord(character) for character in str(value))
+
+    return place
+
+
+def full_key(word: str, rows: Sequence[Listed]) -> str:
+    """The key that `word` means: itself, or the one key that ends in it. Raises RequestError."""
+    known = dict.fromkeys(["status", "run", "n", *(f"val/{name}" for name in MEASURES)])
+    for row in rows:
+        known |= dict.fromkeys([*row.values, *row.settings])
+    if word in known or not rows:
+        return word
+    endings = [key for key in known if key.endswith((f".{word}", f"/{word}"))]
+    if len(endings) == 1:
+        return endings[0]
+    close = endings or difflib.get_close_matches(word, known, n=1)
+    raise RequestError(f"{word}: no run has this." + (f" Did you mean {' or '.join(close)}?" if close else ""))
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One condition on rows, `KEY=VALUE` or with ``!= > < >= <=``."""
+
+    key: str
+    sign: str
+    value: str
+
+    def __call__(self, row: Listed) -> bool:
+        """Whether `row` meets it. Numbers are compared as numbers, anything else as text, a mean as itself."""
+        found = row.get(self.key)
+        if found is None:
+            return self.sign == "!="
+        mine: Any = found if isinstance(found, str) else json.dumps(found)
+        try:
+            return COMPARE[self.sign](float(mine), float(self.value))
+        except ValueError:
+            return COMPARE[self.sign](mine, self.value)
+
+
+def parse_filter(text: str, rows: Sequence[Listed]) -> Filter:
+    """The condition in `text`. Raises RequestError when it is none, or when its key is in no run."""
+    parts = FILTER.fullmatch(text)
+    if not parts:
+        raise RequestError(f"{text}: neither a folder nor a filter such as dataset=cifar10 or 'val/accuracy>0.9'.")
+    return Filter(full_key(parts[1].strip(), rows), parts[2], parts[3].strip())

@@ -1,0 +1,44 @@
+"""What the commands on finished runs have in common on their command lines."""
+
+import argparse
+import re
+from pathlib import Path
+
+from mcls.errors import FolderError
+from mcls.runs import RunFolder
+
+
+def device(text: str) -> str:
+    """The name of a device, as it is. Raises ArgumentTypeError for what is none."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
+def positive(text: str) -> int:
+    """A whole number above 0. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The option that names one of the run's two checkpoints."""
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="the selected weights (default) or the newest"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option that names a device."""
+    parser.add_argument(
+        "--device", type=device, default="auto", help="auto (default), cpu, cuda or cuda:N; auto takes a GPU if any"
+    )
+
+
+def find_run(path: Path) -> RunFolder:
+    """The run in `path`. Raises FolderError when there is none."""
+    folder = RunFolder(path)
+    if not folder.about.is_file():
+        raise FolderError(f"{path}: no run folder, it has no run.json.")
+    return folder

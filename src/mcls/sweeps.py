@@ -1,0 +1,104 @@
+"""A sweep: one folder, sweep.json with what is to be run, a run folder for each job, and a table of them."""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcls import tables
+from mcls.errors import FolderError, MclsError, RunError
+from mcls.files import publish, to_json
+from mcls.runs import RunFolder, read_json, relative, slug
+
+log = logging.getLogger("mcls")
+
+
+def job_name(number: str | int, changed: str) -> str:
+    """Folder of a job: its number and what was changed, `3_optimizer.lr=0.1,seed=2`."""
+    return slug(f"{number}_{changed}" if changed else str(number))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The folder of a sweep.
+
+    Args:
+        path: the folder.
+        command: what was typed.
+        fixed: keys that have one value for all jobs.
+        jobs: the overrides of each job, in the order of their numbers; empty where an optimizer chooses them.
+    """
+
+    path: Path
+    command: str
+    fixed: Sequence[str]
+    jobs: Sequence[Sequence[str]]
+
+    def write(self) -> None:
+        """Publish sweep.json."""
+        about = {"command": self.command, "fixed": list(self.fixed), "jobs": [list(job) for job in self.jobs]}
+        publish(self.path / "sweep.json", (to_json(about) + "\n").encode())
+
+    def folder(self, number: int) -> RunFolder:
+        """The run folder of a job, as Hydra names it."""
+        return RunFolder(self.path / job_name(number, ",".join(sorted(self.changed(self.jobs[number])))))
+
+    def changed(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides of a job that are not the same for all."""
+        return [line for line in overrides if line.split("=")[0].lstrip("+") not in self.fixed]
+
+    def conclude(self) -> None:
+        """Print the table, best first by val, and leave it in sweep.md and sweep.csv. RunError when a job failed."""
+        folders = [RunFolder(path.parent) for path in self.path.glob("*/result.json")]
+        rows = sorted(map(self.row, folders), key=lambda row: (row[3] is None, -(row[3] or 0), row[0]))
+        header = ["job", "changed", "status", "val accuracy", "test accuracy", "epochs", "seconds", "reason"]
+        shown = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+        if not any(row[-1] for row in rows):
+            header, shown = header[:-1], [row[:-1] for row in shown]
+        publish(self.path / "sweep.md", (tables.markdown(header, shown) + "\n").encode())
+        publish(self.path / "sweep.csv", tables.comma_separated(header, shown).encode())
+        place = relative(self.path)
+        print(f"\n{tables.plain(header, shown)}\n")
+        print(f"the table is in {place}/sweep.md and sweep.csv; curves: tensorboard --logdir {place}")
+        if failed := [row[0] for row in rows if row[2] == "failed"]:
+            names = ", ".join(map(str, failed))
+            raise RunError(
+                f"{len(failed)} of the sweep's jobs failed ({names}), see the table. Again: mcls resume {place}"
+            )
+
+    def row(self, folder: RunFolder) -> list[Any]:
+        """Number, changes, status, val and test accuracy, epochs, seconds and reason of one job."""
+        result, about = read_json(folder.result), read_json(folder.about)
+        measured = [(result.get(split) or {}).get("accuracy") for split in ("val", "test")]
+        seconds = result.get("total_seconds")
+        return [
+            int(folder.path.name.split("_")[0]),
+            " ".join(self.changed(about["overrides"])),
+            result["status"],
+            *measured,
+            result.get("epochs"),
+            None if seconds is None else f"{seconds:.1f}",
+            result.get("reason"),
+        ]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """The sweep in folder `path`. Raises FolderError when its sweep.json is damaged."""
+    about = read_json(path / "sweep.json")
+    try:
+        jobs = [[str(line) for line in job] for job in about["jobs"]]
+        return Sweep(path, str(about["command"]), [str(key) for key in about["fixed"]], jobs)
+    except (KeyError, TypeError) as error:
+        raise FolderError(f"{path / 'sweep.json'}: damaged, it lacks {error}.") from error
+
+
+def record_failure(folder: RunFolder, error: Exception, overrides: Sequence[str]) -> None:
+    """Say at once that a job failed, and leave it in its folder."""
+    reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
+    log.error(f"failed: {reason}")
+    with contextlib.suppress(MclsError):
+        if not folder.about.exists():
+            folder.write_json(folder.about, {"overrides": list(overrides)})
+        folder.write_json(folder.result, {"status": "failed", "reason": reason})
