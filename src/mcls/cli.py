@@ -3,20 +3,8 @@
 import sys
 
 from mcls import __version__
+from mcls.commands import COMMANDS
 from mcls.errors import MclsError
-
-COMMANDS = {
-    "train": "train a classifier, or sweep over many: mcls train [key=value ...] [-m]",
-    "resume": "go on where a run stopped: mcls resume RUN [key=value ...]",
-    "evaluate": "measure a finished run: mcls evaluate RUN [--split val|test]",
-    "predict": "classify files with a finished run: mcls predict RUN INPUT ...",
-    "export": "bring a model elsewhere: mcls export RUN --format onnx|pt2|safetensors",
-    "runs": "the runs in a folder, best first: mcls runs [DIR]",
-    "compare": "what differs between two runs, and whether it matters: mcls compare RUN RUN",
-    "board": "TensorBoard, arranged: mcls board [DIR]",
-    "report": "one page of HTML to send to somebody: mcls report RUN",
-    "data": "look at a data set without training: mcls data check [key=value ...]",
-}
 
 HELP = """mcls {version}: train, sweep and honestly measure classifiers.
 

@@ -1,0 +1,49 @@
+"""What the TAB key offers, asked for as bash asks for it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mcls.commands import COMMANDS
+from mcls.commands.completion import SCRIPT, following
+
+
+def test_commands_are_offered() -> None:
+    assert [word.strip() for word in following("mcls ")] == list(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("mcls train model=res", ["model=resnet18", "model=resnet18-finetune"]),
+        ("mcls train dataset=mnist optimizer=ad", ["optimizer=adam", "optimizer=adamw"]),
+        ("mcls data ", ["check "]),
+        ("mcls data check dataset=bl", ["dataset=blobs"]),
+    ],
+)
+def test_overrides_are_offered(line: str, offered: list[str]) -> None:
+    assert following(line) == offered
+
+
+def test_run_folders_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("blobs-mlp/a", "mnist-mlp/b"):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / "run.json").write_text("{}")
+    assert following("mcls resume ") == ["outputs/blobs-mlp/a", "outputs/mnist-mlp/b"]
+    assert following("mcls evaluate outputs/mn") == ["outputs/mnist-mlp/b"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes(tmp_path: Path) -> None:
+    wrapper = tmp_path / "mcls"
+    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -m mcls "$@"\n')
+    wrapper.chmod(0o755)
+    ask = 'COMP_LINE="mcls train model=re"; COMP_POINT=${#COMP_LINE}; _mcls_complete; echo "${COMPREPLY[@]}"'
+    found = subprocess.run(
+        ["bash", "-c", f"PATH={tmp_path}:$PATH\n{SCRIPT}\n{ask}"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() in (["resnet18", "resnet18-finetune"], ["model=resnet18", "model=resnet18-finetune"])
