@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mcls {__version__}")
         return 0
     if command in ("--help", "-h"):
-        lines = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+        lines = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
         print(HELP.format(version=__version__, commands=lines), end="")
         return 0
     if command not in COMMANDS:

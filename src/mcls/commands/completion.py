@@ -1,7 +1,6 @@
 """`mcls completion bash`: prints what makes TAB complete commands, overrides and run folders in bash (and zsh)."""
 
 import argparse
-import os
 from pathlib import Path
 
 from mcls.commands import COMMANDS
@@ -59,7 +58,8 @@ def overrides(line: str) -> list[str]:
 
 
 def run_folders(begun: str) -> list[str]:
-    """Run and sweep folders whose path begins so, newest last."""
-    root = Path(begun.split(os.sep)[0] if os.sep in begun else "outputs")
-    found = [path.parent for name in ("run.json", "sweep.json") for path in root.glob(f"**/{name}")]
-    return [str(path) for path in sorted(found) if str(path).startswith(begun)]
+    """Run and sweep folders whose path begins so, at most three levels below what is typed."""
+    root = Path(begun).parent if "/" in begun else Path("outputs")
+    patterns = [f"{depth}{name}" for depth in ("*/", "*/*/", "*/*/*/") for name in ("run.json", "sweep.json")]
+    found = {str(path.parent) for pattern in patterns for path in root.glob(pattern)}
+    return sorted(path for path in found if path.startswith(begun))
