@@ -1,6 +1,9 @@
 """Schedules against torch's own, step by step."""
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from mcls.optim import Rates, constant, cosine, one_cycle, step_decay, warm
+from mcls.optim import Rates, constant, cosine, one_cycle, plain_step, step_decay, warm
 
 BASE, STEPS = 0.4, 40
 
@@ -117,3 +120,33 @@ def test_every_parameter_group_keeps_its_own_base_rate():
         factor = cosine(step / 10, final=0.0, warmup=0.0)
         assert rates.set(step) == pytest.approx(factor)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([factor, 0.1 * factor, 0.0])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+def test_plain_step_is_the_step(kind: type[torch.optim.Optimizer]) -> None:
+    def trained(plain: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 3)
+        optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.01)  # type: ignore[call-arg]
+        step = plain_step(optimizer) if plain else optimizer.step
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.ones(4, 5)).square().sum().backward()
+            step()
+        return model.weight.detach()
+
+    assert torch.equal(trained(plain=True), trained(plain=False))
+
+
+def test_the_step_of_a_users_optimizer_is_left_alone() -> None:
+    class Mine(torch.optim.SGD):
+        pass
+
+    optimizer = Mine([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    assert plain_step(optimizer) == optimizer.step
+
+
+def test_training_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    code = "import sys; from mcls.cli import main; assert not main(sys.argv[1:]); assert not {'torch._dynamo'} & {*sys.modules}"
+    command = [sys.executable, "-c", code, "train", "trainer.epochs=2", "trainer.figures=false"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)

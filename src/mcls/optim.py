@@ -5,9 +5,12 @@ the factor that the optimizer's learning rate is multiplied by. `warmup` is the 
 first rises in a straight line from 0.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
 from torch.optim import Optimizer
 
 Schedule = Callable[[float], float]
@@ -46,6 +49,27 @@ def one_cycle(progress: float, *, warmup: float, initial: float, final: float) -
     if progress < warmup:
         return half_cosine(progress / warmup, initial, 1.0)
     return half_cosine((progress - warmup) / (1 - warmup), 1.0, final)
+
+
+def spare_compiler() -> None:
+    """Let optimizers be made without importing torch's compiler, which takes as long as importing torch.
+
+    Four methods of `Optimizer` import it when first called, to ask it to leave them alone; nothing here compiles them.
+    They remember the answer in an attribute, which is set here. A torch that does not look for it imports as before.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(vars(Optimizer)[name], "__wrapped__", None)
+        if plain is not None and not hasattr(plain, "__dynamo_disable"):
+            setattr(plain, "__dynamo_disable", plain)  # setattr: Python would mangle the name
+
+
+def plain_step(optimizer: Optimizer) -> Callable[[], object]:
+    """`optimizer.step` of one of torch's optimizers without what torch wraps around it: the import of its compiler,
+    a record for its profiler, and hooks, of which there are none here. Any other optimizer's step as it is."""
+    kind = type(optimizer)
+    if not kind.__module__.startswith("torch.optim.") or optimizer.defaults.get("differentiable"):
+        return optimizer.step
+    return torch.no_grad()(partial(inspect.unwrap(kind.step), optimizer))
 
 
 class Rates:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mcls import checkpoint, results
 from mcls.config.build import build
@@ -17,7 +18,7 @@ from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, Normalise
 from mcls.errors import FolderError, MachineError, MclsError, RequestError, Stopped
 from mcls.machine import describe, environment, memory_bytes, resolve_device, resolve_precision
-from mcls.optim import Rates
+from mcls.optim import Rates, spare_compiler
 from mcls.runs import RunFolder, read_json, read_yaml, relative
 from mcls.tracking import Recorder
 from mcls.trainer import Settings, Trainer
@@ -54,6 +55,8 @@ class Parts:
         found: dict[str, Any] = {"classes": list(self.dataset.classes), "input_shape": list(self.dataset.input_shape)}
         if self.dataset.mean is not None and self.dataset.std is not None:
             found |= {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
+        if self.dataset.encoder is not None:
+            found["encoder"] = self.dataset.encoder
         return found
 
 
@@ -61,11 +64,12 @@ def assemble(config: dict[str, Any]) -> Parts:
     """Build what `config` describes. Raises MclsError when parts do not go together or the machine lacks something."""
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    torch.use_deterministic_algorithms(config["deterministic"])
+    if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:  # setting it costs 2 s of imports
+        torch.use_deterministic_algorithms(config["deterministic"])
     device = resolve_device(config["device"])
     precision = resolve_precision(config["precision"], device)
     settings, trust, seed = config["trainer"], config["trust"], config["seed"]
-    dataset: Dataset = build("dataset", config["dataset"], trust)
+    dataset = open_dataset(config, device)
     shape, num_classes = dataset.input_shape, len(dataset.classes)
     torch.manual_seed(seed)
     model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)
@@ -89,16 +93,18 @@ def assemble(config: dict[str, Any]) -> Parts:
     }
 
     def load(split: Split) -> Loader:
-        most = EVAL_BYTES // (4 * split.inputs[0].numel())
+        most = EVAL_BYTES // (4 * math.prod(shape))
         return Loader(split, max(1, min(EVAL_BATCH, most)), **serve)
 
-    train = Loader(dataset.train, size, augment=augment, seed=seed, **serve)
+    train = Loader(dataset.train, size, augment=augment, seed=seed, balanced=settings["balanced"], **serve)
+    counts = torch.bincount(dataset.train.targets, minlength=num_classes)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    spare_compiler()
     optimizer = build("optimizer", config["optimizer"], trust, params=weights)
     return Parts(
         dataset=dataset,
         model=model,
-        loss=build("loss", config["loss"], trust).to(device),
+        loss=build("loss", config["loss"], trust, counts=counts).to(device),
         optimizer=optimizer,
         rates=Rates(optimizer, build("schedule", config["schedule"], trust), settings["epochs"] * len(train)),
         settings=Settings(**{field.name: settings[field.name] for field in fields(Settings)}),
@@ -134,13 +140,31 @@ def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.devi
     return convolutional and (device.type == "cuda" or precision != "fp32")
 
 
-def is_resident(choice: str | bool, dataset: Dataset, device: torch.device) -> bool:
-    """`auto` is yes when train and val take up to a quarter of the device's memory.
+def open_dataset(config: dict[str, Any], device: torch.device) -> Dataset:
+    """Build the data set of `config`; files of images too big for `device` or for this machine stay files."""
+    choice = config["trainer"]["resident"]
 
-    Raises MachineError when they are to be resident and take more than all of it.
-    """
+    def keeps(size: int) -> bool:
+        return fits(choice, size, device) and fits(choice, size, torch.device("cpu"))
+
+    dataset: Dataset = build("dataset", config["dataset"], config["trust"], fits=keeps)
+    return dataset
+
+
+def is_resident(choice: str | bool, dataset: Dataset, device: torch.device) -> bool:
+    """Whether train and val are kept on the device; see `fits`. What is read from files as it is wanted never is."""
     splits = [split.inputs for split in (dataset.train, dataset.val) if split is not None]
-    needed, there = sum(inputs.numel() * inputs.element_size() for inputs in splits), memory_bytes(device)
+    tensors = [inputs for inputs in splits if isinstance(inputs, Tensor)]
+    size = sum(inputs.numel() * inputs.element_size() for inputs in tensors)
+    return len(tensors) == len(splits) and fits(choice, size, device)
+
+
+def fits(choice: str | bool, needed: int, device: torch.device) -> bool:
+    """`auto` is yes when `needed` bytes are at most a quarter of the device's memory.
+
+    Raises MachineError when they are to be resident and are more than all of it.
+    """
+    there = memory_bytes(device)
     if choice is True and needed > there:
         raise MachineError(
             f"trainer.resident: the data take {needed / 1e9:.1f} GB and {device} has {there / 1e9:.1f} GB. Say auto."

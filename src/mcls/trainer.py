@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mcls.data.loader import Loader
 from mcls.errors import RunError, Stopped
 from mcls.metrics import Measures, RunningLoss, Tally
-from mcls.optim import Rates
+from mcls.optim import Rates, plain_step
 
 log = logging.getLogger("mcls")
 
@@ -99,6 +99,7 @@ class Trainer:
         self.num_classes, self.device, self.precision = num_classes, device, precision
         self.recorder, self.save, self.stop = recorder, save, stop
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.step = plain_step(optimizer)
         self.progress = Progress()
         self.running = RunningLoss()
         self.best: dict[str, Any] | None = None
@@ -148,8 +149,7 @@ class Trainer:
                 if settings.clip_norm is not None:
                     self.scaler.unscale_(self.optimizer)
                     nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
+                self.update()
                 self.running.add(loss, logits, targets)
                 progress.step += 1
                 progress.batch += 1
@@ -162,6 +162,14 @@ class Trainer:
                     self.pause()
                     started = time.monotonic()
         self.flush(started)
+
+    def update(self) -> None:
+        """One step of the optimizer; none where fp16 gradients overflowed, which the scaler then mends."""
+        if self.precision == "fp16":
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.step()
 
     def flush(self, started: float) -> float:
         """Read the losses of the steps since the last call, the one wait for the device; report them. Returns the time.
