@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mcls import checkpoint, session
+from mcls import assembly, checkpoint
 from mcls.config.compose import checker
+from mcls.data.loader import Loader
 from mcls.runs import RunFolder
 from mcls.tracking import Recorder
 from mcls.trainer import Progress, Trainer
@@ -98,10 +99,10 @@ def compose(overrides: tuple[str, ...], device: str) -> dict[str, Any]:
         return check.check([*overrides, f"device={device}"], False).config
 
 
-def assembled(work: Work, device: str) -> tuple[session.Parts, dict[str, Any]]:
+def assembled(work: Work, device: str) -> tuple[assembly.Parts, dict[str, Any]]:
     """What mcls builds for `work`, cut to its samples, and the configuration."""
     config = compose(work.overrides, device)
-    parts = session.assemble(config)
+    parts = assembly.assemble(config)
     if work.samples is not None:
         parts.train.inputs, parts.train.targets = (
             parts.train.inputs[: work.samples],
@@ -111,7 +112,7 @@ def assembled(work: Work, device: str) -> tuple[session.Parts, dict[str, Any]]:
     return parts, config
 
 
-def autocast(parts: session.Parts) -> Any:
+def autocast(parts: assembly.Parts) -> Any:
     """The bare loop's context of a forward pass."""
     if parts.precision == "fp32":
         return contextlib.nullcontext()
@@ -148,7 +149,7 @@ def bare(work: Work, device: str) -> Epoch:
     return epoch
 
 
-def make_trainer(parts: session.Parts, folder: RunFolder, recorder: Recorder) -> Trainer:
+def make_trainer(parts: assembly.Parts, folder: RunFolder, recorder: Recorder) -> Trainer:
     """mcls's trainer with its real recorder and checkpoints, as session.run makes it."""
 
     def save(state: dict[str, Any], best: dict[str, Any] | None) -> None:
@@ -187,10 +188,18 @@ def mcls_trainer(work: Work, device: str) -> Epoch:
             trainer.fit(parts.train, parts.val, followed)
 
         return fit
+    return trainer_epoch(parts, parts.train, trainer)
+
+
+def trainer_epoch(parts: assembly.Parts, loader: Loader, trainer: Trainer | None = None) -> Epoch:
+    """One epoch of mcls's trainer over `loader`, and its report."""
+    if trainer is None:
+        folder = RunFolder(Path(tempfile.mkdtemp()))
+        trainer = make_trainer(parts, folder, Recorder(folder))
     progress = trainer.progress
 
     def epoch() -> None:
-        trainer.train_epoch(parts.train)
+        trainer.train_epoch(loader)
         progress.epoch += 1
         trainer.report({})
         progress.batch = progress.correct = progress.seen = 0

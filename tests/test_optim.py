@@ -147,6 +147,6 @@ def test_the_step_of_a_users_optimizer_is_left_alone() -> None:
 
 
 def test_training_does_not_import_torchs_compiler(tmp_path: Path) -> None:
-    code = "import sys; from mcls.cli import main; assert not main(sys.argv[1:]); assert not {'torch._dynamo'} & {*sys.modules}"
+    code = "import sys; from mcls.cli import main; sys.exit(main(sys.argv[1:]) or 'torch._dynamo' in sys.modules)"
     command = [sys.executable, "-c", code, "train", "trainer.epochs=2", "trainer.figures=false"]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)

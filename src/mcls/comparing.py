@@ -1,7 +1,7 @@
 """Two runs on the same samples: where they disagree, and whether chance explains it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,14 +59,17 @@ def shared(data: Dataset, split: Split, name: str) -> Dataset:
     """`data` whose test set is `split`, which has been read already."""
     if name != "test":
         return data
-    return Dataset(data.classes, data.train, data.val, lambda: split, data.mean, data.std)
+    return replace(data, open_test=lambda: split)
 
 
 def same_samples(first: Split, second: Split) -> bool:
     """Whether two splits hold the same samples in the same order."""
     if first is second:
         return True
-    return torch.equal(first.targets, second.targets) and torch.equal(first.inputs, second.inputs)
+    if not torch.equal(first.targets, second.targets) or first.inputs.shape != second.inputs.shape:
+        return False
+    chunks = torch.arange(len(first)).split(1024)  # of which files are read at a time, where the inputs are files
+    return all(torch.equal(first.inputs[rows], second.inputs[rows]) for rows in chunks)
 
 
 def answers(opened: OpenedRun, split: Split) -> Answers:
@@ -104,10 +107,11 @@ def write_flips(
             f"{first.confidence[index]:.4f}",
             classes[int(second.predicted[index])],
             f"{second.confidence[index]:.4f}",
+            *split.names[index : index + 1],
         ]
         for index in order.sort().values.tolist()
     ]
-    header = ["sample", "label", "right", "A", "A_confidence", "B", "B_confidence"]
+    header = ["sample", "label", "right", "A", "A_confidence", "B", "B_confidence", *(["file"] if split.names else [])]
     written = {stem.with_suffix(".csv"): tables.comma_separated(header, rows).encode()}
     if split.inputs.ndim == 4 and len(order):
         written[stem.with_suffix(".png")] = grid(split, first, second, classes, order, title)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,17 +12,16 @@ from torch import Tensor
 from mcls import figures
 from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
-from mcls.data.loader import Loader
-from mcls.errors import DataError, RequestError
+from mcls.data.loader import Loader, forward_batch
+from mcls.errors import DataError, FolderError, RequestError
 from mcls.files import publish
 from mcls.machine import resolve_precision
 from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
 from mcls.opened import OpenedRun
 from mcls.runs import RunFolder
-from mcls.trainer import DTYPES
+from mcls.trainer import autocast
 
-BATCH = 1024  # samples in a batch ...
-BYTES = 32 << 20  # ... while they take up to this as floats
+BATCH = 1024  # samples counted at a time
 TOP = 5  # of top-k, where there are more classes
 EACH = 5  # pictures of a class in the grid of doubted labels
 ROWS = 12  # classes in it
@@ -51,8 +51,8 @@ def rebuild(opened: OpenedRun, download: bool) -> Dataset:
     if "download" in node and not download:  # a folder must not make this machine fetch or write anything
         node = {**node, "download": False}
     dataset: Dataset = build("dataset", node, opened.config["trust"])
-    found = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std)
-    if found != (opened.classes, opened.input_shape, opened.mean, opened.std):
+    found = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std, dataset.encoder)
+    if found != (opened.classes, opened.input_shape, opened.mean, opened.std, opened.encoder):
         raise DataError(f"dataset: its classes, shape or statistics are not those that {opened.folder.path} has.")
     return dataset
 
@@ -60,7 +60,7 @@ def rebuild(opened: OpenedRun, download: bool) -> Dataset:
 def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, int]:
     """Split `name`, and how often the test set has been opened. An opening is counted before it happens.
 
-    The folder must be locked. Raises RequestError without a val, and for the test set of a run that is not finished.
+    Raises RequestError without a val, and for the test set of a run that is not finished.
     """
     if name == "train":
         return dataset.train, 0
@@ -68,25 +68,27 @@ def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, int]:
         if dataset.val is None:
             raise RequestError("--split val: the run has none, it was trained on all of train. Say --split test.")
         return dataset.val, 0
-    result = folder.read_result() or {}
-    openings = result.get("test_openings")
-    if result.get("status") != "finished" or not isinstance(openings, int):
-        raise RequestError(
-            f"{folder.path}: not finished, the test set stays closed until every choice is made. "
-            f"Say --split val, or mcls resume {folder.path}."
-        )
-    folder.write_json(folder.result, {**result, "test_openings": openings + 1})
+    with folder.lock():
+        result = folder.read_result() or {}
+        openings = result.get("test_openings")
+        if result.get("status") != "finished" or not isinstance(openings, int):
+            raise RequestError(
+                f"{folder.path}: not finished, the test set stays closed until every choice is made. "
+                f"Say --split val, or mcls resume {folder.path}."
+            )
+        folder.write_json(folder.result, {**result, "test_openings": openings + 1})
     return dataset.open_test(), openings + 1
 
 
 @torch.inference_mode()
 def logits_of(opened: OpenedRun, split: Split) -> Tensor:
     """Logits float32 (N, C) of every sample of `split`, on the CPU, in the precision of the training where it can."""
-    size = max(1, min(BATCH, BYTES // (4 * math.prod(opened.input_shape))))
+    size = forward_batch(math.prod(opened.input_shape))
     chosen, device = opened.config["precision"], opened.device
-    precision = "fp32" if chosen == "fp16" and device.type == "cpu" else resolve_precision(chosen, device)
+    elsewhere = {"cpu": "fp16", "cuda": "fp32_fast"}  # what one kind of device trains in and the other can't
+    precision = "fp32" if chosen == elsewhere[device.type] else resolve_precision(chosen, device)
     loader = Loader(split, size, device, opened.normalise, resident=False)
-    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+    with autocast(device, precision):
         parts = [opened.model(inputs).float().cpu() for inputs, _ in loader.epoch()]
     return torch.cat(parts) if parts else torch.empty(0, len(opened.classes))
 
@@ -116,9 +118,10 @@ def evaluate(opened: OpenedRun, split: Split, name: str, val: Split | None) -> E
 
 
 def tallied(logits: Tensor, targets: Tensor, num_classes: int) -> Tally:
-    """The sums over one batch that is everything."""
+    """The sums over all samples, in batches: a sum of many float32 in one go is not exact enough."""
     tally = Tally(num_classes, torch.device("cpu"))
-    tally.add(logits, targets)
+    for part, truth in zip(logits.split(BATCH), targets.split(BATCH), strict=True):
+        tally.add(part, truth)
     return tally
 
 
@@ -131,17 +134,18 @@ def doubted(found: Evaluation) -> Tensor:
 
 
 def doubts(found: Evaluation, order: Tensor, classes: Sequence[str]) -> list[list[object]]:
-    """A row for each sample in `order`: number, label, its probability, predicted class, its probability."""
+    """A row for each sample in `order`: its file or number, label, probability of that, predicted class, of that."""
     probabilities = found.logits[order].double().softmax(dim=1)
     rows: list[list[object]] = []
     for index, row in zip(order.tolist(), probabilities, strict=True):
         label, guess = int(found.split.targets[index]), int(row.argmax())
-        rows.append([index, classes[label], f"{row[label]:.6f}", classes[guess], f"{row[guess]:.6f}"])
+        sample = found.split.names[index] if found.split.names else index
+        rows.append([sample, classes[label], f"{row[label]:.6f}", classes[guess], f"{row[guess]:.6f}"])
     return rows
 
 
 def draw(found: Evaluation, folder: RunFolder, classes: Sequence[str], order: Tensor | None) -> None:
-    """Figures as PNG files in the run's figures, evaluation-SPLIT-KIND.png. The folder must be locked.
+    """Figures as PNG files in the run's figures, evaluation-SPLIT-KIND.png.
 
     Args:
         order: of the doubted samples, for a grid of them; None leaves it out.
@@ -181,3 +185,9 @@ def by_class(found: Evaluation, order: Tensor, classes: Sequence[str]) -> tuple[
     labels = [f"{row[1]} {float(str(row[2])):.0%}\n{row[3]}" for row in rows]
     texts = iter(labels)
     return chosen, [next(texts) if index >= 0 else "" for index in chosen.tolist()]
+
+
+def refuse_link(path: Path) -> None:
+    """Raise FolderError when `path` is a link: what is written into a run folder stays in it."""
+    if path.is_symlink():
+        raise FolderError(f"{path}: refused, a link. Nothing is written outside the run's folder.")

@@ -78,6 +78,7 @@ Run = Callable[[Tensor], Tensor]
 def to_onnx(deployed: Deployed, opened: OpenedRun) -> tuple[bytes, Run]:
     """ONNX, run by onnxruntime."""
     import onnxruntime
+    import onnxscript  # noqa: F401, torch's exporter uses it
 
     shapes: Any = ({0: torch.export.Dim("batch")},)
     program: Any = torch.onnx.export(
@@ -133,7 +134,7 @@ def about(opened: OpenedRun) -> dict[str, str]:
         "std": opened.std,
         "model": opened.config["model"],
         "epoch": opened.epoch,
-        "encoder": getattr(opened, "encoder", None),
+        "encoder": opened.encoder,
     }
     return {f"mcls.{key}": json.dumps(value) for key, value in found.items() if value is not None}
 

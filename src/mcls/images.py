@@ -1,9 +1,10 @@
 """Pictures from files: any format of Pillow's, brought to the shape that a model takes. Files are not trusted."""
 
+import functools
 import stat
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from mcls.errors import DataError
 
 MAX_PIXELS = 64_000_000  # of one picture, read from its header before anything is decoded
 UNSAFE = {"EPS"}  # Pillow would run Ghostscript
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels
+MODES = {1: "L", 3: "RGB"}  # by number of channels
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is a warning up to twice its size; `read` has one that holds
 
@@ -24,6 +25,7 @@ def suffixes() -> set[str]:
     return {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
 
 
+@functools.cache
 def formats() -> list[str]:
     """The formats that are read."""
     Image.init()
@@ -31,20 +33,21 @@ def formats() -> list[str]:
 
 
 def read(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in `path`, turned as its EXIF data say: grey for 1 channel, RGB for 3, RGBA for 4.
+    """The picture in `path`, turned as its EXIF data say: grey for 1 channel, RGB for 3.
 
-    16-bit greys keep their upper byte; what is transparent is laid on white, unless alpha is asked for.
+    16-bit greys keep their upper byte; what is transparent is laid on white. Pillow's warnings are the caller's
+    to silence: doing it here would not be safe in threads.
 
     Raises DataError, naming the file, when it is no plain file, no picture, truncated or of more than `max_pixels`.
     """
     if channels not in MODES:
-        raise DataError(f"{path}: a picture has 1, 3 or 4 channels, {channels} are wanted.")
+        raise DataError(f"{path}: a picture has 1 or 3 channels, {channels} are wanted.")
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{path}: not a plain file.")
         if not path.stat().st_size:
             raise DataError(f"{path}: empty.")
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()) as image:
+        with Image.open(path, formats=formats()) as image:
             if image.width * image.height > max_pixels:
                 got = f"{image.width} x {image.height} pixels"
                 raise DataError(f"{path}: refused, {got} are more than {max_pixels:,}.")
@@ -65,23 +68,25 @@ def reason(error: Exception) -> str:
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """`image` as 8-bit `mode`, L, RGB or RGBA."""
+    """`image` as 8-bit `mode`, L or RGB."""
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(eight_bits(np.asarray(image)))
-    if mode != "RGBA" and image.has_transparency_data:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == mode else image.convert(mode)
 
 
-def eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+def eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Pixels of more than 8 bits as uint8: 16-bit values lose their lower byte, floats up to 1 are stretched."""
-    values = pixels.astype(np.float64)
-    if pixels.dtype.kind == "f":
-        scale = 255.0 if values.max() <= 1 else 1.0
+    if pixels.dtype.kind != "f":
+        long = pixels.dtype.itemsize == 2 or pixels.max() > 255
+        values = pixels // (256 if long else 1)
     else:
-        scale = 1 / 256 if pixels.dtype.itemsize == 2 or values.max() > 255 else 1.0
-    return np.nan_to_num(values * scale).clip(0, 255).astype(np.uint8)
+        values = np.nan_to_num(pixels)
+        values = values * (255 if values.max() <= 1 else 1)
+    found: NDArray[np.uint8] = values.clip(0, 255).astype(np.uint8)
+    return found
 
 
 def fit(image: Image.Image, size: Sequence[int]) -> NDArray[np.uint8]:

@@ -1,8 +1,57 @@
-"""Losses that torch does not have in our form. A loss takes logits (N x C) and targets (N) and returns a mean."""
+"""Losses. A loss takes logits (N x C) and targets (N) and returns a mean over the batch.
+
+`cross_entropy` and `nll` are what configs/loss names: they turn its keys and the counts of train into a module.
+"""
+
+import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mcls.errors import RequestError
+
+log = logging.getLogger("mcls")
+
+
+def cross_entropy(
+    label_smoothing: float, class_weights: str | Sequence[float] | None, counts: Tensor | None = None
+) -> nn.Module:
+    """torch's cross-entropy of logits.
+
+    Args:
+        label_smoothing: how much of each target is spread evenly over all classes, 0 to 1.
+        class_weights: `balanced`, one number a class, or None for all alike; see `weights_of`.
+        counts: int64 (C,), training samples of each class.
+    """
+    return nn.CrossEntropyLoss(weights_of(class_weights, counts), label_smoothing=label_smoothing)
+
+
+def nll(label_smoothing: float, class_weights: str | Sequence[float] | None, counts: Tensor | None = None) -> nn.Module:
+    """`NegativeLogLikelihood`; arguments as of `cross_entropy`, which it equals."""
+    return NegativeLogLikelihood(label_smoothing, weights_of(class_weights, counts))
+
+
+def weights_of(class_weights: str | Sequence[float] | None, counts: Tensor | None) -> Tensor | None:
+    """Weight of each class, float32 (C,), or None for all alike.
+
+    `balanced` is N / (C * count), so that every class has the same part in the loss, and 0 for a class that train has
+    no sample of. Raises RequestError unless there is one number a class.
+    """
+    if class_weights is None or counts is None:
+        return None
+    if not isinstance(class_weights, str):
+        if len(class_weights) != len(counts):
+            raise RequestError(
+                f"loss.class_weights: {len(class_weights)} numbers for {len(counts)} classes. Give one a class."
+            )
+        return torch.tensor(class_weights, dtype=torch.float32)
+    absent = int((counts == 0).sum())
+    if absent:
+        log.warning(f"loss    {absent} of {len(counts)} classes have no training sample; their weight is 0")
+    share = counts.sum() / (len(counts) * counts.clamp(min=1).double())
+    return torch.where(counts > 0, share, 0.0).float()
 
 
 class NegativeLogLikelihood(nn.Module):

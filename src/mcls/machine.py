@@ -40,12 +40,30 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` is bf16 on GPUs that have it in hardware, fp32 elsewhere."""
+    """`fp32`, `fp32_fast`, `bf16` or `fp16`; `auto` is bf16 on GPUs that have it in hardware, fp32 elsewhere."""
     if name == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise RequestError("precision: fp16 is for GPUs, got device cpu. Use bf16 or fp32.")
+    if name == "fp32_fast" and device.type != "cpu":
+        raise RequestError(f"precision: fp32_fast is for CPUs, got device {device}. Use bf16 or fp32.")
     return name
+
+
+def set_matrix_products(precision: str) -> None:
+    """Choose the library for fp32 matrix products on the CPU: oneDNN for `fp32_fast`, torch's own choice otherwise.
+
+    Raises MachineError where oneDNN would round to bf16, as it may on CPUs with AMX: measured, not guessed.
+    """
+    torch.set_float32_matmul_precision("medium" if precision == "fp32_fast" else "highest")
+    if precision == "fp32_fast":
+        left, right = torch.linspace(-1, 1, 256 * 256).view(256, 256), torch.linspace(1, -2, 256 * 256).view(256, 256)
+        exact = left.double() @ right.double()
+        error = float((left @ right - exact).abs().max() / exact.abs().max())
+        if error > 1e-5:
+            raise MachineError(
+                f"precision: fp32_fast is not fp32 on this CPU, its error is {error:.0e}. Use bf16 or fp32."
+            )
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -30,6 +30,7 @@ class OpenedRun:
         normalise: turns samples as they are stored into what the model is given.
         device: where the model is.
         epoch: that the weights come from.
+        encoder: what turns the rows of a table into samples, plain data, not checked; None for data that are no table.
     """
 
     folder: RunFolder
@@ -42,6 +43,7 @@ class OpenedRun:
     normalise: Normalise
     device: torch.device
     epoch: int
+    encoder: dict[str, Any] | None
 
 
 def open_run(folder: RunFolder, which: str = "best", device: str = "auto", changes: Sequence[str] = ()) -> OpenedRun:
@@ -77,4 +79,4 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
         raise FolderError(f"{path}: refused, its weights do not fit the run's model.") from error
     model.to(target).eval()
     normalise = Normalise(mean, std, target)
-    return OpenedRun(folder, config, model, classes, shape, mean, std, normalise, target, epoch)
+    return OpenedRun(folder, config, model, classes, shape, mean, std, normalise, target, epoch, data.get("encoder"))

@@ -58,7 +58,7 @@ def draw(
             with torch.inference_mode():
                 return np.asarray(model(torch.from_numpy(points).to(loader.device)).argmax(1).cpu())
 
-        drawn["regions"] = figures.regions(split.inputs.numpy(), split.targets.numpy(), classify, classes, title)
+        drawn["regions"] = figures.regions(split.inputs[:].numpy(), split.targets.numpy(), classify, classes, title)
     folder.mkdir(exist_ok=True)
     for kind, figure in drawn.items():
         picture = figures.png(figure)

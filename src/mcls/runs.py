@@ -131,6 +131,10 @@ class RunFolder:
         """Publish one of the folder's JSON files."""
         publish(path, (to_json(value) + "\n").encode())
 
+    def openings(self) -> int:
+        """How often the test set has been opened so far, as result.json says."""
+        return int((self.read_result() or {}).get("test_openings", 0))
+
     def read_result(self) -> dict[str, Any] | None:
         """What result.json says, or None when there is none. Raises FolderError when it is damaged."""
         return read_json(self.result) if self.result.is_file() else None

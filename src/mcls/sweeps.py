@@ -52,7 +52,7 @@ class Sweep:
     def conclude(self) -> None:
         """Print the table, best first by val, and leave it in sweep.md and sweep.csv. RunError when a job failed."""
         folders = [RunFolder(path.parent) for path in self.path.glob("*/result.json")]
-        rows = sorted(map(self.row, folders), key=lambda row: (row[3] is None, -(row[3] or 0), row[0]))
+        rows = sorted(map(self.row, folders), key=lambda row: (row[3] is None, -(row[3] or 0), f"{row[0]:>9}"))
         header = ["job", "changed", "status", "val accuracy", "test accuracy", "epochs", "seconds", "reason"]
         shown = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
         if not any(row[-1] for row in rows):
@@ -73,8 +73,9 @@ class Sweep:
         result, about = read_json(folder.result), read_json(folder.about)
         measured = [(result.get(split) or {}).get("accuracy") for split in ("val", "test")]
         seconds = result.get("total_seconds")
+        number = folder.path.name.split("_")[0]
         return [
-            int(folder.path.name.split("_")[0]),
+            int(number) if number.isdecimal() else folder.path.name,
             " ".join(self.changed(about["overrides"])),
             result["status"],
             *measured,

@@ -33,7 +33,8 @@ class Recorder:
     """Writes what a run reports. A write that fails is said once and never stops the training.
 
     TensorBoard's own writer has a thread that raises its failures wherever the next event is added, and hands its files
-    to the children of the process; events are written here instead, one call each.
+    to the children of the process; events are written here instead, one call each and at once, so that a kill loses
+    nothing that was said before.
 
     Args:
         folder: the run's.
@@ -46,13 +47,12 @@ class Recorder:
         self.metrics: Any = None
         self.events: Any = None
         self.guard(lambda: self.open(epoch))
-        self.event(file_version="brain.Event:2")
-        if step:
-            from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.compat.proto.event_pb2 import SessionLog
 
-            self.event(step + 1, file_version="brain.Event:2")
-            self.event(step + 1, session_log=SessionLog(status=SessionLog.START))
-        else:
+        self.event(file_version="brain.Event:2")
+        begin = step + 1 if step else 0  # TensorBoard forgets what earlier files say of this step and later ones
+        self.event(begin, session_log=SessionLog(status=SessionLog.START))
+        if not step:
             from torch.utils.tensorboard.summary import custom_scalars
 
             self.add(custom_scalars(LAYOUT))
@@ -63,12 +63,12 @@ class Recorder:
 
         self.drop_after(epoch)
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self.metrics = os.fdopen(open_plain(self.folder.metrics, append), "a", encoding="utf-8")
+        self.metrics = os.fdopen(open_plain(self.folder.metrics, append), "a", 1, "utf-8")
         start = int(time.time())
         for number in itertools.count():
             path = self.folder.path / f"events.out.tfevents.{start:010d}.mcls.{os.getpid()}.{number}"
             if not path.exists():
-                self.events = RecordWriter(path.open("xb"))
+                self.events = RecordWriter(path.open("xb", buffering=0))
                 return
 
     def drop_after(self, epoch: int) -> None:
@@ -155,7 +155,7 @@ class Recorder:
         self.add(Summary(value=[value]))
 
     def flush(self) -> None:
-        """Bring everything to the disk, so that a kill loses nothing said before."""
+        """Hand everything to the system."""
         for file in (self.metrics, self.events):
             if file is not None:
                 self.guard(file.flush)

@@ -20,7 +20,7 @@ from mcls.optim import Rates, plain_step
 log = logging.getLogger("mcls")
 
 LINES = 100  # epochs that get a line on the terminal, at most
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Trainer:
         with tqdm(total=len(train), initial=progress.batch, desc=title, leave=False, delay=0.5, disable=None) as bar:
             for inputs, targets in batches:
                 self.rates.set(progress.step)
-                with self.autocast():
+                with autocast(self.device, self.precision):
                     logits = self.model(inputs)
                     loss = self.loss(logits, targets)
                 self.optimizer.zero_grad()
@@ -203,7 +203,7 @@ class Trainer:
 
     def evaluate(self, loader: Loader) -> Tally:
         """Measure the current weights on everything that `loader` serves."""
-        return evaluate(self.model, loader, self.num_classes, self.autocast)
+        return evaluate(self.model, loader, self.num_classes, self.precision)
 
     def select(self, val: Measures) -> None:
         """Keep a copy of the weights if they are the best so far on `val`; a tie goes to the smaller loss.
@@ -250,12 +250,6 @@ class Trainer:
         """Whether the last epoch is done or patience has run out."""
         progress, patience = self.progress, self.settings.patience
         return progress.epoch >= self.settings.epochs or (patience is not None and progress.waited >= patience)
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context of a forward pass in the run's precision."""
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.precision])
 
     def pause_due(self) -> bool:
         """Whether a signal came, or enough steps or seconds have passed since the last checkpoint."""
@@ -308,18 +302,18 @@ class Trainer:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
 
 
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The context of a forward pass in `precision`; the fp32 ones need none."""
+    return torch.autocast(device.type, DTYPES[precision]) if precision in DTYPES else contextlib.nullcontext()
+
+
 @torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    loader: Loader,
-    num_classes: int,
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-) -> Tally:
+def evaluate(model: nn.Module, loader: Loader, num_classes: int, precision: str) -> Tally:
     """Measure `model` on everything that `loader` serves."""
     model.eval()
     tally = Tally(num_classes, loader.device)
     for inputs, targets in loader.epoch():
-        with autocast():
+        with autocast(loader.device, precision):
             logits = model(inputs)
         tally.add(logits, targets)
     return tally

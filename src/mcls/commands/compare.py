@@ -11,6 +11,7 @@ from mcls.config.stored import stored_config
 from mcls.console import percent
 from mcls.errors import FolderError, MachineError, RequestError
 from mcls.files import describe
+from mcls.options import add_device, find_run
 from mcls.runs import RunFolder, relative, slug
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ MEASURES = ("loss", "f1_macro", "ece")
 def run(arguments: list[str]) -> int:
     """Compare two runs. Returns the exit status."""
     options = parse(arguments)
-    folders = [RunFolder(options.a), RunFolder(options.b)]
+    folders = [find_run(options.a), find_run(options.b)]
     for folder in folders:
         check_finished(folder)
     if folders[0].path.resolve() == folders[1].path.resolve():
@@ -55,15 +56,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("b", type=Path, metavar="B", help="another's")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for both, for example dataset.root=DIR")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="default test")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="for the list and the pictures; default A/compare/B")
     return parser.parse_intermixed_args(arguments)
 
 
 def check_finished(folder: RunFolder) -> None:
     """Raise FolderError unless `folder` holds a finished run."""
-    if not folder.about.is_file():
-        raise FolderError(f"{folder.path}: no run folder, it has no run.json.")
     status = (folder.read_result() or {}).get("status", "never started")
     if status != "finished":
         raise FolderError(f"{folder.path}: not finished, {tables.clean(str(status))}. mcls resume {folder.path}")
@@ -85,12 +84,9 @@ def check_data(differ: dict[str, tuple[Any, Any]]) -> None:
 
 def make_target(options: argparse.Namespace) -> Path:
     """The folder for what flipped, made. Raises MachineError, or FolderError for a link in a run's folder."""
-    from mcls.evaluation import refuse_link
-
     target: Path = options.output or options.a / "compare" / slug(RunFolder(options.b.resolve()).name)
-    if options.output is None:
-        refuse_link(target.parent)
-        refuse_link(target)
+    if options.output is None and (target.is_symlink() or target.parent.is_symlink()):
+        raise FolderError(f"{target}: refused, it leads out of the run's folder. Name another with --output.")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:

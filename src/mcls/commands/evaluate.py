@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mcls evaluate",
         description="Measure a finished run on a split of the data it was trained with. Everything is in its folder "
-        "afterwards: evaluation.json, figures/evaluation. Each opening of the test set is counted.",
+        "afterwards: evaluation.json, figures/evaluation-*.png. Each opening of the test set is counted.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for example dataset.root=DIR")
@@ -49,15 +49,15 @@ def measure(options: argparse.Namespace) -> None:
     opened = open_run(RunFolder(options.run), options.checkpoint, options.device, options.changes)
     folder, classes = opened.folder, opened.classes
     asked = any(change.startswith("dataset.download=") for change in options.changes)
-    with folder.lock():
-        dataset = evaluation.rebuild(opened, download=asked)
-        split, openings = evaluation.take(folder, dataset, options.split)
-        found = evaluation.evaluate(opened, split, options.split, dataset.val)
-        report = {"checkpoint": options.checkpoint, **found.report}
-        order = evaluation.doubted(found) if options.mistakes else None
-        evaluation.draw(found, folder, classes, order)
-        path = folder.path / "evaluation.json"
-        folder.write_json(path, {**(read_json(path) if path.exists() else {}), options.split: report})
+    folder.refuse_links()
+    dataset = evaluation.rebuild(opened, download=asked)
+    split, openings = evaluation.take(folder, dataset, options.split)
+    found = evaluation.evaluate(opened, split, options.split, dataset.val)
+    report = {"checkpoint": options.checkpoint, **found.report}
+    order = evaluation.doubted(found) if options.mistakes else None
+    evaluation.draw(found, folder, classes, order)
+    path = folder.path / "evaluation.json"
+    folder.write_json(path, {**(read_json(path) if path.exists() else {}), options.split: report})
     show(report, openings, classes)
     if order is not None:
         show_doubts(found, evaluation.doubts(found, order, classes), folder)
@@ -109,8 +109,11 @@ def show_doubts(found: "Evaluation", rows: list[list[object]], folder: RunFolder
     header = ["sample", "label", "probability", "predicted", "its probability"]
     path = folder.path / f"mistakes-{split}.csv"
     publish(path, tables.comma_separated(header, rows).encode())
-    print(f"\n{len(rows)} of {len(found.split)} labels doubted, the most doubted first; all are in {relative(path)}")
-    print(tables.plain(header, rows[:SHOWN]))
+    print(
+        f"\n{len(rows):,} of {len(found.split):,} labels doubted, the most doubted first; all are in {relative(path)}"
+    )
+    if rows:
+        print(tables.plain(header, rows[:SHOWN]))
 
 
 def ordinal(number: int) -> str:

@@ -49,6 +49,11 @@ def split(arguments: list[str]) -> tuple[Any, list[str]]:
     """Hydra's flags parsed, and the arguments with the flags before the overrides, which Hydra's parser insists on."""
     parser = get_args_parser()
     parser.prog = "mcls train"
+
+    def refuse(message: str) -> None:
+        raise RequestError(f"{message}. See mcls train --help.")
+
+    parser.error = refuse  # type: ignore[method-assign, assignment]
     options = parser.parse_intermixed_args(arguments)
     if options.experimental_rerun is not None:
         raise RequestError(

@@ -15,7 +15,7 @@ from mcls.errors import RequestError
 
 # group: the modules and packages whose own functions and classes it may name
 OWN = {
-    "dataset": ("mcls.data.datasets",),
+    "dataset": ("mcls.data.datasets", "mcls.data.image_folder", "mcls.data.tabular"),
     "model": ("mcls.models",),
     "loss": ("mcls.losses",),
     "optimizer": (),
@@ -101,8 +101,6 @@ def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runt
     passed = {
         key: value for key, value in runtime.items() if key in parameters or (open_ended and key == "num_classes")
     }
-    if group == "schedule":
-        return functools.partial(target, **keys)
     missing = [
         key
         for key, parameter in parameters.items()
@@ -110,9 +108,12 @@ def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runt
         and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         and key not in keys
         and key not in passed
+        and not (group == "schedule" and key == "progress")
     ]
     if missing:
         raise RequestError(f"{group}.{missing[0]}: {name} needs it, and the configuration does not have it.")
+    if group == "schedule":
+        return functools.partial(target, **keys)
     try:
         return target(**keys, **passed)
     except (TypeError, ValueError) as error:

@@ -18,6 +18,7 @@ from hydra import version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -114,7 +115,7 @@ class Checker:
             )
         fixed = [override.input_line or "" for override in parsed if override not in swept]
         listed = {override.key_or_group: self.elements(override) for override in swept}
-        by_group = [values for key, values in listed.items() if key in self.groups]
+        by_group = [values for key, values in listed.items() if key in self.groups and values]
         by_key = [values for key, values in listed.items() if key not in self.groups]
         requests = []
         for chosen in itertools.islice(itertools.product(*by_group), COMBINATIONS):
@@ -146,7 +147,9 @@ class Checker:
     def parse(self, override: str) -> Override:
         """One override, parsed by Hydra's grammar."""
         try:
-            return self.parser.parse_override(override)
+            parsed = self.parser.parse_override(override)
+            parsed.config_loader = self.loader  # for glob(*)
+            return parsed
         except Exception as error:  # Hydra's parser leaks many kinds for input that is no override
             hint = "Quote it for the shell and for Hydra" if "=" in override else "Write key=value"
             raise RequestError(
@@ -170,8 +173,10 @@ class Checker:
             values = [line.split("=", 1)[1] for line in self.elements(override)]
         else:
             values = [str(override.value()) if override.value() is not None else "null"]
+        if not values:
+            raise RequestError(f"{override.input_line}: names no choice of {group}. There are {', '.join(options)}.")
         for value in values:
-            if value not in options and value != "null":
+            if value not in options:
                 known = ", ".join(options)
                 end = suggestion(value, options) if nearest(value, options) else ""
                 raise RequestError(f"{group}={value}: no such choice. {end}{' ' if end else ''}There are {known}.")
@@ -205,9 +210,8 @@ class Checker:
             text = " ".join(str(error).split())
             raise RequestError(f"the configuration does not compose: {text}") from error
         except Exception as error:  # Hydra leaks others for values that it can't place
-            raise RequestError(
-                f"{' '.join(overrides)}: Hydra can't compose this ({type(error).__name__}: {error})."
-            ) from error
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RequestError(f"{' '.join(overrides)}: Hydra can't compose this ({text}).") from error
 
 
 def as_plain(value: Any) -> Any:
@@ -280,7 +284,7 @@ def checker(config_dir: str | None = None, name: str = "train") -> Iterator[Chec
         folder = Path(config_dir).absolute()
         if not folder.is_dir():
             raise RequestError(f"--config-dir: no folder {folder}.")
-        path.append("command-line", f"file://{folder}")
+        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     instance = GlobalHydra.instance()
     instance.clear()
     version.setbase("1.3")

@@ -75,10 +75,13 @@ def as_number(value: Any, kind: str) -> int | float | None:
     """`value` as a finite number of `kind`, or None; 1e3 and 20.0 are integers, True is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if kind == "float":
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return None
     return int(value) if value == int(value) else None
 
 
@@ -120,6 +123,9 @@ def read_rules(path: Path) -> dict[str, Rule]:
             parents = [entry for entry in parents if entry[0] < indent] + [(indent, name)]
             key = ".".join(entry[1] for entry in parents)
             texts = [rule for rule in map(RULE.match, comment) if rule]
-            rules[key] = Rule(texts[0][1], texts[0][2]) if texts else Rule()
+            if texts:
+                rules[key] = Rule(texts[0][1], texts[0][2])
+            else:
+                rules.setdefault(key, Rule())
         comment = []
     return {key: rule for key, rule in rules.items() if key.split(".")[0] not in ("defaults", "hydra")}

@@ -23,6 +23,8 @@ HARMLESS = (
     "trainer.resident",
     "trainer.figures",
     "dataset.root",
+    "dataset.path",
+    "dataset.test_path",
     "dataset.download",
     "trust",
 )

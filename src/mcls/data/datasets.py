@@ -2,10 +2,8 @@
 
 import contextlib
 import io
-import logging
-import re
 import urllib.error
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +12,6 @@ import torch
 from torch import Tensor
 
 from mcls.errors import DataError, MachineError, RequestError
-
-log = logging.getLogger("mcls")
 
 
 class Stored(Protocol):
@@ -123,38 +119,6 @@ def cut(whole: Split, val_fraction: float, val_seed: int) -> tuple[Split, Split 
             "Raise it, or say 0."
         )
     return whole.rows(first), whole.rows(second)
-
-
-def cut_test(whole: Split, test_fraction: float, test_seed: int) -> tuple[Split, Split]:
-    """`whole` cut into train and test (`stratified`), for data that come without a test split."""
-    first, second = stratified(whole.targets, test_fraction, test_seed)
-    if not len(second):
-        raise RequestError(
-            f"dataset.test_fraction: {test_fraction} of {len(whole)} samples leaves none to test on. Raise it."
-        )
-    return whole.rows(first), whole.rows(second)
-
-
-def natural(names: Iterable[str]) -> list[str]:
-    """`names` in the order in which people count: 1, 2, 10."""
-
-    def key(name: str) -> tuple[list[tuple[int, str]], str]:
-        parts = re.split(r"(\d+)", name, flags=re.ASCII)
-        return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts if part], name
-
-    return sorted(names, key=key)
-
-
-def tell_absent(classes: Sequence[str], splits: Mapping[str, Split | None]) -> None:
-    """Warn of classes that a split has no sample of."""
-    for name, split in splits.items():
-        if split is None:
-            continue
-        counts = torch.bincount(split.targets, minlength=len(classes)).tolist()
-        absent = [f"'{label}'" for label, count in zip(classes, counts, strict=True) if not count]
-        if absent:
-            listed = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
-            log.warning(f"{name} has no sample of {listed}: nothing is measured of {'it' if len(absent) == 1 else 'them'}.")
 
 
 def check_labels(targets: Tensor, num_classes: int, name: str) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mcls.data.augment import Augmentation
-from mcls.data.datasets import Split
+from mcls.data.datasets import Split, Stored
+from mcls.errors import MclsError
 
 ORDER, AUGMENT = 0, 1  # what a generator is for
 
@@ -19,6 +20,11 @@ def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
     """A CPU generator of its own for every (seed, epoch, purpose)."""
     mixed = np.random.SeedSequence([seed, epoch, purpose]).generate_state(1)  # torch uses the low 32 bits of a seed
     return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def forward_batch(numbers: int) -> int:
+    """Samples of `numbers` numbers in a batch that needs no gradient: 1,024 while they take up to 32 MiB as floats."""
+    return max(1, min(1024, (32 << 20) // (4 * numbers)))
 
 
 class Normalise:
@@ -40,17 +46,23 @@ class Normalise:
         """float32 of the shape of `inputs`."""
         if self.scale is None or self.shift is None:
             return inputs
-        return (inputs * self.scale).add_(self.shift)
+        return (
+            inputs.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift)
+        )  # twice as fast as mixing the types
 
 
 class Rows:
     """A split as a map-style data set of whole batches, for `DataLoader`."""
 
-    def __init__(self, inputs: Tensor) -> None:
+    def __init__(self, inputs: Tensor | Stored) -> None:
         self.inputs = inputs
 
-    def __getitem__(self, indices: Tensor) -> Tensor:
-        return self.inputs[indices]
+    def __getitem__(self, indices: Tensor) -> Tensor | MclsError:
+        """The samples with these numbers. What a file has against it is handed over, for a worker would wrap it."""
+        try:
+            return self.inputs[indices]
+        except MclsError as error:
+            return error
 
 
 class Loader:
@@ -63,7 +75,9 @@ class Loader:
         normalise: applied to every batch, after augmentation.
         augment: applied to every batch as it is stored; None for val and test.
         seed: of the order and the augmentation; None serves the samples in their own order.
-        resident: keep the whole split on the device; otherwise it stays where it is and batches are brought over.
+        balanced: an epoch draws as many samples, of each class as probably as of another, some more than once.
+        resident: keep the whole split on the device; otherwise, and always when its inputs are `Stored`, it stays where
+            it is and batches are brought over.
         workers: processes that read the batches of a split that is not resident.
         channels_last: memory order of image batches.
     """
@@ -77,15 +91,17 @@ class Loader:
         *,
         augment: Augmentation | None = None,
         seed: int | None = None,
+        balanced: bool = False,
         resident: bool = True,
         workers: int = 0,
         channels_last: bool = False,
     ) -> None:
-        self.inputs = split.inputs.to(device) if resident else split.inputs
+        self.resident = resident and isinstance(split.inputs, Tensor)
+        self.inputs = split.inputs.to(device) if resident and isinstance(split.inputs, Tensor) else split.inputs
         self.targets = split.targets.to(device)
         self.batch_size, self.device, self.normalise = batch_size, device, normalise
         self.augment, self.seed = augment, seed
-        self.resident, self.workers = resident, workers
+        self.balanced, self.workers = balanced, workers
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     @property
@@ -101,10 +117,15 @@ class Loader:
         """Sample numbers (int64, on the CPU) in the order in which `epoch` serves them."""
         if self.seed is None:
             return torch.arange(self.samples)
+        if self.balanced:
+            return draw_balanced(self.targets.cpu(), generator(self.seed, epoch, ORDER))
         return torch.randperm(self.samples, generator=generator(self.seed, epoch, ORDER))
 
     def uniforms(self, epoch: int) -> Tensor | None:
-        """The random numbers of `epoch`'s augmentation, one row for each sample number; None without augmentation."""
+        """The random numbers of `epoch`'s augmentation, one row for each sample number; None without augmentation.
+
+        When samples are drawn balanced, one row for each place in the order: a sample drawn twice is augmented twice.
+        """
         if self.augment is None or self.seed is None:
             return None
         draws = torch.rand(self.samples, self.augment.draws, generator=generator(self.seed, epoch, AUGMENT))
@@ -116,9 +137,11 @@ class Loader:
         uniforms = self.uniforms(epoch)
         batches = list(order.split(self.batch_size))[first:]
         on_device = order.to(self.device).split(self.batch_size)[first:]
-        for stored, indices in zip(self.stored(batches, on_device), on_device, strict=True):
+        places = torch.arange(self.samples, device=self.device) if self.balanced else order.to(self.device)
+        rows = places.split(self.batch_size)[first:]
+        for stored, indices, row in zip(self.stored(batches, on_device), on_device, rows, strict=True):
             if self.augment is not None and uniforms is not None:
-                stored = self.augment(stored, uniforms[indices])
+                stored = self.augment(stored, uniforms[row])
             inputs = self.normalise(stored)
             if inputs.ndim == 4:
                 inputs = inputs.contiguous(memory_format=self.memory_format)
@@ -126,7 +149,10 @@ class Loader:
 
     def stored(self, batches: list[Tensor], on_device: tuple[Tensor, ...]) -> Iterator[Tensor]:
         """The inputs of each batch as they are stored, on the device."""
-        if self.resident:
+        if self.resident and isinstance(self.inputs, Tensor):
+            if self.seed is None:  # in their own order: slices, not copies
+                yield from self.inputs.split(self.batch_size)[len(self) - len(batches) :]
+                return
             yield from (self.inputs.index_select(0, indices) for indices in on_device)
             return
         pin = self.device.type == "cuda"
@@ -138,4 +164,17 @@ class Loader:
             pin_memory=pin,
             generator=torch.Generator(),  # or it would draw from torch's own, which dropout uses
         )
-        yield from (inputs.to(self.device, non_blocking=pin) for inputs in rows)
+        for inputs in rows:
+            if isinstance(inputs, MclsError):
+                raise inputs
+            yield inputs.to(self.device, non_blocking=pin)
+
+
+def draw_balanced(targets: Tensor, random: torch.Generator) -> Tensor:
+    """As many sample numbers as there are `targets` (int64 (N,)), each from a class at random, with replacement."""
+    by_class = targets.argsort(stable=True)
+    sizes = targets.unique(return_counts=True)[1]
+    starts = sizes.cumsum(0) - sizes
+    drawn = torch.randint(len(sizes), targets.shape, generator=random)
+    within = (torch.rand(targets.shape, generator=random, dtype=torch.float64) * sizes[drawn]).long()
+    return by_class[starts[drawn] + within]

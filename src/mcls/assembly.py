@@ -1,0 +1,171 @@
+"""From a checked configuration to the parts of a training, built, on their device, and known to go together."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcls.config.build import build
+from mcls.data.datasets import Dataset, Split
+from mcls.data.loader import Loader, Normalise, forward_batch
+from mcls.errors import MachineError, RequestError
+from mcls.machine import memory_bytes, resolve_device, resolve_precision, set_matrix_products
+from mcls.optim import Rates, spare_compiler
+from mcls.trainer import Settings
+
+PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
+NOT_COMPARED = {"_target_", "root", "path", "download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a training is made of, built and on its device."""
+
+    dataset: Dataset
+    model: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    rates: Rates
+    settings: Settings
+    train: Loader
+    val: Loader | None
+    load: Callable[[Split], Loader]
+    device: torch.device
+    precision: str
+    channels_last: bool
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What a checkpoint must know of the data to be used without them."""
+        found: dict[str, Any] = {"classes": list(self.dataset.classes), "input_shape": list(self.dataset.input_shape)}
+        if self.dataset.mean is not None and self.dataset.std is not None:
+            found |= {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
+        if self.dataset.encoder is not None:
+            found["encoder"] = self.dataset.encoder
+        return found
+
+
+def assemble(config: dict[str, Any]) -> Parts:
+    """Build what `config` describes. Raises MclsError when parts do not go together or the machine lacks something."""
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:  # setting it costs 2 s of imports
+        torch.use_deterministic_algorithms(config["deterministic"])
+    device = resolve_device(config["device"])
+    precision = resolve_precision(config["precision"], device)
+    set_matrix_products(precision)
+    settings, trust, seed = config["trainer"], config["trust"], config["seed"]
+    dataset = open_dataset(config, device)
+    shape, num_classes = dataset.input_shape, len(dataset.classes)
+    torch.manual_seed(seed)
+    model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)
+    channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    if settings["compile"]:
+        model.compile()
+    augment = build("augment", config["augment"], trust)
+    if augment is not None and len(shape) != 3:
+        got = " x ".join(map(str, shape))
+        raise RequestError(f"augment: wants images, this data set has samples of shape {got}. Say augment=none.")
+    size = len(dataset.train) if settings["batch_size"] == "full" else settings["batch_size"]
+    check_batches(len(dataset.train), size, model)
+    serve = {
+        "device": device,
+        "normalise": Normalise(dataset.mean, dataset.std, device),
+        "resident": is_resident(settings["resident"], dataset, device),
+        "workers": settings["workers"],
+        "channels_last": channels_last,
+    }
+
+    def load(split: Split) -> Loader:
+        return Loader(split, forward_batch(math.prod(shape)), **serve)
+
+    train = Loader(dataset.train, size, augment=augment, seed=seed, balanced=settings["balanced"], **serve)
+    counts = torch.bincount(dataset.train.targets, minlength=num_classes)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    spare_compiler()
+    optimizer = build("optimizer", config["optimizer"], trust, params=weights)
+    return Parts(
+        dataset=dataset,
+        model=model,
+        loss=build("loss", config["loss"], trust, counts=counts).to(device),
+        optimizer=optimizer,
+        rates=Rates(optimizer, build("schedule", config["schedule"], trust), settings["epochs"] * len(train)),
+        settings=Settings(**{field.name: settings[field.name] for field in fields(Settings)}),
+        train=train,
+        val=load(dataset.val) if dataset.val is not None else None,
+        load=load,
+        device=device,
+        precision=precision,
+        channels_last=channels_last,
+    )
+
+
+def check_batches(samples: int, size: int, model: nn.Module) -> None:
+    """Raise RequestError for a batch size that does not go with the number of training samples or with batch norm."""
+    if size > samples:
+        raise RequestError(
+            f"trainer.batch_size: {size} is more than the {samples} training samples. Lower it, or say full."
+        )
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if normalised and samples % size == 1:
+        better = next(other for other in range(size + 1, samples + 1) if samples % other != 1)
+        raise RequestError(
+            f"trainer.batch_size: {size} leaves one of the {samples} training samples alone in the last batch, "
+            f"and batch norm can't train on one. Try {better}."
+        )
+
+
+def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.device, precision: str) -> bool:
+    """`auto` is yes for convolutional networks on GPUs and in half precision, where it is faster."""
+    if choice != "auto":
+        return bool(choice)
+    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return convolutional and (device.type == "cuda" or precision == "bf16")
+
+
+def open_dataset(config: dict[str, Any], device: torch.device) -> Dataset:
+    """Build the data set of `config`; files of images too big for `device` or for this machine stay files."""
+    choice = config["trainer"]["resident"]
+
+    def keeps(size: int) -> bool:
+        return fits(choice, size, device) and fits(choice, size, torch.device("cpu"))
+
+    dataset: Dataset = build("dataset", config["dataset"], config["trust"], fits=keeps)
+    return dataset
+
+
+def is_resident(choice: str | bool, dataset: Dataset, device: torch.device) -> bool:
+    """Whether train and val are kept on the device; see `fits`. What is read from files as it is wanted never is."""
+    splits = [split.inputs for split in (dataset.train, dataset.val) if split is not None]
+    tensors = [inputs for inputs in splits if isinstance(inputs, Tensor)]
+    size = sum(inputs.numel() * inputs.element_size() for inputs in tensors)
+    return len(tensors) == len(splits) and fits(choice, size, device)
+
+
+def fits(choice: str | bool, needed: int, device: torch.device) -> bool:
+    """`auto` is yes when `needed` bytes are at most a quarter of the device's memory.
+
+    Raises MachineError when they are to be resident and are more than all of it.
+    """
+    there = memory_bytes(device)
+    if choice is True and needed > there:
+        raise MachineError(
+            f"trainer.resident: the data take {needed / 1e9:.1f} GB and {device} has {there / 1e9:.1f} GB. Say auto."
+        )
+    return needed <= there / 4 if choice == "auto" else bool(choice)
+
+
+def flat(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """What distinguishes one run from another: flat keys to plain values, for the HPARAMS tab and for tables."""
+    found: dict[str, Any] = {"seed": config["seed"], "precision": config["precision"]}
+    found |= {part: choices[part] for part in PARTS}
+    for group in (*PARTS, "trainer"):
+        for key, value in config[group].items():
+            if key not in NOT_COMPARED and value is not None:
+                found[f"{group}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

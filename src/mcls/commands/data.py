@@ -1,0 +1,174 @@
+"""`mcls data check`: look at a data set without training."""
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcls import tables
+from mcls.config.compose import checker
+from mcls.console import console
+from mcls.errors import DataError, MachineError
+from mcls.files import describe, publish
+from mcls.runs import relative
+
+if TYPE_CHECKING:
+    from mcls.data.datasets import Dataset, Split
+
+SHOWN = 20  # bad files that are listed
+EXAMPLES = 3  # of doubles
+GRID = 40  # images in the grid
+UNEVEN = 10  # largest class to smallest, from which on weights are suggested
+CHUNK = 256  # samples read at a time
+
+
+def run(arguments: list[str]) -> int:
+    """Check one data set. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="mcls data",
+        description="Look at a data set without training: samples of each class, images that can't be read, samples "
+        "in two splits, a grid of pictures. Takes what mcls train takes. Exit status 3 when something is wrong.",
+    )
+    parser.add_argument("what", choices=["check"], help="the only thing to do so far")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example dataset=csv dataset.path=FILE")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the grid of pictures, of images alone")
+    parser.add_argument("--config-dir", metavar="DIR", help="folder with configuration files of your own")
+    options = parser.parse_intermixed_args(arguments)
+    with checker(options.config_dir) as check:
+        config = check.check(options.overrides, False).config
+    with console():
+        faults: list[str] = []
+        dataset = read(config, faults)
+        splits = {"train": dataset.train, "val": dataset.val, "test": dataset.open_test()}
+        look(dataset, {name: split for name, split in splits.items() if split is not None}, faults, options.output)
+    if faults:
+        raise DataError(f"data check: {'; '.join(faults)}.")
+    print("nothing wrong")
+    return 0
+
+
+def read(config: dict[str, Any], faults: list[str]) -> "Dataset":
+    """The data set; without its unreadable images, which are listed, if they are few enough to skip."""
+    from mcls.assembly import open_dataset
+    from mcls.machine import resolve_device
+
+    device = resolve_device(config["device"])
+    try:
+        return open_dataset(config, device)
+    except DataError as error:
+        notes = getattr(error, "__notes__", [])
+        for note in notes[:SHOWN]:
+            print(f"unreadable  {note}")
+        if len(notes) > SHOWN:
+            print(f"unreadable  and {len(notes) - SHOWN:,} more")
+        if not notes or config["dataset"]["bad_images"] != "error":
+            raise
+        faults.append(f"images can't be read ({len(notes):,})")
+        try:
+            return open_dataset({**config, "dataset": {**config["dataset"], "bad_images": "skip"}}, device)
+        except DataError:
+            raise error from None
+
+
+def look(dataset: "Dataset", splits: "dict[str, Split]", faults: list[str], output: Path | None) -> None:
+    """Print what there is to see; add to `faults` what is wrong."""
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    shape = " x ".join(map(str, dataset.input_shape))
+    print(f"samples     {sizes}; {shape}, {str(dataset.train.inputs.dtype).removeprefix('torch.')}")
+    if dataset.mean is not None and dataset.std is not None:
+        mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (dataset.mean, dataset.std))
+        print(f"statistics  mean {mean}; standard deviation {std}")
+    show_classes(dataset.classes, splits)
+    if dataset.encoder is not None:
+        show_columns(dataset.encoder)
+    doubles(splits, dataset.train.inputs.ndim == 4, faults)
+    if output is not None and dataset.train.inputs.ndim == 4:
+        draw(dataset, output)
+
+
+def show_classes(classes: tuple[str, ...], splits: "dict[str, Split]") -> None:
+    """Samples of each class in each split; labels; whether the classes are uneven."""
+    import torch
+
+    counts = {name: torch.bincount(split.targets, minlength=len(classes)).tolist() for name, split in splits.items()}
+    rows = [[label, *(found[number] for found in counts.values())] for number, label in enumerate(classes)]
+    print(f"\n{tables.plain(['class', *counts], rows)}\n")
+    print(f"labels      0 to {len(classes) - 1}, all within {len(classes)} classes")
+    filled = [count for count in counts["train"] if count]
+    ratio = max(filled) / min(filled)
+    if ratio > UNEVEN:
+        print(
+            f"uneven      the largest class has {ratio:.0f} times the samples of the smallest: consider "
+            "loss.class_weights=balanced or trainer.balanced=true"
+        )
+
+
+def show_columns(encoder: dict[str, Any]) -> None:
+    """The columns of a table and what became of them."""
+    rows = []
+    settings = zip(encoder["columns"], encoder["means"], encoder["stds"], encoder["categories"], strict=True)
+    for name, mean, std, categories in settings:
+        if categories:
+            shown = ", ".join(categories[:5]) + (f" and {len(categories) - 5} more" if len(categories) > 5 else "")
+            rows.append([name, "text", f"{len(categories)} categories: {shown}"])
+        else:
+            rows.append([name, "number", f"mean {mean:.6g}, standard deviation {std:.6g}"])
+    print(f"\n{tables.plain(['column', 'kind', 'in train'], rows)}\n")
+
+
+def doubles(splits: "dict[str, Split]", images: bool, faults: list[str]) -> None:
+    """Samples that are there twice. Between splits they are a leak, and a fault where they are images: two rows of a
+    table may be equal by chance, two pictures are not."""
+    places = {name: digests(split) for name, split in splits.items()}
+    for name, split in splits.items():
+        if again := len(split) - len(set(places[name])):
+            print(f"doubles     {again:,} of {len(split):,} in {name} are there before")
+    names = list(splits)
+    for number, later in enumerate(names):
+        for earlier in names[:number]:
+            first = {digest: index for index, digest in reversed(list(enumerate(places[earlier])))}
+            pairs = [(index, first[digest]) for index, digest in enumerate(places[later]) if digest in first]
+            if not pairs:
+                continue
+            told = [f"{called(splits[later], a)} = {called(splits[earlier], b)}" for a, b in pairs[:EXAMPLES]]
+            differ = sum(bool(splits[later].targets[a] != splits[earlier].targets[b]) for a, b in pairs)
+            other = f", {differ:,} of them with another label" if differ else ""
+            print(f"leak        {len(pairs):,} of {len(splits[later]):,} in {later} are in {earlier} too{other}")
+            print(f"            {tables.clean('; '.join(told))}")
+            if images:
+                faults.append(f"{later} images are in {earlier} too ({len(pairs):,})")
+
+
+def digests(split: "Split") -> list[bytes]:
+    """sha256 of the bytes of each sample."""
+    found = []
+    for start in range(0, len(split), CHUNK):
+        chunk = split.inputs[slice(start, start + CHUNK)]
+        found += [hashlib.sha256(sample.tobytes()).digest() for sample in chunk.numpy()]
+    return found
+
+
+def called(split: "Split", index: int) -> str:
+    """What to call a sample."""
+    return split.names[index] if split.names else f"sample {index}"
+
+
+def draw(dataset: "Dataset", output: Path) -> None:
+    """A grid of the first training images of each class, as DIR/grid.png."""
+    import torch
+
+    from mcls import figures
+
+    each = max(1, GRID // len(dataset.classes))
+    members = [(dataset.train.targets == number).nonzero()[:each, 0] for number in range(len(dataset.classes))]
+    chosen = torch.cat(members)[:GRID]
+    labels = [tables.clean(dataset.classes[number]) for number in dataset.train.targets[chosen].tolist()]
+    pixels = dataset.train.inputs[chosen].numpy()
+    figure = figures.pictures(pixels, labels, [True] * len(labels), "the first training images of each class", 8)
+    path = output / "grid.png"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(describe(path, error, 0)) from error
+    publish(path, figures.png(figure))
+    print(f"pictures    {relative(path)}")

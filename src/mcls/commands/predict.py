@@ -1,0 +1,180 @@
+"""`mcls predict`: classify files with a finished run or an exported model."""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from mcls import tables
+from mcls.console import console
+from mcls.errors import DataError, MachineError, RequestError
+from mcls.files import describe, sync_folder
+from mcls.options import add_device, find_run, positive
+
+if TYPE_CHECKING:
+    from mcls.inference import Array, Classifier
+    from mcls.samples import Sample
+
+log = logging.getLogger("mcls")
+
+Found = Iterable[tuple[list[str], "Array"]]
+
+
+def run(arguments: list[str]) -> int:
+    """Classify everything that is named. Returns the exit status."""
+    options = parse(arguments)
+    with console():
+        model = open_model(options)
+        if options.top > len(model.classes):
+            raise RequestError(f"--top {options.top}: there are {len(model.classes)} classes.")
+        counter = Counter(options.strict)
+        found = classified(model, options, counter)
+        with destination(options.output) as file:
+            for text in WRITERS[options.format](found, model.classes, options.top):
+                file.write(text)
+                file.flush()
+        where = f", in {tables.clean(str(options.output))}" if options.output else ""
+        skipped = f"; {counter.skipped:,} unreadable, skipped" if counter.skipped else ""
+        log.info(f"{counter.done:,} classified{where}{skipped}")
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options on the command line."""
+    parser = argparse.ArgumentParser(
+        prog="mcls predict",
+        description="Classify pictures, or the rows of CSV files for a run that was trained on numbers. A file that "
+        "cannot be read is named on stderr and skipped. The model is a run's selected one, or a file of mcls export.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, or an exported .onnx file")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="files, folders, patterns; - reads a list from stdin"
+    )
+    parser.add_argument("--top", type=positive, default=1, metavar="K", help="how many classes to name (default 1)")
+    parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help="of what is written (default csv)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all, not to stdout")
+    parser.add_argument("--strict", action="store_true", help="an unreadable file is an error, exit status 3")
+    add_device(parser)
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default 64)")
+    parser.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 64 million)")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="the model is of this package")
+    return parser.parse_intermixed_args(arguments)
+
+
+class Counter:
+    """Counts what was classified and what could not be read.
+
+    Args:
+        strict: raise what is wrong with a file instead of counting it.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self.strict, self.done, self.skipped = strict, 0, 0
+
+    def refuse(self, error: DataError) -> None:
+        """Name a file that cannot be read."""
+        if self.strict:
+            raise DataError(tables.clean(str(error)))
+        self.skipped += 1
+        log.warning(f"skipped {tables.clean(str(error))}")
+
+
+def open_model(options: argparse.Namespace) -> "Classifier":
+    """The model that is asked for."""
+    from mcls.inference import from_onnx, from_run
+
+    if options.run.suffix.lower() == ".onnx" and options.run.is_file():
+        return from_onnx(options.run, options.device)
+    return from_run(find_run(options.run), options.device, options.trust)
+
+
+def classified(model: "Classifier", options: argparse.Namespace, counter: Counter) -> Found:
+    """Names and probabilities of everything that is named, a batch at a time."""
+    from mcls import images, inference, samples
+
+    suffixes = images.suffixes() if model.image else {".csv", ".tsv"}
+    files = samples.paths(options.inputs, suffixes, sys.stdin.buffer)
+    found: Iterator[Sample]
+    if model.image:
+        channels, height, width = model.input_shape
+        if channels not in images.MODES:
+            raise RequestError(f"{options.run}: takes {channels} channels, which pictures from files do not have.")
+        colours = "grey" if channels == 1 else "RGB"
+        log.info(f"pictures are brought to {height} x {width} {colours}: turned by their EXIF data, then stretched")
+        most = options.max_pixels or images.MAX_PIXELS
+        found = samples.pictures(files, model.input_shape, most, counter.refuse)
+    elif model.encoder is not None:
+        found = samples.rows(files, model.encoder)
+    else:
+        found = samples.vectors(files, model.input_shape)
+    for names, probabilities in inference.classify(model, found, options.batch_size):
+        counter.done += len(names)
+        yield names, probabilities
+
+
+def best(probabilities: "Array", classes: Sequence[str], top: int) -> list[tuple[str, float]]:
+    """The `top` classes of one sample (probabilities (C,)) with their probabilities, the most probable first."""
+    order = (-probabilities).argsort(kind="stable")[:top]
+    return [(classes[index], float(probabilities[index])) for index in order.tolist()]
+
+
+def as_csv(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
+    """A header, then a line a sample; cells that a spreadsheet would take for formulas are quoted."""
+    header = ["file", "class", "probability"]
+    for number in range(2, top + 1):
+        header += [f"class_{number}", f"probability_{number}"]
+    yield tables.comma_separated(header, [])
+    for names, batch in found:
+        rows = [
+            [name, *(cell for label, part in best(row, classes, top) for cell in (label, f"{part:.6f}"))]
+            for name, row in zip(names, batch, strict=True)
+        ]
+        yield tables.comma_separated(header, rows).partition("\n")[2]
+
+
+def as_jsonl(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
+    """One JSON object a sample: file, class, probability, and `top`, a list, for more than one class."""
+    for names, batch in found:
+        for name, row in zip(names, batch, strict=True):
+            chosen = [{"class": label, "probability": round(part, 6)} for label, part in best(row, classes, top)]
+            yield json.dumps({"file": name, **chosen[0], **({"top": chosen} if top > 1 else {})}) + "\n"
+
+
+def as_table(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
+    """Aligned columns, the file last, so that no line waits for another."""
+    names = [tables.clean(name) for name in classes]
+    width = max(len("class"), *map(len, names))
+    yield "".join(f"{'class':<{width}}  {'probability':<11}  " for _ in range(top)) + "file\n"
+    for files, batch in found:
+        for file, row in zip(files, batch, strict=True):
+            cells = (f"{label:<{width}}  {part:<11.4f}  " for label, part in best(row, names, top))
+            yield "".join(cells) + tables.clean(file) + "\n"
+
+
+WRITERS = {"csv": as_csv, "jsonl": as_jsonl, "table": as_table}
+
+
+@contextlib.contextmanager
+def destination(path: Path | None) -> Iterator[IO[str]]:
+    """Where to write: stdout, or a file that is put at `path` when all is written. Raises MachineError."""
+    if path is None:
+        yield sys.stdout
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("x", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise MachineError(describe(path, error, 0)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

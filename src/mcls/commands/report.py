@@ -1,0 +1,31 @@
+"""`mcls report`: one page of HTML about a run, to send to somebody."""
+
+import argparse
+from pathlib import Path
+
+from mcls.errors import FolderError
+from mcls.files import publish
+from mcls.options import find_run
+from mcls.page import page
+from mcls.runs import relative
+
+
+def run(arguments: list[str]) -> int:
+    """Write the page. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="mcls report",
+        description="One HTML file with the result, the curves, the confusion matrix, the measures of each class, "
+        "samples, the configuration, the environment and the command that repeats it. It needs no other file and "
+        "runs no script.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default RUN/report.html")
+    options = parser.parse_args(arguments)
+    folder = find_run(options.run)
+    target = options.output or folder.path / "report.html"
+    if options.output is None and target.is_symlink():
+        raise FolderError(f"{target}: refused, a link. Name another file with --output.")
+    content = page(folder).encode("utf-8", "backslashreplace")
+    publish(target, content)
+    print(f"{relative(target)}, {len(content) / 1e6:.1f} MB, needs no other file")
+    return 0

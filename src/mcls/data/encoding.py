@@ -1,0 +1,234 @@
+"""From tables of text to arrays of numbers: CSV files read, an encoder learnt from rows, rows encoded; without torch.
+
+A row's number is that of the file, whose header is row 1. An encoder is a plain dictionary that a checkpoint can hold:
+
+    columns      names of the inputs' columns, in order
+    means, stds  of each column of numbers over the training rows; 0 and 1 for columns of text
+    categories   of each column of text over the training rows, in natural order; none for columns of numbers
+    missing, missing_values, unseen    as in configs/dataset/csv.yaml
+    target       name of the column of classes
+"""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcls.data.names import did_you_mean, listed, natural, quoted
+from mcls.errors import DataError, RequestError
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+LARGEST = 1e30  # its square is a float
+DELIMITERS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Args:
+        source: what messages call it.
+        columns: name to cells, without the blanks around them; all of one length.
+        rows: number of each row.
+    """
+
+    source: str
+    columns: dict[str, list[str]]
+    rows: list[int]
+
+    def take(self, indices: Sequence[int]) -> "Table":
+        """The rows at these places."""
+        columns = {name: [cells[index] for index in indices] for name, cells in self.columns.items()}
+        return Table(self.source, columns, [self.rows[index] for index in indices])
+
+    def column(self, name: str, key: str) -> list[str]:
+        """The cells of a column. Raises DataError when there is none, `key` asked for it."""
+        if name not in self.columns:
+            there = list(self.columns)
+            raise DataError(
+                f"{key}: {self.source} has no column {quoted(name)}. {did_you_mean(name, there)}It has {listed(there)}."
+            )
+        return self.columns[name]
+
+    def at(self, index: int, name: str) -> str:
+        """Where a cell is, for messages."""
+        return f"{self.source}, row {self.rows[index]}, column {quoted(name)}"
+
+
+def read_table(path: Path, delimiter: str = "auto") -> Table:
+    """The table in CSV file `path`: UTF-8, with a header row. Columns without a name are left out.
+
+    Raises DataError, naming file and row, when the file is not there or is no such table.
+    """
+    text = read_text(path)
+    separator = separator_of(text, delimiter)
+    number = 0
+    records: list[list[str]] = []
+    rows: list[int] = []
+    try:
+        for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1):
+            if not cells:
+                continue
+            if records and len(cells) != len(records[0]):
+                got = f"{len(cells)} cells, the header has {len(records[0])}"
+                raise DataError(
+                    f"{path}, row {number}: {got}. Is a quote or a {quoted(separator)} too many or too few?"
+                )
+            records.append([cell.strip() for cell in cells])
+            rows.append(number)
+    except csv.Error as error:
+        raise DataError(f"{path}, row {number + 1}: {error}. Is a quote never closed?") from error
+    if not records:
+        raise DataError(f"{path}: empty. The first row must be a header of column names.")
+    header, *body = records
+    twice = [name for place, name in enumerate(header) if name and name in header[:place]]
+    if twice:
+        raise DataError(f"{path}, row 1: two columns are called {quoted(twice[0])}. Rename one.")
+    if not body:
+        raise DataError(f"{path}: a header and no rows.")
+    cells_of = zip(*body, strict=True)
+    return Table(str(path), {name: list(cells) for name, cells in zip(header, cells_of, strict=True) if name}, rows[1:])
+
+
+def read_text(path: Path) -> str:
+    """The text in file `path`. Raises DataError unless it is a plain file of UTF-8 without NUL."""
+    if not path.is_file():
+        raise DataError(f"{path}: {'not a plain file' if path.exists() else 'no such file'}.")
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}, row {row}: not UTF-8 (byte 0x{content[error.start]:02x}). Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    if "\0" in text:
+        raise DataError(
+            f"{path}, row {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte. Is this a text file?"
+        )
+    return text
+
+
+def separator_of(text: str, delimiter: str) -> str:
+    """The one character that stands between the cells of `text`."""
+    if delimiter == "auto":
+        first = text.split("\n", 1)[0]
+        return max(DELIMITERS, key=first.count)
+    separator = "\t" if delimiter in ("tab", "\\t") else delimiter
+    if len(separator) != 1 or separator in '"\r\n':
+        raise RequestError(f"dataset.delimiter: must be auto, tab or one character, got {delimiter!r}.")
+    return separator
+
+
+def number(text: str) -> float | None:
+    """The number that `text` is, or None: no nan, no inf, nothing above LARGEST."""
+    if NUMBER.fullmatch(text) is None:
+        return None
+    value = float(text)
+    return value if abs(value) <= LARGEST else None
+
+
+def lacking(table: Table, columns: Sequence[str], missing_values: Sequence[str]) -> list[tuple[int, str]]:
+    """Place and column of every cell of `columns` that is missing, row by row."""
+    words = {"", *missing_values}
+    found = [(index, name) for name in columns for index, cell in enumerate(table.columns[name]) if cell in words]
+    return sorted(found, key=lambda place: place[0])
+
+
+def fit(
+    table: Table,
+    columns: Sequence[str],
+    text_columns: Sequence[str],
+    missing_values: Sequence[str],
+    max_categories: int,
+) -> dict[str, Any]:
+    """Columns, means, stds and categories of an encoder, from the training rows.
+
+    A column is one of numbers when more than half of its cells are; then all of them must be.
+    Raises DataError, naming row and column.
+    """
+    words = {"", *missing_values}
+    found: dict[str, Any] = {"columns": list(columns), "means": [], "stds": [], "categories": []}
+    for name in columns:
+        cells = [cell for cell in table.columns[name] if cell not in words]
+        if not cells:
+            raise DataError(
+                f"{table.source}: column {quoted(name)} has no cell filled in train. Name it in dataset.drop_columns."
+            )
+        values = [value for value in map(number, cells) if value is not None]
+        mean, std, categories = 0.0, 1.0, []
+        if name in text_columns or 2 * len(values) <= len(cells):
+            categories = natural(set(cells))
+            if len(categories) > max_categories:
+                raise DataError(
+                    f"{table.source}: column {quoted(name)} has {len(categories)} different texts in train, more than "
+                    f"dataset.max_categories={max_categories}. Name it in dataset.drop_columns, or raise that."
+                )
+        else:
+            mean = math.fsum(values) / len(values)
+            std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+            std = std if std > 1e-12 * abs(mean) else 1.0
+        found["means"].append(mean)
+        found["stds"].append(std)
+        found["categories"].append(categories)
+    return found
+
+
+def encode_table(table: Table, encoder: dict[str, Any]) -> NDArray[np.float32]:
+    """Inputs float32 (N, F) of the rows of `table`: a standardised value a column of numbers, 0 or 1 a category.
+
+    Raises DataError, naming row, column and value, for what the encoder does not take.
+    """
+    settings = zip(encoder["columns"], encoder["means"], encoder["stds"], encoder["categories"], strict=True)
+    words = {"", *encoder["missing_values"]}
+    parts = []
+    for name, mean, std, categories in settings:
+        cells = table.column(name, "inputs")
+        if encoder["missing"] != "mean" and not words.isdisjoint(cells):
+            index = next(index for index, cell in enumerate(cells) if cell in words)
+            raise DataError(
+                f"{table.at(index, name)}: missing, got {quoted(cells[index])}. The model has not learnt what to do."
+            )
+        if categories:
+            parts.append(indicators(table, name, categories, encoder["unseen"], words))
+        else:
+            parts.append(standardised(table, name, mean, std, words))
+    return np.concatenate(parts, axis=1)
+
+
+def standardised(table: Table, name: str, mean: float, std: float, words: set[str]) -> NDArray[np.float32]:
+    """A column of numbers as (N, 1), 0 where it is missing. Raises DataError for what is no number."""
+    cells = table.columns[name]
+    values = [mean if cell in words else number(cell) for cell in cells]
+    wrong = [index for index, value in enumerate(values) if value is None]
+    if wrong:
+        raise DataError(
+            f"{table.at(wrong[0], name)}: {quoted(cells[wrong[0]])} is not a number ({len(wrong)} of {len(cells)} "
+            "cells). Mend it, or name the column in dataset.text_columns, or the word in dataset.missing_values."
+        )
+    return ((np.array(values, dtype=np.float64) - mean) / std).astype(np.float32)[:, None]
+
+
+def indicators(table: Table, name: str, categories: Sequence[str], unseen: str, words: set[str]) -> NDArray[np.float32]:
+    """A column of text as (N, categories), 0 where missing. Raises DataError for an unseen one, if that is wrong."""
+    cells = table.columns[name]
+    places = {category: place for place, category in enumerate(categories)}
+    found = np.zeros((len(cells), len(categories)), dtype=np.float32)
+    for index, cell in enumerate(cells):
+        if cell in places:
+            found[index, places[cell]] = 1
+        elif cell not in words and unseen == "error":
+            raise DataError(
+                f"{table.at(index, name)}: {quoted(cell)} is a category that train does not have; it has "
+                f"{listed(categories)}. Mend it, or train with dataset.unseen=ignore."
+            )
+    return found

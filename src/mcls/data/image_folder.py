@@ -1,0 +1,163 @@
+"""Data sets from folders of images, a folder a class."""
+
+import logging
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcls.data.datasets import Dataset, Split, cut
+from mcls.data.folders import Found, find
+from mcls.data.names import listed
+from mcls.data.own import check_classes, cut_test, tell_absent
+from mcls.data.pictures import Files, Looked, Shape, header_of, look_through, threaded
+from mcls.errors import DataError, RequestError
+from mcls.machine import memory_bytes
+
+log = logging.getLogger("mcls")
+
+LARGEST = 224  # side to which images of many sizes are brought, at most
+BIG = 512  # side from which on images of one size are said to be big
+BAD_SHARE = 0.01  # of images that may be left out
+GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # Pillow's modes without colour
+
+
+def fits_here(size: int) -> bool:
+    """Whether `size` bytes are at most a quarter of the machine's memory."""
+    return size <= memory_bytes(torch.device("cpu")) / 4
+
+
+def image_folder(
+    root: str | None,
+    size: int | None,
+    channels: str | int,
+    mean: str | Sequence[float],
+    std: str | Sequence[float],
+    bad_images: str,
+    max_pixels: int,
+    test_fraction: float,
+    test_seed: int,
+    val_fraction: float,
+    val_seed: int,
+    fits: Callable[[int], bool] = fits_here,
+) -> Dataset:
+    """The images below `root`; see configs/dataset/image_folder.yaml for the arguments.
+
+    Every file is read once, so that a bad one is found and the statistics are exact. `fits` decides, from the bytes
+    that all images take, whether they are kept; if not, they are read again whenever they are wanted.
+
+    Raises RequestError without a root, DataError, naming the folder or the file, for what is wrong there.
+    """
+    if root is None:
+        raise RequestError("dataset.root: say which folder holds the images, dataset.root=DIR.")
+    if channels not in ("auto", 1, 3):
+        raise RequestError(f"dataset.channels: must be auto, 1 or 3, got {channels}.")
+    found = find(Path(root))
+    check_classes(found.classes, root)
+    shape = choose_shape([found.paths[number] for number in found.parts["train"]], size, channels)
+    files = Files(found.paths, shape, max_pixels)
+    keep = fits(len(files) * math.prod(shape))
+    looked = look_through(files, keep)
+    parts = {name: good_ones(numbers, found, looked) for name, numbers in found.parts.items()}
+    complain(found, looked, bad_images)
+    if "test" not in parts:
+        parts["train"], parts["test"] = cut_test(parts["train"], test_fraction, test_seed)
+    if "val" not in parts and val_fraction > 0:
+        parts["train"], val = cut(parts["train"], val_fraction, val_seed)
+        parts |= {"val": val} if val is not None else {}
+    tell_absent(found.classes, parts)
+    middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
+    splits = {name: filled(part, files, looked.pixels) for name, part in parts.items()}
+    return Dataset(
+        found.classes,
+        splits["train"],
+        splits.get("val"),
+        lambda: splits["test"],
+        given("mean", mean, middle),
+        given("std", std, spread),
+    )
+
+
+def choose_shape(paths: Sequence[Path], size: int | None, channels: str | int) -> Shape:
+    """Channels, height and width for the training images, and a line of the log that says why."""
+    headers = [header for header in threaded(header_of, paths, "looking at") if header is not None]
+    sizes = Counter((height, width) for height, width, _ in headers)
+    modes = Counter(mode for _, _, mode in headers)
+    depth = channels if isinstance(channels, int) else 1 if modes and all(mode in GREY for mode in modes) else 3
+    if size is not None:
+        height = width = size
+    elif len(sizes) == 1:
+        height, width = next(iter(sizes))
+    else:
+        height = width = min(LARGEST, round(statistics.median(map(min, sizes.elements())))) if sizes else 1
+    low, high = (f"{extreme(sizes)[1]} x {extreme(sizes)[0]}" if sizes else "none" for extreme in (min, max))
+    had = low if len(sizes) == 1 else f"{len(sizes)} sizes, {low} to {high}"
+    kinds = ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common())
+    log.info(f"images  {had} ({kinds}); taken as {width} x {height} {'grey' if depth == 1 else 'RGB'}")
+    if size is None and max(height, width) > BIG:
+        log.warning(
+            f"images  {width} x {height} is big, training will be slow; dataset.size={LARGEST} makes them smaller"
+        )
+    return depth, height, width
+
+
+def good_ones(numbers: Sequence[int], found: Found, looked: Looked) -> Split:
+    """The images of a split that can be read: their numbers in place of inputs, classes and names."""
+    good = [number for number in numbers if looked.errors[number] is None]
+    targets = torch.tensor([found.targets[number] for number in good], dtype=torch.int64)
+    return Split(torch.tensor(good, dtype=torch.int64), targets, tuple(found.names[number] for number in good))
+
+
+def complain(found: Found, looked: Looked, bad_images: str) -> None:
+    """Raise DataError, with a note for each, when images can't be read and that is an error; else say which."""
+    bad = [error for error in looked.errors if error is not None]
+    if not bad:
+        return
+    too_many = len(bad) > BAD_SHARE * len(found.paths)
+    if bad_images == "error" or too_many:
+        others = f" ({len(bad)} of {len(found.paths):,} images)" if len(bad) > 1 else ""
+        advice = (
+            "More than 1 %, so they are not skipped." if bad_images == "skip" else "Or say dataset.bad_images=skip."
+        )
+        failure = DataError(f"{str(bad[0]).rstrip('.')}{others}. Mend or remove {'them' if others else 'it'}. {advice}")
+        for error in bad:
+            failure.add_note(str(error))
+        raise failure
+    log.warning(f"images  {len(bad)} of {len(found.paths):,} skipped, they can't be read, the first: {bad[0]}")
+    for part, numbers in found.parts.items():
+        left = {found.targets[number] for number in numbers if looked.errors[number] is None}
+        lost = [name for number, name in enumerate(found.classes) if number not in left]
+        if not left or (part == "train" and lost):
+            raise DataError(f"{str(bad[0]).rstrip('.')}, and no image of {listed(lost)} is left in {part}.")
+
+
+def statistics_of(sums: Tensor, shape: Shape) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in 0..1, from sums int64 (N, C, 2); a deviation of 0 counts as 1."""
+    count = len(sums) * shape[1] * shape[2]
+    means, deviations = [], []
+    for total, squares in sums.sum(dim=0).tolist():
+        means.append(total / count / 255)
+        variance = (squares * count - total * total) / count**2  # whole numbers until the division
+        deviations.append(variance**0.5 / 255 or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def given(key: str, value: str | Sequence[float], computed: tuple[float, ...]) -> tuple[float, ...]:
+    """`value`, or what was computed where it is `auto`. Raises RequestError unless there is one number a channel."""
+    if isinstance(value, str):
+        return computed
+    if len(value) != len(computed):
+        raise RequestError(
+            f"dataset.{key}: {len(value)} numbers for {len(computed)} channels. Give one a channel, or say auto."
+        )
+    return tuple(value)
+
+
+def filled(part: Split, files: Files, pixels: Tensor | None) -> Split:
+    """`part`, of numbers of images, with the images: a tensor where they were kept."""
+    numbers = torch.as_tensor(part.inputs)
+    return Split(files.select(numbers) if pixels is None else pixels[numbers], part.targets, part.names)

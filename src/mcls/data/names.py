@@ -1,0 +1,41 @@
+"""Names of classes, columns and files: their order, and how messages show them."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+from mcls.tables import clean
+
+SHOWN = 10  # names in a message
+LONG = 60  # characters of a value in a message
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """`names` in the order in which people count: 1, 2, 10."""
+
+    def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+        parts = []
+        for part in re.split(r"([0-9]+)", name):
+            digits = part.lstrip("0") if part[:1] in tuple("0123456789") else None
+            parts.append((1, 0, part) if digits is None else (0, len(digits), digits))
+        return [part for part in parts if part != (1, 0, "")], name
+
+    return sorted(names, key=key)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of `names`, quoted, and how many more there are."""
+    shown = ", ".join(f"'{clean(name)}'" for name in names[:SHOWN])
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`Did you mean 'x'? ` for a mistyped name, or nothing."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean '{clean(found[0])}'? " if found else ""
+
+
+def quoted(value: str) -> str:
+    """A value from a file as a message shows it: in quotes, in one line, not too long."""
+    text = clean(value)
+    return f"'{text}'" if len(text) <= LONG else f"'{text[:LONG]}...'"

@@ -1,0 +1,182 @@
+"""Data sets from CSV files, and the encoding of new rows as a run's training rows were encoded."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcls.data.datasets import Dataset, Split, cut
+from mcls.data.encoding import Table, encode_table, fit, lacking, read_table
+from mcls.data.names import listed, natural, quoted
+from mcls.data.own import check_classes, cut_test, tell_absent
+from mcls.errors import DataError, RequestError
+
+log = logging.getLogger("mcls")
+
+
+def csv_file(
+    path: str | None,
+    target: str | None,
+    test_path: str | None,
+    delimiter: str,
+    drop_columns: Sequence[str],
+    text_columns: Sequence[str],
+    missing: str,
+    missing_values: Sequence[str],
+    unseen: str,
+    max_categories: int,
+    test_fraction: float,
+    test_seed: int,
+    val_fraction: float,
+    val_seed: int,
+) -> Dataset:
+    """The table in CSV file `path`, classes in column `target`; see configs/dataset/csv.yaml for the arguments.
+
+    Raises RequestError without a path or a target, DataError, naming file, row and column, for what is wrong in them.
+    """
+    if path is None:
+        raise RequestError("dataset.path: say which CSV file, dataset.path=FILE.")
+    if target is None:
+        raise RequestError("dataset.target: say which column holds the classes, dataset.target=COLUMN.")
+    tables = {name: read_table(Path(file), delimiter) for name, file in (("train", path), ("test", test_path)) if file}
+    columns = input_columns(tables["train"], target, drop_columns, text_columns)
+    for name, table in tables.items():
+        for column in columns:
+            table.column(column, "dataset.test_path")
+        check_labels_there(table, target)
+        tables[name] = without_gaps(table, columns, missing, missing_values)
+    classes = class_names(tables["train"], target)
+    whole = numbered(tables["train"], target, classes)
+    if test_path is None:
+        whole, test = cut_test(whole, test_fraction, test_seed)
+    else:
+        test = numbered(tables["test"], target, classes)
+    train, val = cut(whole, val_fraction, val_seed)
+    encoder = fit(rows_of(tables["train"], train), columns, text_columns, missing_values, max_categories)
+    encoder |= {"missing": missing, "missing_values": list(missing_values), "unseen": unseen, "target": target}
+    inputs = {"train": encoded(tables["train"], {**encoder, "unseen": "ignore"})}
+    inputs["test"] = encoded(tables["test"], encoder) if "test" in tables else inputs["train"]
+    describe(encoder)
+    train, test = filled(train, inputs["train"]), filled(test, inputs["test"])
+    val = filled(val, inputs["train"]) if val is not None else None
+    tell_absent(classes, {"train": train, "val": val, "test": test})
+    return Dataset(classes, train, val, lambda: test, encoder=encoder)
+
+
+def encode(
+    rows: list[dict[str, str]], encoder: dict[str, Any], source: str, numbers: Sequence[int] | None = None
+) -> Tensor:
+    """Inputs float32 (N, F) of `rows` (column to cell), as `encoder`, a Dataset's, says.
+
+    Args:
+        source: what messages call the rows.
+        numbers: of the rows, for messages; without them the first is row 2, after a header.
+
+    Raises DataError, naming the row, for a missing column, what is no number, and unseen categories if that is wrong.
+    """
+    there = [name for name in encoder["columns"] if all(name in row for row in rows)]
+    columns = {name: [str(row[name] or "").strip() for row in rows] for name in there}
+    table = Table(source, columns, list(numbers if numbers is not None else range(2, len(rows) + 2)))
+    return torch.from_numpy(encode_table(table, encoder))
+
+
+def input_columns(table: Table, target: str, drop_columns: Sequence[str], text_columns: Sequence[str]) -> list[str]:
+    """The columns that are inputs. Raises DataError when a column that is named is not there, or none is left."""
+    table.column(target, "dataset.target")
+    for key, names in (("dataset.drop_columns", drop_columns), ("dataset.text_columns", text_columns)):
+        for name in names:
+            table.column(name, key)
+    columns = [name for name in table.columns if name != target and name not in drop_columns]
+    if not columns:
+        raise DataError(f"{table.source}: no columns besides {listed([target, *drop_columns])}, nothing to learn from.")
+    return columns
+
+
+def check_labels_there(table: Table, target: str) -> None:
+    """Raise DataError, with the first row and the count, when rows have no class."""
+    empty = [index for index, cell in enumerate(table.column(target, "dataset.target")) if not cell]
+    if empty:
+        raise DataError(
+            f"{table.at(empty[0], target)}: no class ({len(empty)} such rows). Fill it in, or take the row out."
+        )
+
+
+def without_gaps(table: Table, columns: Sequence[str], missing: str, missing_values: Sequence[str]) -> Table:
+    """`table` as `missing` wants it. Raises DataError for missing cells if that is wrong, or when no row is left."""
+    gaps = lacking(table, columns, missing_values) if missing != "mean" else []
+    if gaps and missing == "error":
+        index, name = gaps[0]
+        raise DataError(
+            f"{table.at(index, name)}: missing, got {quoted(table.columns[name][index])} ({len(gaps)} such cells). "
+            "Say dataset.missing=drop or dataset.missing=mean, or name the column in dataset.drop_columns."
+        )
+    if not gaps:
+        return table
+    holes = {index for index, _ in gaps}
+    if len(holes) == len(table.rows):
+        raise DataError(f"{table.source}: every row has a missing cell, none is left. Say dataset.missing=mean.")
+    log.info(f"data    {table.source}: {len(holes):,} of {len(table.rows):,} rows dropped, they have missing cells")
+    return table.take([index for index in range(len(table.rows)) if index not in holes])
+
+
+def class_names(table: Table, target: str) -> tuple[str, ...]:
+    """The classes, in natural order. Raises DataError when there is one alone, or nearly as many as rows."""
+    labels = table.columns[target]
+    classes = tuple(natural(set(labels)))
+    check_classes(classes, f"{table.source}, column {quoted(target)}")
+    if 2 * len(classes) > len(labels):
+        raise DataError(
+            f"{table.source}: column {quoted(target)} has {len(classes)} different values in {len(labels)} rows; "
+            "these are no classes. Name another column in dataset.target."
+        )
+    return classes
+
+
+def numbered(table: Table, target: str, classes: Sequence[str]) -> Split:
+    """The rows' places (int64, in place of inputs), class numbers and names. Raises DataError for a class unknown."""
+    places = {name: place for place, name in enumerate(classes)}
+    labels = table.columns[target]
+    for index, label in enumerate(labels):
+        if label not in places:
+            raise DataError(
+                f"{table.at(index, target)}: class {quoted(label)} is not in train, which has {listed(classes)}."
+            )
+    names = tuple(f"row {row}" for row in table.rows)
+    return Split(torch.arange(len(labels)), torch.tensor([places[label] for label in labels]), names)
+
+
+def rows_of(table: Table, split: Split) -> Table:
+    """The rows of `table` that `split`, of places, has."""
+    return table.take(torch.as_tensor(split.inputs).tolist())
+
+
+def encoded(table: Table, encoder: dict[str, Any]) -> Tensor:
+    """`encode_table`; categories that are ignored are counted and told."""
+    words = {"", *encoder["missing_values"]}
+    inputs = torch.from_numpy(encode_table(table, encoder))
+    unseen = sum(
+        cell not in known and cell not in words
+        for name, categories in zip(encoder["columns"], encoder["categories"], strict=True)
+        if (known := set(categories))
+        for cell in table.columns[name]
+    )
+    if unseen:
+        told = f"{unseen:,} cells hold categories that train does not have; they count as none"
+        log.warning(f"data    {table.source}: {told}")
+    return inputs
+
+
+def filled(split: Split, inputs: Tensor) -> Split:
+    """`split`, of places of rows, with their inputs."""
+    return Split(inputs[torch.as_tensor(split.inputs)], split.targets, split.names)
+
+
+def describe(encoder: dict[str, Any]) -> None:
+    """Say what became of the columns."""
+    texts = [len(categories) for categories in encoder["categories"] if categories]
+    numbers = len(encoder["columns"]) - len(texts)
+    categories = f", {len(texts)} of text as {sum(texts)} categories" if texts else ""
+    log.info(f"columns {numbers} of numbers, standardised{categories}")

@@ -1,0 +1,118 @@
+"""From samples as they are stored to probabilities: by a run's model, or without torch by an exported ONNX file."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcls.errors import FolderError, MachineError
+from mcls.runs import RunFolder
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model ready to use, whatever runs it.
+
+    Args:
+        classes: names in the order of the probabilities.
+        input_shape: of one sample.
+        image: samples are uint8 images (C, H, W), otherwise float32 of `input_shape`.
+        encoder: what turns the rows of a table into samples, plain data; None where columns are the inputs.
+        probabilities: samples (N, *input_shape) to float32 (N, C).
+    """
+
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    image: bool
+    encoder: dict[str, Any] | None
+    probabilities: Callable[[Array], Array]
+
+
+def classify(
+    model: Classifier, samples: Iterable[tuple[str, Array]], batch_size: int
+) -> Iterator[tuple[list[str], Array]]:
+    """Names and probabilities (n, C) of `samples` (name, array), `batch_size` at a time; no more are ever held."""
+    waiting = iter(samples)
+    while batch := list(islice(waiting, batch_size)):
+        yield [name for name, _ in batch], model.probabilities(np.stack([sample for _, sample in batch]))
+
+
+def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier:
+    """The selected model of the run in `folder`, on `device`; `trust` are packages that its parts may come from.
+
+    Raises MclsError as `open_run` does.
+    """
+    import torch
+
+    from mcls.opened import open_run
+
+    opened = open_run(folder, "best", device, [f"trust={json.dumps(list(trust))}"])
+
+    @torch.inference_mode()
+    def probabilities(samples: Array) -> Array:
+        inputs = opened.normalise(torch.from_numpy(samples).to(opened.device))
+        found: Array = opened.model(inputs).float().softmax(dim=1).cpu().numpy()
+        return found
+
+    encoder = checked(opened.encoder, opened.input_shape, folder.best)
+    return Classifier(opened.classes, opened.input_shape, opened.mean is not None, encoder, probabilities)
+
+
+def from_onnx(path: Path, device: str) -> Classifier:
+    """The model in `path`, a file of `mcls export --format onnx`, run by onnxruntime; torch is not imported.
+
+    Raises MachineError without onnxruntime or the device, FolderError for a file that is damaged or not mcls's.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MachineError("onnxruntime is not installed. Install what it takes: pip install 'mcls[onnx]'") from error
+    onnxruntime.set_default_logger_severity(4)
+    wanted = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
+    if wanted not in onnxruntime.get_available_providers():
+        raise MachineError(f"--device {device}: this onnxruntime has no {wanted}. Say --device cpu.")
+    number = device.partition(":")[2]
+    try:
+        session = onnxruntime.InferenceSession(path, providers=[(wanted, {"device_id": number} if number else {})])
+        about = session.get_modelmeta().custom_metadata_map
+        found = {key: json.loads(value) for key, value in about.items() if key.startswith("mcls.")}
+        classes, shape = tuple(map(str, found["mcls.classes"])), tuple(map(int, found["mcls.input_shape"]))
+        image, name = found["mcls.input_type"] == "uint8", session.get_inputs()[0].name
+    except (KeyError, ValueError, TypeError) as error:
+        raise FolderError(f"{path}: refused, it does not say what its classes and inputs are. Is it mcls's?") from error
+    except Exception as error:  # onnxruntime's own have no common class
+        raise FolderError(f"{path}: refused, onnxruntime cannot load it ({type(error).__name__}).") from error
+
+    def probabilities(samples: Array) -> Array:
+        return np.asarray(session.run(None, {name: samples})[0])
+
+    return Classifier(classes, shape, image, checked(found.get("mcls.encoder"), shape, path), probabilities)
+
+
+def checked(encoder: Any, shape: Sequence[int], path: Path) -> dict[str, Any] | None:
+    """`encoder` if it has all that `encode_table` uses and makes samples of `shape`. Raises FolderError otherwise."""
+    if encoder is None:
+        return None
+    try:
+        names, texts = encoder["columns"], encoder["categories"]
+        settings = [
+            encoder["missing"],
+            encoder["unseen"],
+            *names,
+            *encoder["missing_values"],
+            *(word for row in texts for word in row),
+        ]
+        numbers = [*encoder["means"], *encoder["stds"]]
+        fits = len(names) == len(texts) == len(numbers) / 2 and tuple(shape) == (sum(len(row) or 1 for row in texts),)
+        if fits and all(isinstance(word, str) for word in settings) and all(abs(value) < 1e30 for value in numbers):
+            return dict(encoder)
+    except (KeyError, TypeError):
+        pass
+    raise FolderError(f"{path}: refused, what it says of its table's columns does not fit.")

@@ -1,0 +1,195 @@
+"""A run as one page of HTML that needs nothing else: no script, no file from elsewhere, everything escaped."""
+
+import base64
+import json
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from mcls.charts import Curve, chart
+from mcls.errors import FolderError
+from mcls.runs import RunFolder, read_json, read_text
+from mcls.tables import clean
+
+CURVES = 64_000_000  # bytes of metrics.jsonl that are read
+PICTURE = 8_000_000  # bytes of a figure that is embedded
+PNG = b"\x89PNG\r\n\x1a\n"
+CELLS = 30  # classes up to which the confusion matrix is a table; above, the figure is shown
+TRAIN, VAL = "#8a94a6", "#2563eb"
+FIGURES = {
+    "predictions": "The first test samples, with what the model says: green is right.",
+    "mistakes": "The worst: mistakes that the model was most sure of.",
+    "regions": "What the model says everywhere in the plane, and the test samples.",
+    "reliability": "How often the model is right when it is so sure: on the line it is as sure as it should be.",
+}
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+STYLE = """
+:root { --ink: #1c2430; --soft: #5b6675; --rule: #e3e7ee; --accent: #2563eb; }
+body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink); background: #f5f7fa;
+  margin: 0 auto; max-width: 1040px; padding: 28px 20px 60px; }
+h1 { font-size: 26px; margin: 0; } h2 { font-size: 17px; margin: 0 0 12px; }
+.soft, caption, figcaption { color: var(--soft); } .soft { margin: 2px 0 18px; overflow-wrap: anywhere; }
+section { background: white; border: 1px solid var(--rule); border-radius: 10px; padding: 18px 20px; margin: 16px 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 14px 20px; }
+.cards div span { display: block; color: var(--soft); font-size: 13px; } .cards div b { font-size: 19px; }
+.main { display: grid; grid-template-columns: minmax(260px, 5fr) 7fr; gap: 24px; align-items: center; }
+.number { font-size: 46px; font-weight: 700; line-height: 1.1; color: var(--accent); }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(390px, 1fr)); gap: 20px; align-items: start; }
+svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--soft); } svg .title { fill: var(--ink);
+  font-weight: 600; } svg .grid { stroke: var(--rule); } svg .mark { stroke: #d97706; stroke-dasharray: 4 3; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+td, th { padding: 3px 9px; text-align: right; border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
+th:first-child, .text td { text-align: left; } th { font-weight: 600; }
+.wide { overflow-x: auto; } .confusion td { text-align: center; min-width: 26px; border: 1px solid white; }
+figure { margin: 0; } img { max-width: 100%; border: 1px solid var(--rule); border-radius: 6px; }
+pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; margin: 8px 0 0; }
+summary { cursor: pointer; font-weight: 600; }
+@media print { body { background: white; } section { break-inside: avoid; } }
+@media (max-width: 640px) { .main { grid-template-columns: 1fr; } }
+"""
+
+
+def page(folder: RunFolder) -> str:
+    """The page of a finished run. Raises FolderError when the folder holds none or is damaged."""
+    about, result = read_json(folder.about), folder.read_result()
+    status = "never started" if result is None else str(result.get("status"))
+    if result is None or status != "finished":
+        raise FolderError(f"{folder.path}: not finished, {clean(status)}. Go on with: mcls resume {folder.path}")
+    try:
+        title = f"{about['choices']['dataset']} · {about['choices']['model']}"
+        body = [
+            f'<h1>{text(title)}</h1><p class="soft">{text(folder.name)} · {text(about["started"])}</p>',
+            section("Result", summary(result)),
+            section("Curves", curves(folder, result)),
+            section("Test set, class by class", classes(folder, result["test"])),
+            *(section("", picture(folder, name, words)) for name, words in FIGURES.items()),
+            section("How it was trained", settings(folder, about)),
+            section("To repeat it", f"<pre>{escape(clean(command(about)))}</pre>"),
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise FolderError(f"{folder.path}: damaged, {type(error).__name__} in what its files say: {error}.") from error
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    head += f'<meta name="viewport" content="width=device-width"><title>{text(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{chr(10).join(body)}</body></html>\n'
+
+
+def text(value: object) -> str:
+    """Anything as harmless HTML in one line."""
+    return escape(clean(str(value)))
+
+
+def section(title: str, content: str) -> str:
+    """A box with a heading, or nothing where there is no content."""
+    heading = f"<h2>{escape(title)}</h2>" if title else ""
+    return f"<section>{heading}{content}</section>" if content else ""
+
+
+def table(rows: Iterable[Sequence[object]], header: Sequence[str] = (), kind: str = "text") -> str:
+    """An HTML table."""
+    top = f"<tr>{''.join(f'<th>{text(cell)}</th>' for cell in header)}</tr>" if header else ""
+    lines = ("".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows)
+    return f'<div class="wide"><table class="{kind}">{top}{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The test accuracy in large, the rest in small."""
+    test, val = result["test"], result["val"]
+    low, high = (float(bound) * 100 for bound in test["interval"])
+    openings = int(result["test_openings"])
+    opened = "once, after the last choice" if openings == 1 else f"{openings} times: the more often, the less it says"
+    cards = {
+        "validation accuracy": f"{val['accuracy'] * 100:.2f} %" if val else "no validation set",
+        "test loss": f"{test['loss']:.4f}",
+        "test F1, macro": f"{test['f1_macro']:.4f}",
+        "calibration error": f"{test['ece']:.4f}",
+        "best epoch": f"{result['best_epoch']:,} of {result['epochs']:,}",
+        "time": f"{result['total_seconds']:,.0f} s",
+    }
+    small = "".join(f"<div><span>{text(name)}</span><b>{text(value)}</b></div>" for name, value in cards.items())
+    return (
+        f'<div class="main"><div><div class="number">{test["accuracy"] * 100:.2f} %</div>'
+        f"test accuracy on {int(test['n']):,} samples<br>95 % interval {low:.2f} to {high:.2f} %<br>"
+        f'<span style="color:var(--soft)">test set opened {opened}</span></div><div class="cards">{small}</div></div>'
+    )
+
+
+def curves(folder: RunFolder, result: dict[str, Any]) -> str:
+    """Loss and accuracy from epoch to epoch."""
+    if not folder.metrics.exists():
+        return ""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for line in read_text(folder.metrics, CURVES).splitlines():
+        record = json.loads(line)
+        for split in ("train", "val"):
+            for name in ("loss", "accuracy"):
+                value = (record.get(split) or {}).get(name)
+                if value is not None and math.isfinite(value):
+                    found.setdefault((name, split), []).append((int(record["epoch"]), float(value)))
+    colours = {"train": TRAIN, "val": VAL}
+    charts = [
+        chart(name, "epoch", [Curve(split, colours[split], found.get((name, split), [])) for split in colours], best)
+        for best in [float(result["best_epoch"])]
+        for name in ("loss", "accuracy")
+    ]
+    dashed = '<p class="soft">The dashed line is the epoch whose weights were selected.</p>'
+    return f'<div class="two">{"".join(charts)}</div>{dashed}' if any(charts) else ""
+
+
+def classes(folder: RunFolder, test: dict[str, Any]) -> str:
+    """Confusion matrix and the measures of each class."""
+    names = [str(row["class"]) for row in test["per_class"]]
+    keys = ("precision", "recall", "f1")
+    rows = [[row["class"], *(f"{row[key]:.4f}" for key in keys), f"{row['support']:,}"] for row in test["per_class"]]
+    listed = table(rows, ["class", *keys, "samples"], "text numbers")
+    if len(names) > CELLS:
+        return f"{listed}{picture(folder, 'confusion', 'Confusion matrix.')}"
+    lines = []
+    for name, counts in zip(names, test["confusion"], strict=True):
+        whole = max(sum(counts), 1)
+        cells = "".join(cell(int(count), count / whole) for count in counts)
+        lines.append(f"<tr><th>{text(name)}</th>{cells}</tr>")
+    head = "".join(f"<th>{text(name)}</th>" for name in names)
+    matrix = f'<table class="confusion"><caption>rows: true class, columns: predicted</caption><tr><th></th>{head}</tr>'
+    return f'<div class="wide">{matrix}{"".join(lines)}</table></div><br>{listed}'
+
+
+def cell(count: int, share: float) -> str:
+    """A cell of the confusion matrix, the bluer the larger its share of the row."""
+    colour = "white" if share > 0.5 else "inherit" if count else "#c3cad5"
+    return f'<td style="background:rgba(37,99,235,{min(max(share, 0), 1):.3f});color:{colour}">{count}</td>'
+
+
+def picture(folder: RunFolder, name: str, words: str) -> str:
+    """A figure of the folder inside the page, nothing where there is none that is a PNG of a sane size."""
+    path = folder.figures / f"{name}.png"
+    if folder.figures.is_symlink() or path.is_symlink() or not path.is_file() or path.stat().st_size > PICTURE:
+        return ""
+    content = path.read_bytes()
+    if not content.startswith(PNG):
+        return ""
+    data = base64.b64encode(content).decode()
+    return (
+        f'<figure><figcaption>{text(words)}</figcaption><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
+    )
+
+
+def settings(folder: RunFolder, about: dict[str, Any]) -> str:
+    """Choices, configuration and environment."""
+    environment = about["environment"]
+    machine = {key: about.get(key) for key in ("device", "device_name", "precision", "channels_last", "seed")}
+    machine |= {key: value for key, value in environment.items() if key != "packages"}
+    machine |= environment["packages"]
+    config = escape("\n".join(map(clean, read_text(folder.config).splitlines())))
+    return (
+        f'<div class="two"><div>{table(about["choices"].items())}</div><div>{table(machine.items())}</div></div><br>'
+        f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
+    )
+
+
+def command(about: dict[str, Any]) -> str:
+    """What to type for this run alone; a sweep's own command would repeat all of it."""
+    typed = str(about["command"])
+    sweeping = {"-m", "--multirun"} & set(shlex.split(typed))
+    return shlex.join(["mcls", "train", *map(str, about["overrides"])]) if sweeping else typed

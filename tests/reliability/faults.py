@@ -1,0 +1,337 @@
+"""What goes wrong on purpose, in a child of the fork server, before its command begins. And naive ways, as controls."""
+
+import errno
+import importlib
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def find(name: str) -> tuple[Any, str]:
+    """The owner and the attribute of a dotted name such as `mcls.trainer.Trainer.flush`."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            owner: Any = importlib.import_module(".".join(parts[:length]))
+        except ImportError:
+            continue
+        for part in parts[length:-1]:
+            owner = getattr(owner, part)
+        return owner, parts[-1]
+    raise ImportError(name)
+
+
+def before(name: str, number: int, act: Callable[[], None]) -> None:
+    """Call `act` before the call `number` (from 1) of the function called `name`."""
+    owner, attribute = find(name)
+    inner, calls = getattr(owner, attribute), [0]
+
+    def counted(*arguments: Any, **keys: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            act()
+        return inner(*arguments, **keys)
+
+    setattr(owner, attribute, counted)
+
+
+def die_before(name: str, number: int) -> None:
+    """Be killed before that call."""
+    before(name, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def signal_before(name: str, number: int, which: int) -> None:
+    """Get signal `which` before that call."""
+    before(name, number, lambda: os.kill(os.getpid(), which))
+
+
+def sleep_before(name: str, number: int, seconds: float) -> None:
+    """Sleep before that call."""
+    before(name, number, lambda: time.sleep(seconds))
+
+
+def raise_before(name: str, number: int, kind: str, text: str) -> None:
+    """Raise the error `kind`, a builtin or a dotted name, before that call."""
+
+    def act() -> None:
+        owner, attribute = find(kind if "." in kind else f"builtins.{kind}")
+        raise getattr(owner, attribute)(text)
+
+    before(name, number, act)
+
+
+def calls_that_write() -> tuple[str, ...]:
+    """The calls by which a file is published."""
+    return ("pathlib.Path.open", "os.fsync", "os.replace", "os.open")
+
+
+def die_at_call(number: int, after: bool) -> None:
+    """Be killed at the call `number` (from 1) of all those that publish files, before or after it."""
+    calls = [0]
+    for name in calls_that_write():
+        owner, attribute = find(name)
+
+        def counted(*arguments: Any, inner: Any = getattr(owner, attribute), **keys: Any) -> Any:
+            calls[0] += 1
+            mine = calls[0]
+            if mine == number and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = inner(*arguments, **keys)
+            if mine == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, attribute, counted)
+
+
+def refuse_at_call(name: str, first: int, code: str, count: int = 1) -> None:
+    """From call `first` of `name` on a run folder's files on, `count` calls fail with the errno called `code`."""
+    owner, attribute = find(name)
+    inner, calls = getattr(owner, attribute), [0]
+
+    def refused(*arguments: Any, **keys: Any) -> Any:
+        calls[0] += 1
+        if first <= calls[0] < first + count:
+            number = getattr(errno, code)
+            raise OSError(number, os.strerror(number))
+        return inner(*arguments, **keys)
+
+    setattr(owner, attribute, refused)
+
+
+def limit_file_size(size: int) -> None:
+    """No file may grow beyond `size` bytes: what a full disk is like, without being root."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def limit_memory(size: int) -> None:
+    """No more than `size` bytes of address space beyond what is there now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + size
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def write_in_place() -> None:
+    """A control: checkpoints are written straight to where they belong, the way of the tutorials."""
+    import torch
+
+    from mcls import checkpoint
+
+    replace = os.replace
+
+    def keep(source: Any, target: Any, **keys: Any) -> None:
+        if Path(target).name != "previous.pt":
+            replace(source, target, **keys)
+
+    checkpoint.save = lambda path, state: torch.save(state, path)
+    checkpoint.load = load_naively
+    os.replace = keep
+
+
+def load_naively(path: Path) -> Any:
+    """`torch.load` as it comes."""
+    import torch
+
+    from mcls.errors import FolderError
+
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:
+        raise FolderError(f"{path}: {error}") from error
+
+
+def plain_publish(path: str, size: str, offset: str, naive: str) -> None:
+    """Publish `size` bytes at `path` and die when `offset` of them are written."""
+    from mcls import files
+
+    inner = Path.open
+
+    def opened(self: Path, *arguments: Any, **keys: Any) -> Any:
+        return Dying(inner(self, *arguments, **keys), int(offset))
+
+    Path.open = opened  # type: ignore[method-assign, assignment]
+    content = b"new" * (int(size) // 3)
+    if naive == "yes":
+        with Path(path).open("wb") as file:
+            file.write(content)
+    else:
+        files.publish(Path(path), content)
+
+
+class Dying:
+    """A file that ends the process when enough is written."""
+
+    def __init__(self, inner: Any, left: int) -> None:
+        self.inner, self.left = inner, left
+
+    def __enter__(self) -> "Dying":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.inner.close()
+
+    def write(self, content: bytes) -> int:
+        """As much as there is left."""
+        self.inner.write(content[: self.left])
+        self.inner.flush()
+        if self.left < len(content):
+            os._exit(137)
+        return len(content)
+
+    def flush(self) -> None:
+        """The file's."""
+        self.inner.flush()
+
+    def fileno(self) -> int:
+        """The file's."""
+        return int(self.inner.fileno())
+
+
+def note_writes(log: str) -> None:
+    """Write the path of every file that is opened for writing to file `log`."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | os.PathLike) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            os.write(out, f"{os.fspath(arguments[0])}\n".encode())
+
+    sys.addaudithook(hook)
+
+
+def refuse_in_run(name: str, first: int, code: str) -> None:
+    """The call `first` of `name` that is about a path in a run folder (`os.fsync`: any) fails with errno `code`."""
+    owner, attribute = find(name)
+    inner, calls = getattr(owner, attribute), [0]
+
+    def refused(*arguments: Any, **keys: Any) -> Any:
+        calls[0] += name == "os.fsync" or "outputs" in str(arguments[0])
+        if calls[0] == first:
+            calls[0] += 1
+            number = getattr(errno, code)
+            raise OSError(number, os.strerror(number))
+        return inner(*arguments, **keys)
+
+    setattr(owner, attribute, refused)
+
+
+def plant(place: str, step: int, value: float) -> None:
+    """Put `value` in the input, the loss, a gradient or a weight of step `step`."""
+    import torch
+    from torch import nn
+
+    from mcls.data.loader import Normalise
+
+    owner, name = {
+        "input": (Normalise, "__call__"),
+        "loss": (nn.CrossEntropyLoss, "forward"),
+        "gradient": (torch.optim.SGD, "step"),
+        "weight": (torch.optim.SGD, "step"),
+    }[place]
+    inner, calls = getattr(owner, name), [0]
+
+    def planted(first: Any, *arguments: Any, **keys: Any) -> Any:
+        calls[0] += 1
+        mine = calls[0] == step
+        if mine and place == "gradient":
+            first.param_groups[0]["params"][0].grad[0, 0] = value
+        result = inner(first, *arguments, **keys)
+        if mine and place == "weight":
+            with torch.no_grad():
+                first.param_groups[0]["params"][0][0, 0] = value
+        if mine and place == "input":
+            return torch.full_like(result, value)
+        return result * value if mine and place == "loss" else result
+
+    setattr(owner, name, planted)
+
+
+def check_nothing() -> None:
+    """A control: a trainer that looks at no number."""
+    import types
+
+    from mcls import trainer
+
+    trainer.math = types.SimpleNamespace(isfinite=lambda _: True, nan=float("nan"))  # type: ignore[assignment]
+
+    def save(self: Any) -> None:
+        self.save(self.state_dict(), self.best_is_new)
+
+    trainer.Trainer.checkpoint = save  # type: ignore[method-assign]
+
+
+def forget_nothing() -> None:
+    """A control: curves that are only ever appended to."""
+    from mcls.tracking import Recorder
+
+    inner = Recorder.event
+    Recorder.drop_after = lambda self, epoch: None  # type: ignore[method-assign]
+
+    def event(self: Any, step: Any = None, **content: Any) -> None:
+        if "session_log" not in content:
+            inner(self, step, **content)
+
+    Recorder.event = event  # type: ignore[method-assign]
+
+
+def same_second(naive: bool) -> None:
+    """The clock stands still; `naive` makes the folder as everybody does."""
+    from mcls.commands import train
+    from mcls.runs import RunFolder
+
+    train.timestamp = lambda: "now"
+
+    def shared(parent: Path, name: str) -> RunFolder:
+        (parent / name).mkdir(parents=True, exist_ok=True)
+        return RunFolder(parent / name)
+
+    if naive:
+        train.claim = shared
+
+
+def fail_for_seeds(failures: dict[str, str]) -> None:
+    """Runs with these seeds fail: `bug`, `machine`, `nan`, or `kill`."""
+    from mcls import session
+    from mcls.errors import MachineError, RunError
+
+    inner = session.assemble
+
+    def assemble(config: dict[str, Any]) -> Any:
+        kind = failures.get(str(config["seed"]))
+        if kind == "bug":
+            raise ValueError("planted")
+        if kind == "machine":
+            raise MachineError("planted: no such machine")
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "nan":
+            raise RunError("step 3: the training loss is nan, planted.")
+        return inner(config)
+
+    session.assemble = assemble
+
+
+def no_handlers() -> None:
+    """A control: signals do what they do in Python."""
+    from mcls.signals import StopRequest
+
+    StopRequest.__enter__ = lambda self: self  # type: ignore[method-assign]
+
+
+def full_logs() -> None:
+    """train.log, metrics.jsonl and the event file are on `/dev/full`."""
+    from mcls import tracking
+
+    inner = tracking.open_plain
+
+    def opened(path: Path, flags: int) -> int:
+        if path.name in ("train.log", "metrics.jsonl"):
+            return os.open("/dev/full", os.O_WRONLY)
+        return inner(path, flags)
+
+    tracking.open_plain = opened
+    refuse_at_call("tensorboard.summary.writer.record_writer.RecordWriter.write", 1, "ENOSPC", 1_000_000)

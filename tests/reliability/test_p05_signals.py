@@ -1,0 +1,152 @@
+"""P5: SIGINT, SIGTERM and SIGHUP: everything is saved, the way on is said, exit 130, 143 or 129, no child is left."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from steps import QUICK, TRAIN, only_run, outcome, result
+
+Run = Callable[..., Any]
+Count = Callable[[str], None]
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+# phase: the call before which the signal comes, and whether there is something to resume
+PHASES = {
+    "build": ("mcls.assembly.resolve_precision", 1, False),
+    "first step": ("mcls.optim.Rates.set", 1, True),
+    "train": ("mcls.optim.Rates.set", 11, True),
+    "validate": ("mcls.metrics.Tally.add", 2, True),
+    "save": ("os.fsync", 20, True),
+    "between epochs": ("mcls.trainer.Trainer.report", 2, True),
+    "test": ("mcls.metrics.Tally.measure", 4, True),
+}
+KEYS = (*TRAIN, "trainer.figures=true")
+
+
+@pytest.fixture(scope="module")
+def whole(server: Any, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The uninterrupted run."""
+    root = tmp_path_factory.mktemp("whole")
+    child = server.run(*KEYS, cwd=root, MCLS_DATA=str(digits))
+    assert child.status == 0, child.stderr
+    folder = only_run(root)
+    assert folder is not None
+    return outcome(folder)
+
+
+def check_end(child: Any, number: int) -> list[str]:
+    """The exit status, the two lines at most, and that nobody is left. Returns the lines about the stop."""
+    assert child.status == SIGNALS[signal.Signals(number)], child.stderr
+    assert child.seconds < 10
+    told = [line for line in child.stderr.splitlines() if line.startswith("mcls: ")]
+    assert 1 <= len(told) <= 2 and child.stderr.splitlines()[-1] == told[-1]
+    assert "Traceback" not in child.stderr
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+    return told
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_in_every_phase(
+    number: signal.Signals, phase: str, whole: Any, mcls: Run, tmp_path: Path, count: Count
+) -> None:
+    name, call, begun = PHASES[phase]
+    child = mcls(*KEYS, setup=[["signal_before", name, call, number]])
+    told = check_end(child, number)
+    folder = only_run(tmp_path)
+    assert (folder is not None) is begun
+    if folder is not None:
+        assert told[-1].endswith(f"go on with: mcls resume {folder.relative_to(tmp_path)}")
+        assert result(folder)["status"] == "stopped"
+        child = mcls("resume", str(folder))
+        assert child.status == 0, child.stderr
+        assert outcome(folder) == whole
+    count(f"{number.name} while: {phase}")
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_in_a_sweep(number: signal.Signals, mcls: Run, tmp_path: Path, count: Count) -> None:
+    keys = ("train", "-m", "seed=1,2,3", "trainer.epochs=2", "hydra.sweep.dir=sweep", *QUICK)
+    child = mcls(*keys, setup=[["signal_before", "mcls.optim.Rates.set", 15, number]])
+    told = check_end(child, number)
+    assert "mcls resume sweep" in told[-1]
+    statuses = [result(folder)["status"] for folder in sorted((tmp_path / "sweep").glob("?_*"))]
+    assert statuses == ["finished", "stopped"]
+    child = mcls("resume", "sweep")
+    assert child.status == 0, child.stderr
+    statuses = [result(folder)["status"] for folder in sorted((tmp_path / "sweep").glob("?_*"))]
+    assert statuses == ["finished"] * 3
+    count(f"{number.name} while: sweep")
+
+
+def test_signals_from_outside_at_any_time(
+    start: Run, mcls: Run, whole: Any, tmp_path: Path, size: Callable[[int, int], int], count: Count
+) -> None:
+    draw, stops = random.Random(5), 0
+    for attempt in range(size(6, 40)):
+        root = tmp_path / str(attempt)
+        root.mkdir()
+        number = draw.choice(list(SIGNALS))
+        child = start(*KEYS, cwd=root)
+        time.sleep(draw.uniform(0.3, 1.3))
+        child.kill(number)
+        child.status = child.wait(15)
+        folder = only_run(root)
+        if child.status == 0:
+            continue
+        assert child.status in (SIGNALS[number], -number), child.stderr
+        assert "Traceback" not in child.stderr and "bug" not in child.stderr
+        stops += 1
+        if folder is not None:
+            child = mcls("resume", str(folder), cwd=root)
+            assert child.status == 0, child.stderr
+            assert outcome(folder) == whole
+    assert stops
+    count(f"{stops} signals at random times")
+
+
+def test_a_second_interrupt_leaves_at_once(start: Run, mcls: Run, whole: Any, tmp_path: Path) -> None:
+    slow = [["signal_before", "mcls.trainer.Trainer.checkpoint", 5, signal.SIGINT]]
+    slow.append(["sleep_before", "mcls.files.sync_folder", 20, 30])
+    child = start(*KEYS, setup=slow)
+    time.sleep(3)
+    child.kill(signal.SIGINT)
+    assert child.wait(1) == 130
+    folder = only_run(tmp_path)
+    assert folder is not None
+    assert mcls("resume", str(folder)).status == 0
+    assert outcome(folder) == whole
+
+
+def test_nohup_is_kept(tmp_path: Path) -> None:
+    """A SIGHUP that the process was started to ignore stays ignored."""
+    command = [sys.executable, "-m", "mcls", "train", "trainer.epochs=1", *QUICK]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=ignore, **quiet) as process:
+        while process.poll() is None:
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+    assert process.returncode == 0
+
+
+def test_workers_are_gone_after_a_stop(mcls: Run, tmp_path: Path) -> None:
+    streaming = ("trainer.resident=false", "trainer.workers=2")
+    child = mcls(*TRAIN, *streaming, setup=[["signal_before", "mcls.optim.Rates.set", 11, signal.SIGTERM]])
+    check_end(child, signal.SIGTERM)
+
+
+def test_control_without_the_handlers(mcls: Run, tmp_path: Path) -> None:
+    """Python's own way: the process ends where it is, with nothing said and nothing saved."""
+    remove = [["no_handlers"], ["signal_before", "mcls.optim.Rates.set", 11, signal.SIGTERM]]
+    child = mcls(*TRAIN[:-4], *QUICK, setup=remove)
+    assert child.status == -15
+    assert "mcls resume" not in child.stderr

@@ -1,0 +1,315 @@
+"""Command lines: what they compose to, what is refused, and how fast."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mcls as package
+from mcls.config.compose import Request, checker, job_name, nearest
+from mcls.errors import RequestError
+
+Main = Callable[..., int]
+
+
+def ask(*overrides: str, multirun: bool = False, config_dir: Path | None = None, name: str = "train") -> Request:
+    with checker(str(config_dir) if config_dir else None, name) as check:
+        return check.check(list(overrides), multirun)
+
+
+def refused(*overrides: str, **how: Any) -> str:
+    with pytest.raises(RequestError) as caught:
+        ask(*overrides, **how)
+    return str(caught.value)
+
+
+def test_the_default() -> None:
+    request = ask()
+    assert request.choices == {
+        "dataset": "blobs",
+        "model": "mlp",
+        "loss": "ce",
+        "optimizer": "sgd",
+        "schedule": "constant",
+        "augment": "none",
+        "trainer": "default",
+    }
+    assert (request.sweep, request.folder) == (False, None)
+    assert list(request.config)[:7] == ["seed", "device", "precision", "threads", "deterministic", "outputs", "trust"]
+    assert request.config["model"] == {"_target_": "mcls.models.mlp.MLP", "hidden_units": [128, 64], "dropout": 0.0}
+    assert "hydra" not in request.config and "experiment" not in request.config
+
+
+def test_overrides_are_converted_to_what_the_rules_say() -> None:
+    config = ask("trainer.epochs=1e1", "optimizer.lr=1", "model.hidden_units=[3.0]", "seed=7").config
+    assert config["trainer"]["epochs"] == 10 and isinstance(config["trainer"]["epochs"], int)
+    assert config["optimizer"]["lr"] == 1.0 and isinstance(config["optimizer"]["lr"], float)
+    assert config["model"]["hidden_units"] == [3] and isinstance(config["model"]["hidden_units"][0], int)
+    assert config["seed"] == 7
+
+
+@pytest.mark.parametrize("group", ["optimizer", "dataset", "augment", "loss"])
+def test_a_group_is_always_chosen_from(group: str) -> None:
+    assert refused(f"~{group}") == f"{group}: must be one of the choices of its group, got null."
+    assert refused(f"{group}=null").startswith(f"{group}=null: no such choice. ")
+
+
+def test_the_last_of_two_values_counts() -> None:
+    assert ask("seed=1", "seed=2").config["seed"] == 2
+    assert ask("optimizer=adam", "optimizer=sgd").choices["optimizer"] == "sgd"
+
+
+def test_experiments_set_values_that_the_command_line_overrides() -> None:
+    request = ask("experiment=mnist-mlp", "trainer.epochs=3")
+    assert request.choices["dataset"] == "mnist" and request.choices["experiment"] == "mnist-mlp"
+    assert request.config["optimizer"]["lr"] == 0.01
+    assert request.config["trainer"]["epochs"] == 3
+    assert ask("experiment=fashion-softmax", "model=mlp").choices["model"] == "mlp"
+    assert refused("experiment=mnist-mlp", "optimizer=adam").startswith("optimizer.momentum: no such key, got 0.5.")
+
+
+def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCLS_DATA", "/somewhere")
+    assert ask("dataset=mnist").config["dataset"]["root"] == "/somewhere"
+    monkeypatch.delenv("MCLS_DATA")
+    assert ask("dataset=mnist").config["dataset"]["root"] == "data"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["seed=0,1,-1"],
+        ["seed=range(-1,2)"],
+        ["seed=choice(0,1.5)"],
+        ["optimizer.lr=0.1,nan"],
+        ["optimizer=sgd,adam", "optimizer.lr=0.1,0"],
+        ["optimizer=sgd,adam", "optimizer.momentum=0.9"],  # adam has none
+        ["optimizer=sgd,nothing"],
+        ["model.hidden_units=[8],[8,0]"],
+        ["trainer.batch_size=full,all"],
+        ["model=mlp,linear-softmax", "model.dropout=0.1"],
+        ["device=cpu,gpu"],
+        ["typo=1,2"],
+        ["+typo=1,2"],
+        ["trainer=default,debug", "trainer.epochs=1,0"],
+    ],
+    ids=" ".join,
+)
+def test_a_sweep_with_one_bad_value_is_refused(lines: list[str]) -> None:
+    assert refused(*lines, multirun=True)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["seed=0,1"],
+        ["seed=range(3)"],
+        ["seed=range(0,3)", "optimizer.lr=choice(0.1,1)"],
+        ["optimizer=sgd,adam", "loss=ce,nll"],
+        ["optimizer=glob(*)"],
+        ["optimizer=glob(adam*)", "seed=1"],
+        ["model.hidden_units=[8],[8,4]"],
+        ["trainer.batch_size=full,4"],
+        ["optimizer.lr=interval(0.1,1)"],
+        ["experiment=blobs-mlp,mnist-mlp"],
+        ["seed=1"],
+        [],
+    ],
+    ids=lambda lines: " ".join(lines) or "nothing",
+)
+def test_a_good_sweep_is_taken(lines: list[str]) -> None:
+    assert ask(*lines, multirun=True).sweep
+
+
+@pytest.mark.parametrize("line", ["seed=0,1", "seed=range(3)", "optimizer=sgd,adam", "optimizer=glob(*)"])
+def test_several_values_without_m(line: str) -> None:
+    assert refused(line) == (
+        f"{line}: several values make a sweep. Say mcls train -m {line}, or quote a text: '{line}'."
+    )
+
+
+def test_folders_that_the_user_gives() -> None:
+    assert ask("hydra.run.dir=here").folder == "here"
+    assert ask("hydra.sweep.dir=there", multirun=True).folder == "there"
+    assert ask("hydra.sweep.dir=there").folder is None
+
+
+def test_job_names_are_readable_and_safe() -> None:
+    assert job_name(3, "optimizer.lr=0.1,seed=2") == "3_optimizer.lr=0.1,seed=2"
+    assert job_name("0", "") == "0"
+    assert job_name(1, "a=../../etc b") == "1_a=.._.._etc_b"
+    assert len(job_name(2, "key=" + "x" * 500)) == 100
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("lr", "optimizer.lr"),
+        ("optimiser.lr", "optimizer.lr"),
+        ("optimizer.lrr", "optimizer.lr"),
+        ("epoch", "trainer.epochs"),
+        ("zzzzzz", None),
+    ],
+)
+def test_nearest(word: str, found: str | None) -> None:
+    assert nearest(word, ["optimizer.lr", "optimizer.momentum", "trainer.epochs", "seed"]) == found
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of the user's own YAML files."""
+    folder = tmp_path / "conf"
+    for group in ("optimizer", "dataset", "experiment"):
+        (folder / group).mkdir(parents=True)
+    (folder / "optimizer" / "nadam.yaml").write_text(
+        "_target_: torch.optim.NAdam\n# (float > 0 <= 0.5) learning rate\nlr: 0.002\n"
+    )
+    (folder / "dataset" / "rings.yaml").write_text(
+        "_target_: mcls.data.datasets.blobs\n"
+        "# (int >= 10 <= 500) points\nn_samples: 200\n# (int > 0) numbers a point\nn_features: 3\n"
+        "# (int > 1) classes\ncenters: 5\n# (float > 0) width\ncluster_std: 0.5\nrandom_state: 1\n"
+        "test_size: 0.2\ntest_random_state: 1\n# (float >= 0 < 1) part\nval_fraction: 0.2\nval_seed: 0\n"
+    )
+    (folder / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /dataset: rings\n  - override /optimizer: nadam\n"
+        "trainer:\n  epochs: 2\n"
+    )
+    return folder
+
+
+def test_the_users_own_files(own: Path) -> None:
+    request = ask("optimizer=nadam", "dataset=rings", "dataset.n_samples=100", config_dir=own)
+    assert request.config["optimizer"] == {"_target_": "torch.optim.NAdam", "lr": 0.002}
+    assert request.config["dataset"]["n_samples"] == 100
+    assert ask("dataset.random_state=5", "dataset=rings", config_dir=own).config["dataset"]["random_state"] == 5
+    assert ask("experiment=mine", config_dir=own).choices["optimizer"] == "nadam"
+
+
+def test_the_users_own_rules_hold(own: Path) -> None:
+    assert refused("optimizer=nadam", "optimizer.lr=0.6", config_dir=own) == (
+        "optimizer.lr: must be float > 0 <= 0.5, got 0.6."
+    )
+    assert refused("experiment=mine", "dataset.n_samples=501", config_dir=own) == (
+        "dataset.n_samples: must be int >= 10 <= 500, got 501."
+    )
+    assert refused("optimizer=nadam", "optimizer.lrr=0.1", config_dir=own) == (
+        "optimizer.lrr: no such key. Did you mean optimizer.lr?"
+    )
+    (own / "optimizer" / "bad.yaml").write_text("_target_: torch.optim.SGD\n# (float > 0) rate\nlr: -3\n")
+    assert refused("optimizer=bad", config_dir=own) == "optimizer.lr: must be float > 0, got -3."
+    (own / "experiment" / "bad.yaml").write_text("# @package _global_\nsead: 3\n")
+    assert refused("experiment=bad", config_dir=own) == "sead: no such key, got 3. Did you mean seed?"
+    (own / "optimizer" / "evil.yaml").write_text("_target_: os.system\ncommand: ls\n")
+    assert refused("optimizer=evil", config_dir=own).startswith("optimizer._target_: os.system is not allowed here")
+    (own / "optimizer" / "broken.yaml").write_text("a: [1\n")
+    assert "\n" not in refused("optimizer=broken", config_dir=own)
+
+
+def test_the_users_own_files_train(own: Path, mcls: Main, tmp_path: Path) -> None:
+    assert mcls("train", "--config-dir", str(own), "experiment=mine", "trainer.figures=false") == 0
+    (result,) = tmp_path.glob("outputs/rings-mlp/*/result.json")
+    assert len(json.loads(result.read_text())["test"]["per_class"]) == 5
+
+
+KEYS = [
+    "seed", "device", "lr", "optimizer", "optimizer.lr", "optimizer.betas", "model", "model.hidden_units", "dataset",
+    "trainer.epochs", "trainer", "trainer.batch_size", "experiment", "hydra.run.dir", "hydra.job.num", "a.b.c", "",
+    "trust", "dataset.root", "schedule", "hydra/launcher", "optimizer@x", "model._target_", "hydra", "é",
+]  # fmt: skip
+VALUES = [
+    "1", "-1", "0.1", "nan", "inf", "null", "true", "sgd", "adam", "mlp", "[1,2]", "[]", "{a:1}", "1,2", "sgd,adam",
+    "range(3)", "range(0)", "choice(a,b)", "interval(0,1)", "glob(*)", "glob(z)", "shuffle(1,2)", "'x'", '"', "[", "}",
+    "${seed}", "${nothing}", "${oc.env:NOTHING}", "1e400", "9" * 400, "", " ", "a b", "\\", "\x00", "é", "mnist-mlp",
+    "int(3)", "str([1])", "${", "../x", "$", "???", "cuda:99", "tag(a,1)", "sort(3,1)", "a=b", "1:2",
+]  # fmt: skip
+
+
+def test_no_command_line_is_a_bug_of_mcls() -> None:
+    """300 random command lines end well or with a RequestError of one line."""
+    draw = random.Random(0)
+    taken = wrong = 0
+    surprises = []
+    with checker() as check:
+        for _ in range(300):
+            lines = []
+            for _ in range(draw.choice((1, 1, 2))):
+                form = draw.choice(("{}={}",) * 6 + ("+{}={}", "++{}={}", "~{}", "~{}={}", "{}", "={1}", "{}=={}"))
+                lines.append(form.format(draw.choice(KEYS), draw.choice(VALUES)))
+            multirun = draw.random() < 0.5
+            try:
+                check.check(lines, multirun)
+                taken += 1
+            except RequestError as error:
+                assert "\n" not in str(error), lines
+                wrong += 1
+            except Exception as error:
+                surprises.append((lines, multirun, f"{type(error).__name__}: {error}"))
+    assert surprises == []
+    assert taken > 5 and wrong > 200
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mcls", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+HEAVY = ("torch", "torchvision", "numpy", "sklearn", "matplotlib", "tensorboard", "pandas", "scipy", "PIL")
+
+
+def imported(process: subprocess.CompletedProcess[str]) -> set[str]:
+    lines = [line for line in process.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rsplit("|", 1)[-1].strip() for line in lines}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--version"], ["--help"], ["trian"]], ids=" ".join)
+def test_the_dispatcher_imports_next_to_nothing(arguments: list[str], tmp_path: Path) -> None:
+    modules = imported(command(*arguments, cwd=tmp_path))
+    assert "mcls.cli" in modules
+    assert not modules & {*HEAVY, "hydra", "omegaconf", "yaml", "argparse"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["optimizer.lr=-1"], 2), (["--help"], 0), (["--cfg", "job"], 0), (["-m", "typo=1,2"], 2)]
+)
+def test_errors_and_help_come_before_torch(arguments: list[str], status: int, tmp_path: Path) -> None:
+    process = command("train", *arguments, cwd=tmp_path)
+    assert process.returncode == status
+    modules = imported(process)
+    assert "mcls.config.compose" in modules
+    assert not modules & set(HEAVY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_and_help(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--version", "-V"):
+        assert mcls(flag) == 0
+        assert capsys.readouterr() == (f"mcls {package.__version__}\n", "")
+    shown = []
+    for arguments in ([], ["--help"], ["-h"]):
+        assert mcls(arguments) == 0
+        shown.append(capsys.readouterr())
+    assert len(set(shown)) == 1
+    assert shown[0].err == "" and "usage: mcls COMMAND" in shown[0].out and "  train " in shown[0].out
+
+
+def test_help_of_train_lists_groups_and_keys(tmp_path: Path) -> None:
+    text = command("train", "--help", cwd=tmp_path).stdout
+    for word in ("mcls train experiment=mnist-mlp", "dataset: blobs, cifar10", "label_smoothing: 0.0", "--config-dir"):
+        assert word in text
+
+
+def test_cfg_shows_the_configuration_and_nothing_else(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", "--cfg", "job", "optimizer.lr=0.5") == 0
+    assert "lr: 0.5" in capsys.readouterr().out
+    assert mcls("train", "--cfg", "job", "optimizer.lr=-1") == 2
+    assert not Path("outputs").exists()

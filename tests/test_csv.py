@@ -1,0 +1,466 @@
+"""Tables: what becomes of columns, that train alone teaches it, that new rows are encoded the same, and wrong files."""
+
+import csv
+import io
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from mcls import checkpoint, session
+from mcls.config.build import build
+from mcls.data.datasets import Dataset, Split
+from mcls.data.tabular import encode
+from mcls.errors import DataError, MclsError, RequestError
+
+CONFIG = Path(__file__).parents[1] / "configs" / "dataset" / "csv.yaml"
+COLOURS = ("blue", "green", "red")
+Rows = list[list[str]]
+
+
+def rows(count: int = 60, seed: int = 0) -> Rows:
+    """id, size, weight, colour, kind: two classes that the numbers tell apart."""
+    generator = random.Random(seed)
+    found = []
+    for number in range(count):
+        kind = number % 2
+        found.append(
+            [
+                str(number),
+                f"{generator.gauss(3 * kind, 1):.3f}",
+                str(generator.randrange(1, 9) * 1000),
+                COLOURS[number % 3],
+                ("no", "yes")[kind],
+            ]
+        )
+    return found
+
+
+HEADER = ["id", "size", "weight", "colour", "kind"]
+
+
+def write(path: Path, body: Rows, header: list[str] = HEADER, delimiter: str = ",") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *body])
+    return path
+
+
+def read(path: Path | None, target: str | None = "kind", **keys: Any) -> Dataset:
+    """The table as mcls reads it, with the keys of the configuration file."""
+    node = {**yaml.safe_load(CONFIG.read_text()), "path": path and str(path), "target": target, **keys}
+    found: Dataset = build("dataset", node)
+    return found
+
+
+def splits(found: Dataset) -> list[Split]:
+    return [split for split in (found.train, found.val, found.open_test()) if split is not None]
+
+
+def inputs(split: Split) -> torch.Tensor:
+    assert isinstance(split.inputs, torch.Tensor)
+    return split.inputs
+
+
+def test_numbers_are_standardised_and_texts_indicated_by_train_alone(tmp_path: Path) -> None:
+    body = rows()
+    found = read(write(tmp_path / "t.csv", body), drop_columns=["id"])
+    assert found.classes == ("no", "yes") and found.input_shape == (5,)
+    assert [len(split) for split in splits(found)] == [44, 4, 12]
+    of = {name: [body[int(row.split()[1]) - 2] for row in split.names]
+          for name, split in zip(("train", "val", "test"), splits(found), strict=True)}  # fmt: skip
+    for column, place in ((0, 1), (1, 2)):
+        train = np.array([float(row[place]) for row in of["train"]])
+        for name, split in zip(of, splits(found), strict=True):
+            values = np.array([float(row[place]) for row in of[name]])
+            expected = (values - train.mean()) / train.std()
+            assert np.allclose(inputs(split)[:, column].numpy(), expected, rtol=0, atol=1e-6)
+    for name, split in zip(of, splits(found), strict=True):
+        indicated = [[float(row[3] == colour) for colour in COLOURS] for row in of[name]]
+        assert inputs(split)[:, 2:].tolist() == indicated
+        assert [found.classes[target] for target in split.targets] == [row[4] for row in of[name]]
+        assert (inputs(split).dtype, split.targets.dtype) == (torch.float32, torch.int64)
+
+
+def test_cuts_depend_on_their_own_seeds_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", rows())
+    first, other = read(path), read(path, val_seed=1)
+    assert first.open_test().names == other.open_test().names != read(path, test_seed=1).open_test().names
+    assert read(path).train.names == first.train.names != other.train.names
+
+
+def test_labels_are_text_in_natural_order(tmp_path: Path) -> None:
+    labels = ["10", "2", "007", "NA", "null"]
+    body = [[str(number), labels[number % 5]] for number in range(50)]
+    assert read(write(tmp_path / "t.csv", body, ["x", "y"]), "y").classes == ("2", "007", "10", "NA", "null")
+
+
+def test_a_second_file_is_the_test(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", rows())
+    body = [row[::-1] for row in rows(10, seed=5)]
+    test = write(tmp_path / "test.csv", body, HEADER[::-1], ";")
+    found = read(path, test_path=str(test), val_fraction=0.0)
+    assert [len(split) for split in splits(found)] == [60, 10]
+    assert found.encoder is not None
+    dicts = [dict(zip(HEADER[::-1], row, strict=True)) for row in body]
+    assert torch.equal(encode(dicts, found.encoder, "x"), inputs(found.open_test()))
+    body[3][0] = "maybe"
+    write(test, body, HEADER[::-1])
+    with pytest.raises(
+        DataError, match=r"test\.csv, row 5, column 'kind': class 'maybe' is not in train, which has 'no', 'y"
+    ):
+        read(path, test_path=str(test))
+    write(test, [row[1:] for row in rows(10)], HEADER[1:])
+    with pytest.raises(
+        DataError, match=r"^dataset\.test_path: .*test\.csv has no column 'id'\. Did you mean 'kind'\? It "
+    ):
+        read(path, test_path=str(test))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_delimiters_marks_and_line_ends_make_no_difference(
+    tmp_path: Path, delimiter: str, mark: str, newline: str
+) -> None:
+    expected = read(write(tmp_path / "plain.csv", rows()))
+    text = write(tmp_path / "t.csv", rows(), delimiter=delimiter).read_text().replace("\n", newline)
+    (tmp_path / "t.csv").write_text(mark + text, newline="")
+    for chosen in ("auto", {"\t": "tab"}.get(delimiter, delimiter)):
+        found = read(tmp_path / "t.csv", delimiter=chosen)
+        assert torch.equal(inputs(found.train), inputs(expected.train)) and found.encoder == expected.encoder
+
+
+def test_blanks_quotes_and_columns_without_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    lines = [f'{number}, {number % 7} ,"a, ""{number % 2}""",' for number in range(40)]
+    path.write_text("\n".join([" , size ,kind,", *lines[:20], "", *lines[20:], ""]))
+    found = read(path)
+    assert found.classes == ('a, "0"', 'a, "1"') and found.input_shape == (1,)
+    assert any(name == "row 42" for split in splits(found) for name in split.names)  # the empty line counts
+
+
+@pytest.mark.parametrize("word", ["", "NA", "?", "null"])
+def test_missing_cells(tmp_path: Path, word: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mcls")
+    body = rows()
+    read(write(tmp_path / "t.csv", body), drop_columns=["id"])  # the healthy twin
+    body[3][1] = body[8][3] = body[8][1] = word
+    path = write(tmp_path / "t.csv", body)
+    with pytest.raises(DataError) as caught:
+        read(path, drop_columns=["id"])
+    assert str(caught.value) == (
+        f"{path}, row 5, column 'size': missing, got '{word}' (3 such cells). Say dataset.missing=drop or "
+        "dataset.missing=mean, or name the column in dataset.drop_columns."
+    )
+    dropped = read(path, drop_columns=["id"], missing="drop")
+    assert sum(map(len, splits(dropped))) == 58
+    assert f"data    {path}: 2 of 60 rows dropped, they have missing cells" in caplog.text
+    kept = read(path, drop_columns=["id"], missing="mean")
+    assert sum(map(len, splits(kept))) == 60
+    for split in splits(kept):
+        for name, values in zip(split.names, inputs(split), strict=True):
+            if name == "row 5":
+                assert values[0].abs() < 1e-6
+            assert values[2:].sum() == (0 if name == "row 10" else 1)
+
+
+def test_missing_values_are_what_the_user_says(tmp_path: Path) -> None:
+    body = rows()
+    body[3][1] = "-99"
+    path = write(tmp_path / "t.csv", body)
+    assert sum(map(len, splits(read(path, missing="drop")))) == 60
+    assert sum(map(len, splits(read(path, missing="drop", missing_values=["-99"])))) == 59
+
+
+def test_columns_of_numbers_can_be_text(tmp_path: Path) -> None:
+    found = read(write(tmp_path / "t.csv", rows()), drop_columns=["id"], text_columns=["weight"])
+    assert found.encoder is not None
+    assert found.encoder["categories"][1] == [str(1000 * number) for number in range(1, 9)]
+
+
+def test_unseen_categories_of_splits_cut_here_count_as_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    body = rows()
+    name = read(write(tmp_path / "t.csv", body)).open_test().names[0]
+    body[int(name.split()[1]) - 2][3] = "mauve"
+    found = read(write(tmp_path / "t.csv", body))
+    assert inputs(found.open_test())[0, 3:].tolist() == [0, 0, 0]
+    assert "1 cells hold categories that train does not have; they count as none" in caplog.text
+
+
+def test_a_column_with_one_value_is_harmless(tmp_path: Path) -> None:
+    body = [[*row[:2], "0.1", *row[3:]] for row in rows()]
+    found = read(write(tmp_path / "t.csv", body), drop_columns=["id"])
+    assert all(inputs(split)[:, 1].abs().max() < 1e-6 for split in splits(found))
+
+
+# what is done to a healthy file, and what is said of it
+QUOTE = "Is a quote or a ',' too many or too few?"
+CELLS = "cells). Mend it, or name the column in dataset.text_columns, or the word in dataset.missing_values."
+COLUMNS = "It has 'id', 'size', 'weight', 'colour', 'kind'."
+FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
+    "empty": (lambda text: "", "FILE: empty. The first row must be a header of column names."),
+    "a mark alone": (lambda text: "\ufeff", "FILE: empty. The first row must be a header of column names."),
+    "no rows": (lambda text: text.split("\n")[0] + "\n", "FILE: a header and no rows."),
+    "short row": (
+        lambda text: text.replace("\n7,", "\n", 1),
+        f"FILE, row 9: 4 cells, the header has 5. {QUOTE}",
+    ),
+    "long row": (
+        lambda text: text.replace("\n7,", "\n7,8,", 1),
+        f"FILE, row 9: 6 cells, the header has 5. {QUOTE}",
+    ),
+    "unclosed quote": (
+        lambda text: text.replace("\n7,", '\n"7,', 1),
+        "FILE, row 9: unexpected end of data. Is a quote never closed?",
+    ),
+    "text after a quote": (
+        lambda text: text.replace("\n7,", '\n"7"x,', 1),
+        "FILE, row 9: ',' expected after '\"'. Is a quote never closed?",
+    ),
+    "NUL": (lambda text: text.replace("\n7,", "\n7\0,", 1), "FILE, row 9: a NUL byte. Is this a text file?"),
+    "huge field": (
+        lambda text: text.replace("\n7,", "\n" + "7" * 200_000 + ",", 1),
+        "FILE, row 9: field larger than field limit (131072). Is a quote never closed?",
+    ),
+    "latin-1": (
+        lambda text: text.replace("blue", "bl\xfcu").encode("latin-1"),
+        "FILE, row 2: not UTF-8 (byte 0xfc). Save it as UTF-8.",
+    ),
+    "utf-16": (lambda text: text.encode("utf-16-le"), "FILE, row 1: a NUL byte. Is this a text file?"),
+    "utf-16 with a mark": (
+        lambda text: text.encode("utf-16"),
+        "FILE, row 1: not UTF-8 (byte 0xff). Save it as UTF-8.",
+    ),
+    "duplicate header": (
+        lambda text: text.replace("weight", "size", 1),
+        "FILE, row 1: two columns are called 'size'. Rename one.",
+    ),
+    "missing target": (
+        lambda text: text.replace("kind", "kindd", 1),
+        f"dataset.target: FILE has no column 'kind'. Did you mean 'kindd'? {COLUMNS[:-2]}d'.",
+    ),
+    "empty label": (
+        lambda text: text.replace("no\n", " \n", 2),
+        "FILE, row 2, column 'kind': no class (2 such rows). Fill it in, or take the row out.",
+    ),
+    "no number": (
+        lambda text: text.replace("\n7,", "\nseven,", 1).replace("\n9,", "\nnine,", 1),
+        f"FILE, row 9, column 'id': 'seven' is not a number (2 of 60 {CELLS}",
+    ),
+    "infinite": (
+        lambda text: text.replace("\n7,", "\n1e999,", 1),
+        f"FILE, row 9, column 'id': '1e999' is not a number (1 of 60 {CELLS}",
+    ),
+    "one class": (
+        lambda text: text.replace("yes", "no"),
+        "FILE, column 'kind': only one class, 'no'. A classifier needs two.",
+    ),
+    "HTML": (
+        lambda text: "<!DOCTYPE html>\n<html>404</html>\n",
+        "dataset.target: FILE has no column 'kind'. It has '<!DOCTYPE html>'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_wrong_files(tmp_path: Path, kind: str) -> None:
+    spoil, message = FAULTS[kind]
+    path = write(tmp_path / "t.csv", rows())
+    text = path.read_text()
+    assert len(read(path, test_seed=3).classes) == 2  # the healthy twin
+    spoilt = spoil(text)
+    path.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
+    with pytest.raises(DataError) as caught:
+        read(path, test_seed=3)
+    assert str(caught.value) == message.replace("FILE", str(path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"target": "id"},
+            "FILE: column 'id' has 60 different values in 60 rows; these are no classes. "
+            "Name another column in dataset.target.",
+        ),
+        (
+            {"drop_columns": ["weigth"]},
+            f"dataset.drop_columns: FILE has no column 'weigth'. Did you mean 'weight'? {COLUMNS}",
+        ),
+        (
+            {"drop_columns": HEADER[:4]},
+            "FILE: no columns besides 'kind', 'id', 'size', 'weight', 'colour', nothing to learn from.",
+        ),
+        (
+            {"text_columns": ["id"], "max_categories": 40},
+            "FILE: column 'id' has 44 different texts in train, more than dataset.max_categories=40. "
+            "Name it in dataset.drop_columns, or raise that.",
+        ),
+        (
+            {"missing_values": list(COLOURS), "missing": "mean"},
+            "FILE: column 'colour' has no cell filled in train. Name it in dataset.drop_columns.",
+        ),
+        (
+            {"missing_values": list(COLOURS), "missing": "drop"},
+            "FILE: every row has a missing cell, none is left. Say dataset.missing=mean.",
+        ),
+    ],
+)
+def test_keys_that_the_file_does_not_bear_out(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "t.csv", rows())
+    with pytest.raises(DataError) as caught:
+        read(path, **{"target": "kind", **keys})
+    assert str(caught.value) == message.replace("FILE", str(path))
+
+
+def test_what_is_no_file_and_what_is_not_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file\.$"):
+        read(tmp_path / "nowhere.csv")
+    with pytest.raises(DataError, match=r": not a plain file\.$"):
+        read(tmp_path)
+    with pytest.raises(RequestError, match=r"^dataset\.path: say which CSV file, dataset\.path=FILE\.$"):
+        read(None)
+    path = write(tmp_path / "t.csv", rows())
+    with pytest.raises(
+        RequestError, match=r"^dataset\.target: say which column holds the classes, dataset\.target=COLUMN\.$"
+    ):
+        read(path, None)
+    with pytest.raises(RequestError, match=r"^dataset\.delimiter: must be auto, tab or one character, got '::'\.$"):
+        read(path, delimiter="::")
+
+
+def test_mutated_files_are_one_line(tmp_path: Path) -> None:
+    generator = random.Random(1)
+    healthy = write(tmp_path / "t.csv", rows()).read_bytes()
+    pieces = [b'"', b",", b";", b"\n", b"\r", b"\0", b"\xff", b"NA", b"1e400", b"", b"\xef\xbb\xbf", b"a" * 70]
+    refused = 0
+    for _ in range(300):
+        content = bytearray(healthy)
+        for _ in range(generator.randrange(1, 4)):
+            place = generator.randrange(len(content))
+            content[place : place + generator.randrange(3)] = generator.choice(pieces)
+        (tmp_path / "t.csv").write_bytes(content)
+        try:
+            read(tmp_path / "t.csv")
+        except MclsError as error:
+            assert isinstance(error, DataError) and "\n" not in str(error) and len(str(error)) < 500, str(error)
+            refused += 1
+    assert 50 < refused < 300
+
+
+def encoder(tmp_path: Path, **keys: Any) -> dict[str, Any]:
+    found = read(write(tmp_path / "t.csv", rows()), drop_columns=["id"], **keys).encoder
+    assert found is not None
+    return found
+
+
+def test_new_rows_are_encoded_as_the_training_rows_were(tmp_path: Path) -> None:
+    found = read(write(tmp_path / "t.csv", rows()), drop_columns=["id"])
+    assert found.encoder is not None
+    body = [dict(zip(HEADER, rows()[int(name.split()[1]) - 2], strict=True)) for name in found.train.names]
+    assert torch.equal(encode(body, found.encoder, "x"), inputs(found.train))
+    assert encode([], found.encoder, "x").shape == (0, 5)
+
+
+def test_an_encoder_is_plain_data_that_a_checkpoint_holds(tmp_path: Path) -> None:
+    found = encoder(tmp_path)
+
+    def plain(value: Any) -> bool:
+        return isinstance(value, str | float) or (isinstance(value, list) and all(map(plain, value)))
+
+    assert all(isinstance(key, str) and plain(value) for key, value in found.items())
+    checkpoint.save(tmp_path / "x.pt", {"data": {"encoder": found}})
+    assert checkpoint.load(tmp_path / "x.pt")["data"]["encoder"] == found
+
+
+ROW = {"size": "1.5", "weight": "2000", "colour": "red"}
+
+
+@pytest.mark.parametrize(
+    ("change", "keys", "message"),
+    [
+        ({"size": "big"}, {}, f"column 'size': 'big' is not a number (1 of 2 {CELLS}"),
+        ({"size": "nan "}, {}, "column 'size': missing, got 'nan'. The model has not learnt what to do."),
+        (
+            {"colour": ""},
+            {"missing": "drop"},
+            "column 'colour': missing, got ''. The model has not learnt what to do.",
+        ),
+        (
+            {"colour": "mauve\n"},
+            {},
+            "column 'colour': 'mauve' is a category that train does not have; it has 'blue', 'green', 'red'. "
+            "Mend it, or train with dataset.unseen=ignore.",
+        ),
+    ],
+)
+def test_new_rows_that_do_not_fit(tmp_path: Path, change: dict[str, str], keys: dict[str, Any], message: str) -> None:
+    found = encoder(tmp_path, **keys)
+    assert encode([ROW, ROW], found, "x").shape == (2, 5)  # the healthy twin
+    with pytest.raises(DataError) as caught:
+        encode([ROW, {**ROW, **change}], found, "x")
+    assert str(caught.value) == f"x, row 3, {message}"
+    with pytest.raises(DataError, match=r"^x, row 70, "):
+        encode([{**ROW, **change}], found, "x", numbers=[70])
+
+
+def test_new_rows_without_a_column(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^inputs: x has no column 'colour'\. It has 'size', 'weight'\.$"):
+        encode([{"size": "1", "weight": "2"}], encoder(tmp_path), "x")
+
+
+def test_new_rows_that_were_allowed_for(tmp_path: Path) -> None:
+    found = encoder(tmp_path, unseen="ignore", missing="mean")
+    assert encode([{**ROW, "colour": "mauve"}], found, "x")[0, 2:].tolist() == [0, 0, 0]
+    assert encode([{"size": "?", "weight": "", "colour": "NA"}], found, "x").tolist() == [[0, 0, 0, 0, 0]]
+
+
+def test_encoding_needs_no_torch() -> None:
+    line = "import sys; import mcls.data.encoding; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", line]).returncode == 0
+
+
+@pytest.mark.parametrize(("name", "least"), [("wine", 0.9), ("iris", 0.85), ("digits", 0.93)])
+def test_scikit_learns_tables_train(
+    tmp_path: Path, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str], name: str, least: float
+) -> None:
+    from sklearn import datasets
+
+    from mcls.runs import find
+
+    table = getattr(datasets, f"load_{name}")()
+    body = [[*map(str, values), str(table.target_names[target])]
+            for values, target in zip(table.data.tolist(), table.target, strict=True)]  # fmt: skip
+    write(tmp_path / "own.csv", body, [*table.feature_names, "class"])
+    line = "dataset=csv dataset.path=own.csv dataset.target=class trainer.epochs=10 trainer.batch_size=16 outputs=out"
+    assert mcls("train", line.split(), "trainer.figures=false") == 0
+    (run,) = find(tmp_path / "out")
+    assert (run.read_result() or {})["test"]["accuracy"] >= least
+    data = checkpoint.load(run.best)["data"]
+    assert data["encoder"]["target"] == "class" and len(data["encoder"]["columns"]) == table.data.shape[1]
+    assert list(data["classes"]) == list(map(str, table.target_names))
+    capsys.readouterr()
+    (tmp_path / "own.csv").write_text(io.StringIO((tmp_path / "own.csv").read_text()).read().replace("\n", "\nx,", 1))
+    assert mcls("train", line.split()) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("mcls: own.csv, row 2: ")
+    assert len(list(find(tmp_path / "out"))) == 1
+
+
+def test_a_run_on_a_table_resumes(tmp_path: Path, mcls: Callable[..., int]) -> None:
+    from mcls.runs import find
+
+    write(tmp_path / "own.csv", rows())
+    line = "dataset=csv dataset.path=own.csv dataset.target=kind trainer.batch_size=8 trainer.figures=false outputs=out"
+    assert mcls("train", line.split(), "trainer.epochs=2") == 0
+    (run,) = find(tmp_path / "out")
+    assert mcls("resume", str(run.path), "trainer.epochs=3") == 0
+    assert (run.read_result() or {})["epochs"] == 3
+    assert session.newest(run) is not None

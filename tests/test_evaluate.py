@@ -1,0 +1,207 @@
+"""`mcls evaluate` against scikit-learn, its counting of openings, and runs that it refuses."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+
+from mcls import evaluation
+from mcls.commands.evaluate import ordinal
+from mcls.metrics import brier, fit_temperature, top_k
+from mcls.opened import open_run
+from mcls.runs import RunFolder
+from trained import train
+
+Main = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def blobs_run(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    return train(tmp_path_factory.mktemp("blobs") / "run", data_root, "trainer.epochs=3")
+
+
+@pytest.fixture(scope="module")
+def mnist_run(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    arguments = ["dataset=mnist", "trainer.epochs=2", "trainer.batch_size=32", "optimizer.lr=0.01"]
+    return train(tmp_path_factory.mktemp("mnist") / "run", data_root, *arguments)
+
+
+@pytest.fixture
+def blobs(blobs_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(blobs_run, tmp_path / "blobs"))
+
+
+@pytest.fixture
+def mnist(mnist_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mnist_run, tmp_path / "mnist"))
+
+
+def written(folder: Path, split: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())[split]
+    return found
+
+
+def close(found: float, expected: float) -> None:
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("split", ["test", "val", "train"])
+def test_equal_to_scikit_learn(mcls: Main, mnist: Path, split: str) -> None:
+    assert mcls("evaluate", str(mnist), "--split", split) == 0
+    report = written(mnist, split)
+    opened = open_run(RunFolder(mnist), device="cpu")
+    dataset = evaluation.rebuild(opened, download=False)
+    part = {"test": dataset.open_test(), "val": dataset.val, "train": dataset.train}[split]
+    assert part is not None
+    with torch.inference_mode():
+        scores = opened.model(opened.normalise(torch.as_tensor(part.inputs))).double().softmax(dim=1).numpy()
+    truth, guess, labels = part.targets.numpy(), scores.argmax(axis=1), list(range(10))
+    close(report["accuracy"], metrics.accuracy_score(truth, guess))
+    close(report["top_5"], metrics.top_k_accuracy_score(truth, scores, k=5, labels=labels))
+    close(report["loss"], metrics.log_loss(truth, scores, labels=labels))
+    close(report["brier"], metrics.brier_score_loss(truth, scores, labels=labels, scale_by_half=False))
+    expected = metrics.precision_recall_fscore_support(truth, guess, labels=labels, zero_division=0)
+    for key, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        np.testing.assert_allclose([row[key] for row in report["per_class"]], values, atol=1e-6)
+        if key != "support":
+            close(report[f"{key}_macro"], values.mean())
+    np.testing.assert_array_equal(report["confusion"], metrics.confusion_matrix(truth, guess, labels=labels))
+    assert report["n"] == len(part) and report["split"] == split and report["checkpoint"] == "best"
+
+
+def test_the_same_numbers_as_training_and_every_opening_counted(mcls: Main, blobs: Path, capsys: Capture) -> None:
+    trained = json.loads((blobs / "result.json").read_text())
+    for number in ("2nd", "3rd"):
+        assert mcls("evaluate", str(blobs)) == 0
+        assert f"test set opened for the {number} time" in capsys.readouterr().out
+    assert mcls("evaluate", str(blobs), "--split", "val") == 0
+    assert "opened" not in capsys.readouterr().out
+    again = json.loads((blobs / "result.json").read_text())
+    assert again == {**trained, "test_openings": 3}
+    for split in ("test", "val"):
+        report = written(blobs, split)
+        for key, value in trained[split].items():
+            assert report[key] == (pytest.approx(value) if isinstance(value, float) else value), key
+    pictures = {path.name for path in (blobs / "figures").glob("evaluation-*.png")}
+    assert pictures == {
+        f"evaluation-{split}-{kind}.png" for split in ("test", "val") for kind in ("confusion", "reliability")
+    }
+
+
+def test_last_checkpoint(mcls: Main, blobs: Path) -> None:
+    assert mcls("evaluate", str(blobs), "--split", "val", "--checkpoint", "last") == 0
+    assert (written(blobs, "val")["checkpoint"], written(blobs, "val")["epoch"]) == ("last", 3)
+
+
+def test_the_temperature_is_the_best_one_and_mends(mcls: Main, blobs: Path) -> None:
+    assert mcls("evaluate", str(blobs)) == 0
+    mended = written(blobs, "test")["temperature"]
+    opened = open_run(RunFolder(blobs), device="cpu")
+    dataset = evaluation.rebuild(opened, download=False)
+    assert dataset.val is not None
+    logits, targets = evaluation.logits_of(opened, dataset.val).double(), dataset.val.targets
+    loss = torch.nn.functional.cross_entropy
+    best = loss(logits / mended["value"], targets)
+    assert all(loss(logits / (mended["value"] * factor), targets) > best for factor in (0.99, 1.01))
+    assert mended["fitted_on"] == "val"
+    assert mended["ece"] < written(blobs, "test")["ece"] and mended["loss"] < written(blobs, "test")["loss"]
+
+
+def test_temperature_of_known_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20_000, 5, generator=generator)
+    targets = torch.multinomial((logits / 2).softmax(1), 1, generator=generator)[:, 0]
+    assert fit_temperature(logits, targets) == pytest.approx(2, rel=0.03)
+    assert fit_temperature(10 * logits, targets) == pytest.approx(10 * fit_temperature(logits, targets), rel=1e-5)
+    assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(0.01)
+
+
+def test_top_k_and_brier_by_hand() -> None:
+    logits = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]]).log()
+    targets = torch.tensor([1, 2])
+    assert brier(logits, targets) == pytest.approx((0.375 + 0.875) / 2)
+    assert top_k(logits, targets, 1) == 0.5 and top_k(logits, targets, 3) == 1
+
+
+def test_mistakes(mcls: Main, mnist: Path, capsys: Capture) -> None:
+    assert mcls("evaluate", str(mnist), "--split", "train", "--mistakes") == 0
+    report = written(mnist, "train")
+    with (mnist / "mistakes-train.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == report["n"] - sum(row[index] for index, row in enumerate(report["confusion"])) > 0
+    doubts = [float(row["probability"]) for row in rows]
+    assert doubts == sorted(doubts)
+    assert all(row["label"] != row["predicted"] and row["its probability"] >= row["probability"] for row in rows)
+    assert f"{len(rows)} of 270 labels doubted" in capsys.readouterr().out
+    grid = mnist / "figures" / "evaluation-train-mistakes.png"
+    assert grid.stat().st_size > 10_000
+
+
+def test_no_mistakes_at_all(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
+    folder = train(
+        tmp_path / "easy", data_root, "dataset.cluster_std=0.01", "dataset.val_fraction=0", "trainer.epochs=40"
+    )
+    assert mcls("evaluate", str(folder), "--mistakes") == 0
+    assert "0 of 200 labels doubted" in capsys.readouterr().out
+    assert written(folder, "test")["temperature"]["fitted_on"] == "test"
+    assert mcls("evaluate", str(folder), "--split", "val") == 2
+    message = "mcls: --split val: the run has none, it was trained on all of train. Say --split test.\n"
+    assert capsys.readouterr().err == message
+
+
+def test_the_data_may_be_elsewhere_but_not_others(
+    mcls: Main, mnist: Path, data_root: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(data_root / "MNIST", moved / "MNIST")
+    config = mnist / "config.yaml"
+    config.write_text(config.read_text().replace(str(data_root), "/nowhere"))
+    assert mcls("evaluate", str(mnist)) == 4  # download is on in the run, and must not be tried for a folder
+    assert "dataset.download=false" in capsys.readouterr().err
+    assert not Path("/nowhere").exists()
+    assert mcls("evaluate", str(mnist), f"dataset.root={moved}", "--split", "val") == 0
+    assert json.loads((mnist / "result.json").read_text())["test_openings"] == 1
+    assert mcls("evaluate", str(mnist), "optimizer.lr=1") == 2
+
+
+def test_folders_that_are_refused(mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture) -> None:
+    def refused(status: int, message: str, *arguments: str) -> None:
+        assert mcls("evaluate", *arguments) == status
+        assert capsys.readouterr().err == f"mcls: {message}\n"
+
+    refused(5, f"{tmp_path}/none: no run folder, it has no run.json.", f"{tmp_path}/none")
+    (blobs / "last.pt").unlink()
+    going_on = f"Go on with: mcls resume {blobs}"
+    refused(5, f"{blobs}/last.pt: no such checkpoint yet. {going_on}", str(blobs), "--checkpoint", "last")
+    (blobs / "result.json").write_text('{"status": "stopped"}')
+    closed = "the test set stays closed until every choice is made. Say --split val, or mcls resume"
+    refused(2, f"{blobs}: not finished, {closed} {blobs}.", str(blobs))
+    assert mcls("evaluate", str(blobs), "--split", "val") == 0
+    capsys.readouterr()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shutil.rmtree(blobs / "figures", ignore_errors=True)
+    (blobs / "figures").symlink_to(outside)
+    refused(5, f"{blobs}/figures: refused, not a plain folder.", str(blobs), "--split", "val")
+    assert list(outside.iterdir()) == []
+
+
+def test_wrong_arguments_come_without_torch(mcls: Main, blobs: Path, capsys: Capture) -> None:
+    for arguments in (["--device", "gpu"], ["--split", "all"], ["--checkpoint", "first"]):
+        with pytest.raises(SystemExit) as stopped:
+            mcls("evaluate", str(blobs), *arguments)
+        assert stopped.value.code == 2
+    assert "must be auto, cpu, cuda or cuda:N, got 'gpu'" in capsys.readouterr().err
+
+
+def test_ordinals() -> None:
+    found = " ".join(map(ordinal, (1, 2, 3, 4, 11, 12, 13, 21, 22, 101, 111, 112)))
+    assert found == "1st 2nd 3rd 4th 11th 12th 13th 21st 22nd 101st 111th 112th"

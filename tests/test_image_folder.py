@@ -1,0 +1,500 @@
+"""Trees of images: which folders are classes and splits, what is read from files, and what is wrong in them."""
+
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mcls.assembly import assemble
+from mcls.config.build import build
+from mcls.data.augment import CropFlip
+from mcls.data.datasets import Dataset
+from mcls.data.folders import LAYOUT
+from mcls.data.loader import Loader, Normalise
+from mcls.errors import DataError, MclsError, RequestError
+
+CONFIG = Path(__file__).parents[1] / "configs" / "dataset" / "image_folder.yaml"
+CPU = torch.device("cpu")
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+def image(seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
+    """Noise, width x height."""
+    shape = (*size[::-1], 3) if mode == "RGB" else size[::-1]
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def write(folder: Path, count: int, seed: int = 0, **keys: Any) -> None:
+    """PNG files 0.png, 1.png, ... in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image(seed + number, **keys).save(folder / f"{number}.png")
+
+
+def tree(root: Path, classes: tuple[str, ...] = ("cat", "dog", "emu"), count: int = 20, seed: int = 0) -> Path:
+    """A healthy tree of classes."""
+    for number, name in enumerate(classes):
+        write(root / name, count, seed + 1000 * number)
+    return root
+
+
+def cut_tree(root: Path, **counts: int) -> Path:
+    """A healthy tree with folders for the splits."""
+    for number, (part, count) in enumerate(counts.items()):
+        tree(root / part, count=count, seed=number * 100_000)
+    return root
+
+
+def read(root: Path | None, **keys: Any) -> Dataset:
+    """The tree as mcls reads it, with the keys of the configuration file."""
+    node = {**yaml.safe_load(CONFIG.read_text()), "root": None if root is None else str(root), **keys}
+    runtime = {"fits": node.pop("fits")} if "fits" in node else {}
+    found: Dataset = build("dataset", node, **runtime)
+    return found
+
+
+def splits(found: Dataset) -> dict[str, Any]:
+    return {"train": found.train, "val": found.val, "test": found.open_test()}
+
+
+def sizes(found: Dataset) -> list[int]:
+    return [0 if split is None else len(split) for split in splits(found).values()]
+
+
+def test_one_tree_is_cut_by_class(tmp_path: Path) -> None:
+    found = read(tree(tmp_path))
+    assert found.classes == ("cat", "dog", "emu")
+    assert sizes(found) == [42, 6, 12]
+    for split, each in ((found.train, 14), (found.val, 2), (found.open_test(), 4)):
+        assert split is not None
+        assert torch.bincount(split.targets).tolist() == [each] * 3
+        assert isinstance(split.inputs, torch.Tensor) and split.inputs.dtype == torch.uint8
+        for pixels, target, name in zip(split.inputs, split.targets.tolist(), split.names, strict=True):
+            assert name.split("/")[0] == found.classes[target]
+            assert np.array_equal(np.asarray(Image.open(tmp_path / name)).transpose(2, 0, 1), pixels.numpy())
+    names = [name for split in splits(found).values() for name in split.names]
+    assert len(names) == len(set(names)) == 60
+
+
+def test_cuts_depend_on_their_own_seeds_alone(tmp_path: Path) -> None:
+    tree(tmp_path)
+    first, again = read(tmp_path), read(tmp_path)
+    assert first.train.names == again.train.names
+    other_val, other_test = read(tmp_path, val_seed=1), read(tmp_path, test_seed=1)
+    assert other_val.open_test().names == first.open_test().names != other_test.open_test().names
+    assert other_val.val is not None and first.val is not None and other_val.val.names != first.val.names
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        ({"train": 20, "val": 5, "test": 7}, [60, 15, 21]),
+        ({"train": 20, "test": 7}, [54, 6, 21]),
+        ({"train": 20, "val": 5}, [48, 15, 12]),
+        ({"train": 20}, [42, 6, 12]),
+        ({"Train": 10, "validation": 5, "TEST": 5}, [30, 15, 15]),
+        ({"train": 10, "valid": 5, "test": 5}, [30, 15, 15]),
+    ],
+    ids=str,
+)
+def test_folders_of_splits(tmp_path: Path, folders: dict[str, int], expected: list[int]) -> None:
+    assert sizes(read(cut_tree(tmp_path, **folders))) == expected
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    found = read(tree(tmp_path, ("car", "train", "bus")))
+    assert found.classes == ("bus", "car", "train") and sum(sizes(found)) == 60
+
+
+def test_no_val_is_cut_for_a_fraction_of_zero(tmp_path: Path) -> None:
+    assert read(cut_tree(tmp_path, train=10, test=5), val_fraction=0.0).val is None
+
+
+def test_classes_are_in_natural_order_and_mapped_by_name(tmp_path: Path) -> None:
+    tree(tmp_path / "train", ("10", "2", "1", "a"), count=5)
+    tree(tmp_path / "val", ("a", "10", "2", "1"), count=2)
+    tree(tmp_path / "test", ("2", "a"), count=2)
+    found = read(tmp_path)
+    assert found.classes == ("1", "2", "10", "a")
+    for split in splits(found).values():
+        assert [found.classes[target] for target in split.targets] == [name.split("/")[1] for name in split.names]
+
+
+def test_statistics_are_those_of_the_training_images(tmp_path: Path) -> None:
+    found = read(tree(tmp_path))
+    assert isinstance(found.train.inputs, torch.Tensor) and found.mean is not None and found.std is not None
+    values = found.train.inputs.double().transpose(0, 1).flatten(1) / 255
+    assert found.mean == pytest.approx(values.mean(dim=1).tolist(), rel=1e-12)
+    assert found.std == pytest.approx(values.std(dim=1, correction=0).tolist(), rel=1e-12)
+    assert read(tmp_path, mean=[0.1, 0.2, 0.3]).mean == (0.1, 0.2, 0.3)
+    with pytest.raises(
+        RequestError, match=r"^dataset\.std: 1 numbers for 3 channels\. Give one a channel, or say auto\.$"
+    ):
+        read(tmp_path, std=[0.5])
+
+
+def test_images_without_any_contrast_have_a_deviation(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            Image.new("L", (4, 4), 7).save(tmp_path / name / f"{number}.png")
+    assert read(tmp_path).std == (1.0,)
+
+
+def test_size_and_channels_come_from_the_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mcls")
+    write(tmp_path / "one" / "a", 10, size=(12, 6), mode="L")
+    write(tmp_path / "one" / "b", 10, size=(12, 6), mode="L")
+    assert read(tmp_path / "one").input_shape == (1, 6, 12)
+    assert "images  12 x 6 (L 20); taken as 12 x 6 grey" in caplog.text
+    assert read(tmp_path / "one", channels=3).input_shape == (3, 6, 12)
+    assert read(tmp_path / "one", size=5).input_shape == (1, 5, 5)
+    write(tmp_path / "two" / "a", 10, size=(10, 30))
+    write(tmp_path / "two" / "b", 10, size=(40, 20), mode="L")
+    assert read(tmp_path / "two").input_shape == (3, 15, 15)
+    assert "images  2 sizes, 30 x 10 to 20 x 40" not in caplog.text
+    assert "images  2 sizes, 40 x 20 to 10 x 30 (RGB 10, L 10); taken as 15 x 15 RGB" in caplog.text
+    write(tmp_path / "three" / "a", 2, size=(300, 400))
+    write(tmp_path / "three" / "b", 3, size=(500, 300))
+    assert read(tmp_path / "three", val_fraction=0.0).input_shape == (3, 224, 224)
+    with pytest.raises(RequestError, match=r"^dataset\.channels: must be auto, 1 or 3, got 2\.$"):
+        read(tmp_path / "one", channels=2)
+
+
+def save_turned(path: Path, source: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    source.save(path, exif=exif, quality=95)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            save_turned(tmp_path / name / f"{number}.jpg", image(number, (10, 4)))
+    found = read(tmp_path)
+    assert found.input_shape == (3, 10, 4)  # C, H, W as shown
+    pixels = np.asarray(Image.open(tmp_path / found.train.names[0])).transpose(2, 0, 1)
+    assert np.array_equal(found.train.inputs[0].numpy(), np.rot90(pixels, -1, (1, 2)))
+
+
+def odd_modes() -> dict[str, Callable[[Path], None]]:
+    source = image(1)
+    grey16 = Image.fromarray((np.asarray(source.convert("L")).astype(np.uint16) << 8) + 5)
+    return {
+        "16-bit": lambda path: grey16.save(path.with_suffix(".png")),
+        "CMYK": lambda path: source.convert("CMYK").save(path.with_suffix(".jpg")),
+        "palette": lambda path: source.quantize(16).save(path.with_suffix(".gif")),
+        "alpha": lambda path: source.convert("RGBA").save(path.with_suffix(".webp"), lossless=True),
+        "grey and alpha": lambda path: source.convert("LA").save(path.with_suffix(".png")),
+        "one bit": lambda path: source.convert("1").save(path.with_suffix(".bmp")),
+        "tiff": lambda path: source.save(path.with_suffix(".tiff")),
+        "upper case": lambda path: source.save(path.with_suffix(".PNG")),
+    }
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", odd_modes())
+def test_any_format_becomes_grey_or_rgb(tmp_path: Path, kind: str, channels: int) -> None:
+    odd_modes()[kind](tree(tmp_path) / "cat" / "odd")
+    found = read(tmp_path, channels=channels, val_fraction=0.0)
+    split = next(split for split in (found.train, found.open_test()) if any("odd" in name for name in split.names))
+    pixels = split.inputs[next(number for number, name in enumerate(split.names) if "odd" in name)]
+    wanted = image(1).convert("L" if channels == 1 else "RGB")
+    grey = {"16-bit", "grey and alpha"}
+    if kind in grey or (channels == 1 and kind in ("alpha", "tiff", "upper case")):
+        expected = np.asarray(image(1).convert("L" if kind in grey else wanted.mode).convert(wanted.mode))
+        assert np.array_equal(pixels.numpy(), expected[None] if channels == 1 else expected.transpose(2, 0, 1))
+    assert pixels.shape == (channels, 8, 8)
+
+
+def test_hidden_folders_loose_files_and_other_suffixes_are_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mcls")
+    tree(tmp_path, count=10)
+    for hidden in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "cat/.thumbs"):
+        write(tmp_path / hidden, 2)
+    image(0).save(tmp_path / "loose.png")
+    (tmp_path / "README.md").write_text("words")
+    (tmp_path / "cat" / "notes.txt").write_text("words")
+    (tmp_path / "cat" / "a.heic").write_text("words")
+    (tmp_path / "dog" / "b.heic").write_text("words")
+    (tmp_path / "dog" / ".DS_Store").write_text("words")
+    found = read(tmp_path)
+    assert found.classes == ("cat", "dog", "emu") and sum(sizes(found)) == 30
+    told = [record.getMessage() for record in caplog.records]
+    assert told.count("data    hidden and system folders are not looked into: "
+                      "'.ipynb_checkpoints', '.thumbs', '@eaDir', '__MACOSX'") == 1  # fmt: skip
+    assert "data    files that are no images by their names are not used: 2 .heic, 1 .txt" in told
+    assert "data    1 images outside the folders of classes are not used" in told
+
+
+def test_links_are_followed_but_never_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path / "real", count=10)
+    (tmp_path / "linked").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "real" / name)
+    (tmp_path / "real" / "cat" / "loop").symlink_to(tmp_path / "real" / "cat")
+    assert sum(sizes(read(tmp_path / "linked"))) == 20
+    assert "1 links to folders that were looked into already are not followed" in caplog.text
+
+
+def test_names_that_are_not_utf_8_or_hold_control_characters_are_escaped(tmp_path: Path) -> None:
+    tree(tmp_path, ("a\nb", "plain"), count=10)
+    odd = os.fsdecode(b"caf\xe9")
+    try:
+        tree(tmp_path, (odd,), count=10, seed=50)
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    assert read(tmp_path).classes == ("a\\nb", "caf\\udce9", "plain")
+
+
+def test_a_split_without_a_class_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cut_tree(tmp_path, train=10, test=3)
+    for path in (tmp_path / "test" / "dog").iterdir():
+        path.unlink()
+    write(tmp_path / "train" / "fox", 1, 9)
+    read(tmp_path)
+    assert "data    val has no sample of 'fox': nothing is measured of them there." in caplog.text
+    assert "data    test has no sample of 'dog', 'fox': nothing is measured of them there." in caplog.text
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        r"cannot be read \(.+\)",
+    ),
+    "empty": (lambda path: path.write_bytes(b""), "empty"),
+    "html": (lambda path: path.write_text("<!DOCTYPE html><html>404</html>"), r"cannot be read \(not a picture\)"),
+    "text": (lambda path: path.write_text("x" * 500), r"cannot be read \(not a picture\)"),
+    "fifo": (lambda path: (path.unlink(), os.mkfifo(path)), "not a plain file"),
+    "broken link": (
+        lambda path: (path.unlink(), path.symlink_to("nowhere")),
+        r"cannot be read \(No such file or directory\)",
+    ),
+    "eps": (
+        lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"),
+        r"cannot be read \(not a picture\)",
+    ),
+    "too many pixels": (
+        lambda path: image(0, (60, 60)).save(path),
+        r"refused, 60 x 60 pixels are more than 3,000",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_is_named(tmp_path: Path, kind: str) -> None:
+    spoil, reason = BAD[kind]
+    keys = {"max_pixels": 3000}
+    assert sum(sizes(read(tree(tmp_path), **keys))) == 60  # the healthy twin
+    path = tmp_path / "dog" / "7.png"
+    spoil(path)
+    started = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, **keys)
+    wanted = rf"{path}: {reason}\. Mend or remove it\. Or say dataset\.bad_images=skip\."
+    assert re.fullmatch(wanted, str(caught.value))
+    assert time.monotonic() - started < 5
+
+
+def test_all_bad_images_are_counted_and_noted(tmp_path: Path) -> None:
+    tree(tmp_path)
+    for number in (3, 5):
+        (tmp_path / "cat" / f"{number}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"3\.png: empty \(2 of 60 images\)\. Mend or remove them\.") as caught:
+        read(tmp_path)
+    assert [note.split("/")[-1] for note in caught.value.__notes__] == ["3.png: empty.", "5.png: empty."]
+
+
+def test_bad_images_are_skipped_up_to_one_percent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path, ("a", "b"), count=50)
+    (tmp_path / "a" / "3.png").write_bytes(b"")
+    found = read(tmp_path, bad_images="skip")
+    assert sum(sizes(found)) == 99
+    assert "a/3.png" not in {name for split in splits(found).values() for name in split.names}
+    assert "images  1 of 100 skipped, they can't be read, the first: " in caplog.text
+    (tmp_path / "b" / "3.png").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"\(2 of 100 images\)\. Mend or remove them\. More than 1 %, so they are not sk"
+    ):
+        read(tmp_path, bad_images="skip")
+
+
+def test_a_class_that_loses_its_only_image_is_wrong(tmp_path: Path) -> None:
+    tree(tmp_path, ("a", "b"), count=100)
+    write(tmp_path / "c", 1)
+    (tmp_path / "c" / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"c/0\.png: empty, and no image of 'c' is left in train\.$"):
+        read(tmp_path, bad_images="skip")
+
+
+def test_huge_images_are_refused_by_their_header_without_a_warning(tmp_path: Path) -> None:
+    tree(tmp_path, count=3)
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "cat" / "bomb.png")
+    with warnings.catch_warnings(action="error"):
+        with pytest.raises(DataError, match=r"bomb\.png: refused, 10000 x 9000 pixels are more than 64,000,000\."):
+            read(tmp_path)
+        assert (
+            sum(sizes(read(tmp_path, max_pixels=90_000_000, size=8, channels=1, test_fraction=0.5, val_fraction=0.0)))
+            == 10
+        )
+
+
+def test_damaged_files_of_every_kind_are_one_line(tmp_path: Path) -> None:
+    """Bytes flipped in the files of many formats: an image or a DataError, nothing else."""
+    random = np.random.default_rng(0)
+    tree(tmp_path, ("a", "b"), count=3)
+    outcomes = set()
+    for suffix in ("png", "jpg", "gif", "bmp", "tiff", "webp", "ppm", "tga", "ico", "pcx"):
+        for trial in range(6):
+            path = tmp_path / "a" / f"odd.{suffix}"
+            image(trial, (16, 16)).save(path)
+            content = bytearray(path.read_bytes())
+            for place in random.integers(0, min(len(content), 200), 8):
+                content[place] = random.integers(256)
+            path.write_bytes(content)
+            try:
+                read(tmp_path, size=8, val_fraction=0.0)
+                outcomes.add("read")
+            except MclsError as error:
+                assert isinstance(error, DataError) and "\n" not in str(error) and str(path) in str(error)
+                outcomes.add("refused")
+            path.unlink()
+    assert outcomes == {"read", "refused"}
+
+
+def spoil_empty_class(root: Path) -> None:
+    (root / "fox").mkdir()
+
+
+def spoil_unknown_class(root: Path) -> None:
+    cut_tree(root / "cut", train=3, test=3)
+    (root / "cut" / "test" / "dog").rename(root / "cut" / "test" / "dgo")
+
+
+TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
+    "missing": (lambda root: None, "nowhere", rf"dataset\.root: ROOT/nowhere: no such folder\. {LAYOUT}"),
+    "a file": (lambda root: None, "cat/0.png", rf"dataset\.root: ROOT/cat/0\.png: a file, no folder\. {LAYOUT}"),
+    "no classes": (lambda root: None, "cat", rf"dataset\.root: ROOT/cat: no folders of classes in it\. {LAYOUT}"),
+    "an empty class": (spoil_empty_class, "", rf"ROOT/fox: no image in this folder of a class\. {LAYOUT}"),
+    "one class": (
+        lambda root: write(root / "x" / "cat", 3),
+        "x",
+        "ROOT/x: only one class, 'cat'. A classifier needs two.",
+    ),
+    "unknown class": (
+        spoil_unknown_class,
+        "cut",
+        r"ROOT/cut/test/dgo: class 'dgo' is not in train\. Did you mean 'dog'\? train has 'cat', 'dog', 'emu'\.",
+    ),
+    "nothing in test": (
+        lambda root: (cut_tree(root / "cut", train=3), (root / "cut" / "test").mkdir()),
+        "cut",
+        rf"ROOT/cut/test: no image in it\. Remove the folder, or fill it\. {LAYOUT}",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_wrong_trees(tmp_path: Path, kind: str) -> None:
+    spoil, folder, message = TREES[kind]
+    assert len(read(tree(tmp_path)).classes) == 3  # the healthy twin
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=f"^{message.replace('ROOT', str(tmp_path))}$"):
+        read(tmp_path / folder)
+
+
+def test_a_root_must_be_given() -> None:
+    with pytest.raises(RequestError, match=r"^dataset\.root: say which folder holds the images, dataset\.root=DIR\.$"):
+        read(None)
+
+
+@forks
+@pytest.mark.parametrize("augment", [None, CropFlip(2, 0.5)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_batches_are_the_resident_ones_bit_for_bit(tmp_path: Path, workers: int, augment: Any) -> None:
+    tree(tmp_path)
+    save_turned(tmp_path / "cat" / "turned.jpg", image(3, (20, 10)))
+    asked: list[int] = []
+    kept = read(tmp_path, size=8)
+    streamed = read(tmp_path, size=8, fits=lambda size: asked.append(size) or False)
+    assert asked == [61 * 3 * 8 * 8]
+    assert isinstance(kept.train.inputs, torch.Tensor) and not isinstance(streamed.train.inputs, torch.Tensor)
+    assert (kept.mean, kept.std, kept.input_shape) == (streamed.mean, streamed.std, streamed.input_shape)
+    normalise = Normalise(kept.mean, kept.std, CPU)
+    for one, other in zip(splits(kept).values(), splits(streamed).values(), strict=True):
+        assert one.names == other.names and torch.equal(one.targets, other.targets)
+        assert other.inputs.shape == tuple(one.inputs.shape) and other.inputs.ndim == 4
+        assert other.inputs.dtype == one.inputs.dtype and len(other.inputs) == len(one.inputs)
+        loaders = [Loader(split, 7, CPU, normalise, augment=augment, seed=1, workers=workers) for split in (one, other)]
+        assert [loader.resident for loader in loaders] == [True, False]
+        for epoch in (0, 1):
+            batches = [list(loader.epoch(epoch, first=1)) for loader in loaders]
+            for (inputs, targets), (same, as_well) in zip(*batches, strict=True):
+                assert torch.equal(inputs, same) and torch.equal(targets, as_well)
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [torch.tensor([3, 0]), slice(2, 7), slice(None), 4, -1, torch.arange(42) % 3 == 0, torch.empty(0).long()],
+    ids=str,
+)
+def test_files_are_indexed_as_a_tensor_is(tmp_path: Path, indices: Any) -> None:
+    tree(tmp_path)
+    kept, streamed = read(tmp_path).train.inputs, read(tmp_path, fits=lambda size: False).train.inputs
+    assert torch.equal(kept[indices], streamed[indices])
+
+
+@forks
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_goes_bad_in_training_is_one_line_from_every_worker(tmp_path: Path, workers: int) -> None:
+    found = read(tree(tmp_path), fits=lambda size: False)
+    path = tmp_path / found.train.names[5]
+    path.write_bytes(b"")
+    loader = Loader(found.train, 8, CPU, Normalise(found.mean, found.std, CPU), workers=workers)
+    with pytest.raises(DataError, match=f"^{path}: empty\\.$"):
+        list(loader.epoch())
+
+
+def compose(*lines: str) -> dict[str, Any]:
+    from mcls.config.compose import checker
+
+    with checker() as check:
+        return check.check(list(lines), False).config
+
+
+def test_whether_images_stay_files_is_the_trainers_choice(tmp_path: Path) -> None:
+    lines = ["dataset=image_folder", f"dataset.root={tree(tmp_path)}", "trainer.batch_size=8"]
+    for choice, resident in (("auto", True), ("true", True), ("false", False)):
+        parts = assemble(compose(*lines, f"trainer.resident={choice}"))
+        assert parts.train.resident is resident
+        assert isinstance(parts.dataset.train.inputs, torch.Tensor) is resident
+
+
+@pytest.mark.parametrize("resident", ["true", "false"])
+def test_a_tree_trains_and_is_drawn(
+    tmp_path: Path, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str], resident: str
+) -> None:
+    tree(tmp_path / "own")
+    line = "dataset=image_folder dataset.root=own trainer.epochs=1 trainer.batch_size=16 outputs=out"
+    assert mcls("train", line.split(), f"trainer.resident={resident}") == 0
+    out, err = capsys.readouterr()
+    assert "of 12, loss" in out and "images  8 x 8 (RGB 60); taken as 8 x 8 RGB" in err
+    assert len(list(tmp_path.glob("out/*/*/figures/predictions.png"))) == 1
+    (tmp_path / "own" / "cat" / "3.png").write_bytes(b"")
+    assert mcls("train", line.split()) == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "mcls: own/cat/3.png: empty. Mend or remove it. Or say dataset.bad_images=skip."
+    assert len(list(tmp_path.glob("out/*/*"))) == 1

@@ -1,0 +1,170 @@
+"""The full text of what a wrong command line is answered with: one line, status 2, nothing made."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mcls.cli import COMMANDS
+
+Main = Callable[..., int]
+OPTIMIZERS = "There are adam, adamw, rmsprop, sgd."
+KNOWN = ", ".join(COMMANDS)
+RECIPES = ", ".join(sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "experiment").glob("*.yaml")))
+
+MESSAGES = [
+    ("optimizr=sgd", "optimizr: no such key. Did you mean optimizer?"),
+    ("optimizer=sgdd", f"optimizer=sgdd: no such choice. Did you mean sgd? {OPTIMIZERS}"),
+    ("optimizer=zzz", f"optimizer=zzz: no such choice. {OPTIMIZERS}"),
+    ("optimizer=null", f"optimizer=null: no such choice. {OPTIMIZERS}"),
+    ("~optimizer", "optimizer: must be one of the choices of its group, got null."),
+    ("experiment=mnist", f"experiment=mnist: no such choice. Did you mean mnist-mlp? There are {RECIPES}."),
+    ("optimizer.lrr=0.1", "optimizer.lrr: no such key. Did you mean optimizer.lr?"),
+    ("lr=0.1", "lr: no such key. Did you mean optimizer.lr?"),
+    ("epochs=3", "epochs: no such key. Did you mean trainer.epochs?"),
+    ("sead=3", "sead: no such key. Did you mean seed?"),
+    ("+typo=1", "typo: no such key. See mcls train --help."),
+    ("++optimizer.wight_decay=1", "optimizer.wight_decay: no such key. Did you mean optimizer.weight_decay?"),
+    ("~optimizer.lr", "~optimizer.lr: a key can't be taken away, only changed."),
+    ("optimizer.lr=-1", "optimizer.lr: must be float > 0, got -1."),
+    ("optimizer.lr=0", "optimizer.lr: must be float > 0, got 0."),
+    ("optimizer.lr=nan", "optimizer.lr: must be float > 0, got nan."),
+    ("optimizer.lr=inf", "optimizer.lr: must be float > 0, got inf."),
+    ("optimizer.lr=fast", "optimizer.lr: must be float > 0, got 'fast'."),
+    ("optimizer.lr=true", "optimizer.lr: must be float > 0, got true."),
+    ("optimizer.nesterov=1", "optimizer.nesterov: must be bool, got 1."),
+    ("trainer.batch_size=0", "trainer.batch_size: must be int > 0 or full, got 0."),
+    ("trainer.batch_size=all", "trainer.batch_size: must be int > 0 or full, got 'all'."),
+    ("trainer.epochs=2.5", "trainer.epochs: must be int > 0, got 2.5."),
+    ("trainer.epochs=null", "trainer.epochs: must be int > 0, got null."),
+    ("trainer.patience=0", "trainer.patience: must be int > 0 or null, got 0."),
+    ("trainer.monitor=acc", "trainer.monitor: must be accuracy, loss or f1_macro, got 'acc'."),
+    ("dataset.val_fraction=1.2", "dataset.val_fraction: must be float >= 0 < 1, got 1.2."),
+    ("dataset.val_fraction=1", "dataset.val_fraction: must be float >= 0 < 1, got 1."),
+    ("model.hidden_units=5", "model.hidden_units: must be list of int > 0, got 5."),
+    ("model.hidden_units=[8,0]", "model.hidden_units: must be list of int > 0, got [8, 0]."),
+    ("seed=-1", "seed: must be int >= 0 <= 4294967295, got -1."),
+    ("seed=4294967296", "seed: must be int >= 0 <= 4294967295, got 4294967296."),
+    ("device=gpu", "device: must be auto, cpu, cuda or cuda:N, got 'gpu'."),
+    ("precision=fp8", "precision: must be auto, fp32, bf16 or fp16, got 'fp8'."),
+    ("trust=os", "trust: must be list of text, got 'os'."),
+    ("foo", "foo: not an override of the form key=value. Write key=value; see mcls train --help."),
+    (
+        "outputs=[1",
+        "outputs=[1: not an override of the form key=value. Quote it for the shell and for Hydra; "
+        "see mcls train --help.",
+    ),
+    (
+        "seed=0,1",
+        "seed=0,1: several values make a sweep. Say mcls train -m seed=0,1, or quote a text: 'seed=0,1'.",
+    ),
+    ("-m seed=0,-1", "seed: must be int >= 0 <= 4294967295, got -1."),
+    ("-m seed=range(-1,2)", "seed: must be int >= 0 <= 4294967295, got -1."),
+    ("seed=0,1 -m optimizer.lr=0.1,0", "optimizer.lr: must be float > 0, got 0."),
+    ("seed=0,-1 optimizer.lr=0.1 --multirun", "seed: must be int >= 0 <= 4294967295, got -1."),
+    ("-m optimizer=sgd,adm", f"optimizer=adm: no such choice. Did you mean adam? {OPTIMIZERS}"),
+    (
+        "optimizer._target_=os.system",
+        "optimizer._target_: os.system is not allowed here; allowed are names in torch.optim. "
+        "For a package of your own say trust=[os] on the command line.",
+    ),
+    (
+        "--experimental-rerun x.pickle",
+        "--experimental-rerun: refused, it would run a pickle. Use the command in the run's run.json.",
+    ),
+    ("--config-dir /no/such/folder", "--config-dir: no folder /no/such/folder."),
+]
+COMBINATIONS = [  # seen when the parts are built
+    (
+        "model=resnet18 trainer.epochs=1",
+        "model=resnet18 wants images, this data set has samples of shape 2. Try model=mlp.",
+    ),
+    (
+        "model=resnet18-finetune model.weights=null",
+        "model=resnet18-finetune wants images, this data set has samples of shape 2. Try model=mlp.",
+    ),
+    ("augment=crop_flip", "augment: wants images, this data set has samples of shape 2. Say augment=none."),
+    ("precision=fp16 device=cpu", "precision: fp16 is for GPUs, got device cpu. Use bf16 or fp32."),
+    (
+        "optimizer.nesterov=true optimizer.momentum=0",
+        "optimizer: torch.optim.SGD refuses its arguments: Nesterov momentum requires a momentum and zero dampening",
+    ),
+    (
+        "dataset.n_samples=10 dataset.centers=9",
+        "dataset.n_samples: 10 points leave a class of 9 without one. Ask for more.",
+    ),
+    (
+        "dataset.n_samples=20 dataset.val_fraction=0.01",
+        "dataset.val_fraction: 0.01 of 16 samples leaves none to validate on. Raise it, or say 0.",
+    ),
+]
+
+
+def test_the_lists_are_long_enough() -> None:
+    assert len(MESSAGES) == len(dict(MESSAGES)) >= 45
+    assert len(COMBINATIONS) == len(dict(COMBINATIONS)) >= 7
+
+
+@pytest.mark.parametrize(("line", "message"), MESSAGES, ids=[line for line, _ in MESSAGES])
+def test_one_line_status_two_nothing_made(
+    line: str, message: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = mcls("train", line.split(" "))
+    assert capsys.readouterr() == ("", f"mcls: {message}\n")
+    assert status == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def left_in(folder: Path) -> list[Path]:
+    """What a refused run left: nothing but the empty folder of all runs is fine."""
+    return [path for path in folder.rglob("*") if path != folder / "outputs"]
+
+
+@pytest.mark.parametrize(("line", "message"), COMBINATIONS, ids=[line for line, _ in COMBINATIONS])
+def test_parts_that_do_not_go_together(
+    line: str, message: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = mcls("train", line.split(" "))
+    assert capsys.readouterr() == ("", f"mcls: {message}\n")
+    assert status == 2
+    assert left_in(tmp_path) == []
+
+
+def test_unknown_commands(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("trian", "seed=1") == 2
+    assert capsys.readouterr() == ("", f"mcls: trian: no such command. Did you mean mcls train? There are {KNOWN}.\n")
+    assert mcls("zzz") == 2
+    assert capsys.readouterr() == ("", f"mcls: zzz: no such command. There are {KNOWN}.\n")
+
+
+def test_unknown_flags_are_one_line_too(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", "--flag") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("mcls: ") and err.count("\n") == 1 and "--flag" in err
+
+
+def test_a_gpu_that_is_not_there(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert mcls("train", "device=cuda") == 4
+    message = "mcls: device: cuda asked for, but there is no usable GPU here. device=auto would take cpu.\n"
+    assert capsys.readouterr() == ("", message)
+    assert left_in(tmp_path) == []
+
+
+def test_data_that_are_not_there(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", "dataset=mnist", "dataset.root=nowhere", "dataset.download=false") == 4
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"mcls: dataset.root: MNIST is missing or damaged in {tmp_path}/nowhere/MNIST/raw and could ")
+    assert "train-images-idx3-ubyte" in err and "MCLS_DATA" in err
+    assert left_in(tmp_path) == []
+
+
+def test_debug_shows_where(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    from mcls.errors import RequestError
+
+    with pytest.raises(RequestError, match=r"^optimizer\.lr: "):
+        mcls("train", "--debug", "optimizer.lr=-1")

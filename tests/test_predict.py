@@ -1,0 +1,427 @@
+"""`mcls predict`: the answers of evaluate on the same samples, whatever is thrown at it, and flat memory."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mcls import evaluation, images, inference, samples
+from mcls.errors import DataError, FolderError
+from mcls.opened import open_run
+from mcls.runs import RunFolder
+from trained import train
+
+Main = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+SAID = "pictures are brought to 28 x 28 grey: turned by their EXIF data, then stretched"
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    return train(tmp_path_factory.mktemp("mnist") / "run", data_root, "dataset=mnist", "trainer.epochs=3")
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    return train(tmp_path_factory.mktemp("blobs") / "run", data_root, "trainer.epochs=2")
+
+
+@pytest.fixture(scope="module")
+def mnist_onnx(mnist: Path) -> Path:
+    from mcls.cli import main
+
+    assert main(["export", str(mnist), "--format", "onnx"]) == 0
+    return mnist / "model.onnx"
+
+
+@pytest.fixture
+def folder(mnist: Path, tmp_path: Path) -> Path:
+    """40 pictures of the test split in a tree, and what the run says of them."""
+    opened = open_run(RunFolder(mnist), device="cpu")
+    split = evaluation.rebuild(opened, download=False).open_test()
+    for index in range(40):
+        place = tmp_path / "pictures" / f"part{index % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(torch.as_tensor(split.inputs)[index, 0].numpy()).save(place / f"{index}.png")
+    probabilities = evaluation.logits_of(opened, split.rows(torch.arange(40))).softmax(dim=1)
+    np.save(tmp_path / "expected.npy", probabilities.numpy())
+    return tmp_path / "pictures"
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.mark.parametrize("model", ["mnist", "mnist_onnx"])
+def test_the_same_answers_as_evaluate(
+    mcls: Main, model: str, folder: Path, request: pytest.FixtureRequest, capsys: Capture
+) -> None:
+    expected = np.load(folder.parent / "expected.npy")
+    path = str(request.getfixturevalue(model))
+    capsys.readouterr()
+    assert mcls("predict", path, str(folder), "--top", "10", "--batch-size", "7") == 0
+    said = capsys.readouterr()
+    assert said.err == f"{SAID}\n40 classified\n"
+    rows = table(said.out)
+    assert [row["file"] for row in rows] == sorted(row["file"] for row in rows) and len(rows) == 40
+    for row in rows:
+        truth = expected[int(Path(row["file"]).stem)]
+        places = ["", *(f"_{place}" for place in range(2, 11))]
+        found = {int(row[f"class{place}"]): float(row[f"probability{place}"]) for place in places}
+        np.testing.assert_allclose([found[label] for label in range(10)], truth, atol=2e-6)
+        assert int(row["class"]) == truth.argmax()
+
+
+def test_formats_patterns_lists_and_files(
+    mcls: Main, mnist_onnx: Path, folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*arguments: str) -> str:
+        capsys.readouterr()
+        assert mcls("predict", str(mnist_onnx), *arguments) == 0
+        return capsys.readouterr().out
+
+    whole = table(said(str(folder)))
+    pattern = f"{folder}/part1/*.png"
+    part = [row for row in whole if "/part1/" in row["file"]]
+    assert table(said(pattern)) == part
+    assert table(said(f"{folder}/**/1.png")) == [row for row in whole if row["file"].endswith("/1.png")]
+    lines = [json.loads(line) for line in said(pattern, "--format", "jsonl", "--top", "2").splitlines()]
+    assert [line["file"] for line in lines] == [row["file"] for row in part]
+    assert [line["top"][0] for line in lines] == [
+        {"class": row["class"], "probability": float(row["probability"])} for row in part
+    ]
+    header, *rows = said(pattern, "--format", "table").splitlines()
+    assert header.split() == ["class", "probability", "file"]
+    assert [line.split()[::2] for line in rows] == [[row["class"], row["file"]] for row in part]
+    listing = "".join(f"{row['file']}\n" for row in part).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listing)))
+    assert table(said("-")) == part
+    output = folder.parent / "found.csv"
+    output.write_text("old")
+    assert said(pattern, "--output", str(output)) == ""
+    assert table(output.read_text()) == part
+    assert not list(folder.parent.glob("*.part"))
+
+
+def test_unreadable_files_are_named_skipped_and_counted(
+    mcls: Main, mnist: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    place = tmp_path / "mixed"
+    place.mkdir()
+    Image.new("L", (28, 28), 7).save(place / "good.png")
+    content = (place / "good.png").read_bytes()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
+    noise.save(tmp_path / "noise.png")
+    (place / "cut.png").write_bytes((tmp_path / "noise.png").read_bytes()[:2000])
+    (place / "zero.jpg").write_bytes(b"")
+    (place / "page.jpg").write_text("<html>not found</html>")
+    (place / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (place / "ps.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    os.mkfifo(place / "pipe.png")
+    (place / "notes.txt").write_text("not looked at")
+    (place / "evil\x1b[31m\n.png").write_bytes(b"x")
+    (place / "=cmd.png").write_bytes(content)
+    Image.new("1", (9000, 8000)).save(place / "huge.png")
+    capsys.readouterr()
+    assert mcls("predict", str(mnist), str(place)) == 0
+    said = capsys.readouterr()
+    assert [Path(row["file"]).name for row in table(said.out)] == ["=cmd.png", "good.png"]
+    assert said.err.splitlines() == [
+        SAID,
+        f"skipped {place}/cut.png: cannot be read (image file is truncated).",
+        f"skipped {place}/evil\\x1b[31m\\n.png: cannot be read (not a picture).",
+        f"skipped {place}/huge.png: refused, 9000 x 8000 pixels are more than 64,000,000.",
+        f"skipped {place}/page.jpg: cannot be read (not a picture).",
+        f"skipped {place}/pipe.png: not a plain file.",
+        f"skipped {place}/ps.png: cannot be read (not a picture).",
+        f"skipped {place}/zero.jpg: empty.",
+        "2 classified; 7 unreadable, skipped",
+    ]
+    assert mcls("predict", str(mnist), str(place), "--strict", "--output", str(tmp_path / "no.csv")) == 3
+    assert (
+        capsys.readouterr().err.splitlines()[1] == f"mcls: {place}/cut.png: cannot be read (image file is truncated)."
+    )
+    assert not list(tmp_path.glob("*no.csv*"))
+    assert mcls("predict", str(mnist), f"{place}/huge.png", "--max-pixels", "100000000", "--strict") == 0
+    assert mcls("predict", str(mnist), f"{place}/good.png", f"{place}/gone.png") == 2
+    assert f"{place}/gone.png: no such file or folder, and nothing matches it." in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert mcls("predict", str(mnist), "=cmd.png") == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("'=cmd.png,")
+
+
+def pixels(image: Image.Image, path: Path, channels: int = 3, **settings: Any) -> list[Any]:
+    image.save(path, **settings)
+    found: list[Any] = images.fit(images.read(path, channels), (1, 1))[:, 0, 0].tolist()
+    return found
+
+
+def test_modes_of_pictures(tmp_path: Path) -> None:
+    size = (3, 3)
+    assert pixels(Image.new("RGB", size, (1, 2, 3)), tmp_path / "a.png") == [1, 2, 3]
+    assert pixels(Image.new("RGBA", size, (0, 0, 0, 0)), tmp_path / "b.png") == [255, 255, 255]
+    assert pixels(Image.new("RGBA", size, (10, 20, 30, 255)), tmp_path / "c.png", 1) == [18]
+    assert pixels(Image.new("LA", size, (9, 255)), tmp_path / "d.png") == [9, 9, 9]
+    assert pixels(Image.new("CMYK", size, (255, 0, 0, 0)), tmp_path / "f.tif") == [0, 255, 255]
+    assert pixels(Image.new("1", size, 1), tmp_path / "g.png", 1) == [255]
+    palette = Image.new("P", size, 1)
+    palette.putpalette([0, 0, 0, 50, 60, 70])
+    assert pixels(palette, tmp_path / "h.png") == [50, 60, 70]
+    assert pixels(palette, tmp_path / "i.gif", transparency=1) == [255, 255, 255]
+    deep = Image.fromarray(np.full(size, 0x80FF, dtype=np.uint16))
+    assert pixels(deep, tmp_path / "j.png", 1) == pixels(deep, tmp_path / "k.tif", 1) == [0x80]
+    assert pixels(Image.fromarray(np.full(size, 0.5, dtype=np.float32)), tmp_path / "l.tif", 1) == [127]
+    assert pixels(Image.fromarray(np.full(size, 200, dtype=np.int32)), tmp_path / "m.tif", 1) == [200]
+    with pytest.raises(DataError, match="2 are wanted"):
+        images.read(tmp_path / "a.png", 2)
+
+
+def test_exif_turns_and_sizes_are_stretched(tmp_path: Path) -> None:
+    image = Image.new("L", (40, 20))
+    image.paste(255, (0, 0, 20, 20))  # white on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise: white on top
+    image.save(tmp_path / "turned.png", exif=exif)
+    found = images.fit(images.read(tmp_path / "turned.png", 1), (10, 10))
+    assert found.shape == (1, 10, 10) and found.dtype == np.uint8
+    assert (found[0, :4] == 255).all() and (found[0, 6:] == 0).all()
+
+
+@pytest.mark.parametrize("batch", ["1", "3"])
+def test_rows_of_numbers(mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture, batch: str) -> None:
+    opened = open_run(RunFolder(blobs), device="cpu")
+    split = evaluation.rebuild(opened, download=False).open_test()
+    values = torch.as_tensor(split.inputs)[:5].tolist()
+    expected = evaluation.logits_of(opened, split.rows(torch.arange(5))).softmax(dim=1)
+    for text in ("", "x,y\n", "\ufeffx;y\n"):
+        separator = ";" if ";" in text else ","
+        path = tmp_path / "points.csv"
+        path.write_text(text + "".join(f"{x!r}{separator}{y!r}\n" for x, y in values))
+        capsys.readouterr()
+        assert mcls("predict", str(blobs), str(path), "--batch-size", batch) == 0
+        rows = table(capsys.readouterr().out)
+        assert [row["file"] for row in rows] == [f"{path}:{row + 1 + bool(text)}" for row in range(5)]
+        assert [int(row["class"]) for row in rows] == expected.argmax(dim=1).tolist()
+        np.testing.assert_allclose([float(row["probability"]) for row in rows], expected.max(dim=1).values, atol=1e-6)
+
+
+BAD_ROWS = [
+    ("1,2\n3\n", "row 2: 1 cells, the model takes 2 numbers."),
+    ("1,2,3\n", "row 1: 3 cells, the model takes 2 numbers."),
+    ("x,y\n1,two\n", "row 2: 'two' is not a number."),
+    ("x,y\n1,nan\n", "row 2: 'nan' is not a number."),
+    ("x,y\n1,\n", "row 2: '' is not a number."),
+    ('1,2\n3,"4\n', "row 2: cannot be read as CSV (unexpected end of data)."),
+    (
+        "1,2\n\xff,4\n",
+        "row 1: cannot be read as CSV ('utf-8' codec can't decode byte 0xff in position 4: invalid start byte).",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_ROWS)
+def test_rows_that_are_wrong(mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture, text: str, message: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_bytes(text.encode("latin-1"))
+    capsys.readouterr()
+    assert mcls("predict", str(blobs), str(path)) == 3
+    separator = ", " if message.startswith("row") else ": "
+    assert capsys.readouterr().err == f"mcls: {path}{separator}{message}\n"
+
+
+ENCODER = {
+    "columns": ["age", "colour"],
+    "means": [40.0, 0.0],
+    "stds": [10.0, 1.0],
+    "categories": [[], ["blue", "red"]],
+    "missing": "error",
+    "missing_values": ["NA"],
+    "unseen": "error",
+    "target": "kind",
+}
+
+
+def test_rows_through_an_encoder(tmp_path: Path) -> None:
+    path = tmp_path / "people.csv"
+    path.write_text("colour;id;age\n" + "red;1;30\nblue;2;60\n" * 300)
+    found = list(samples.rows([str(path)], ENCODER))
+    assert [name for name, _ in found] == [f"{path}:{row}" for row in range(2, 602)]
+    np.testing.assert_array_equal(np.stack([values for _, values in found[-2:]]), [[-1, 0, 1], [2, 1, 0]])
+    with path.open("a") as file:
+        file.write("green;3;60\n")
+    with pytest.raises(DataError, match="row 602, column 'colour': 'green' is a category that train does not have"):
+        list(samples.rows([str(path)], ENCODER))
+    path.write_text("colour;age\nred;1;2\n")
+    with pytest.raises(DataError, match="row 2: 3 cells, the header has 2"):
+        list(samples.rows([str(path)], ENCODER))
+    path.write_text("colour\nred\n")
+    with pytest.raises(DataError, match="has no column 'age'"):
+        list(samples.rows([str(path)], ENCODER))
+
+
+def test_an_encoder_from_a_strange_folder_is_checked(tmp_path: Path) -> None:
+    assert inference.checked(ENCODER, (3,), tmp_path) == ENCODER
+    assert inference.checked(None, (3,), tmp_path) is None
+    wrong: list[Any] = [7, {}, {**ENCODER, "means": ["x", 0.0]}, {**ENCODER, "columns": [1, 2]}]
+    wrong += [{**ENCODER, "stds": [1.0]}, {**ENCODER, "categories": [[], "ab"], "columns": None}]
+    for encoder in wrong:
+        with pytest.raises(FolderError, match="does not fit"):
+            inference.checked(encoder, (3,), tmp_path)
+    with pytest.raises(FolderError, match="does not fit"):
+        inference.checked(ENCODER, (4,), tmp_path)
+
+
+def test_onnx_imports_no_torch(mnist_onnx: Path, folder: Path) -> None:
+    code = (
+        "import sys; from mcls.cli import main\n"
+        f"status = main(['predict', {str(mnist_onnx)!r}, {str(folder)!r}])\n"
+        "sys.exit(status or 'torch' in sys.modules or 'hydra' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, f"{SAID}\n40 classified\n")
+    assert len(done.stdout.splitlines()) == 41
+
+
+def test_a_reader_that_goes_away(mnist_onnx: Path, folder: Path) -> None:
+    command = (
+        f"{sys.executable} -m mcls predict {mnist_onnx} {folder} --batch-size 1 | head -1; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["file,class,probability"]
+    assert "Traceback" not in done.stderr and done.returncode in (0, 141)
+
+
+def test_onnx_files_that_are_refused(mcls: Main, tmp_path: Path, mnist_onnx: Path, capsys: Capture) -> None:
+    import onnx
+
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"nothing")
+    capsys.readouterr()
+    assert mcls("predict", str(path), str(tmp_path)) == 5
+    assert "m.onnx: refused, onnxruntime cannot load it" in capsys.readouterr().err
+    model = onnx.load(mnist_onnx)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    assert mcls("predict", str(path), str(tmp_path)) == 5
+    assert "refused, it does not say what its classes and inputs are" in capsys.readouterr().err
+    assert mcls("predict", str(mnist_onnx), str(tmp_path), "--device", "cuda") == 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        assert mcls("predict", str(mnist_onnx), str(tmp_path)) == 4
+    assert capsys.readouterr().err.endswith("pip install 'mcls[onnx]'\n")
+
+
+def test_runs_and_requests_that_are_refused(mcls: Main, mnist: Path, tmp_path: Path, capsys: Capture) -> None:
+    capsys.readouterr()
+    assert mcls("predict", str(tmp_path), "x") == 5
+    assert capsys.readouterr().err == f"mcls: {tmp_path}: no run folder, it has no run.json.\n"
+    run = Path(shutil.copytree(mnist, tmp_path / "run"))
+    (run / "best.pt").unlink()
+    assert mcls("predict", str(run), "x") == 5
+    assert mcls("predict", str(mnist), str(tmp_path), "--top", "11") == 2
+    assert capsys.readouterr().err.endswith("mcls: --top 11: there are 10 classes.\n")
+    assert mcls("predict", str(mnist), str(tmp_path), "--output", "/nowhere/x.csv") == 4
+    for wrong in (["--top", "0"], ["--batch-size", "-1"], ["--format", "xml"], ["--device", "tpu"]):
+        with pytest.raises(SystemExit) as stopped:
+            mcls("predict", str(mnist), str(tmp_path), *wrong)
+        assert stopped.value.code == 2
+
+
+def test_memory_stays_flat() -> None:
+    """50,000 samples through reading, batching and writing hold no more than 2,000 do."""
+    from mcls.commands.predict import as_csv
+
+    classes = tuple("abcdefghij")
+
+    def probabilities(batch: np.ndarray) -> np.ndarray:
+        return np.full((len(batch), 10), 0.1, dtype=np.float32)
+
+    def peak(count: int) -> int:
+        def listed() -> Iterator[bytes]:
+            yield from (f"folder/{index}.png\n".encode() for index in range(count))
+
+        names = samples.paths(["-"], {".png"}, listed())  # type: ignore[arg-type]
+        found = ((name, np.zeros((1, 28, 28), dtype=np.uint8)) for name in names)
+        model = inference.Classifier(classes, (1, 28, 28), True, None, probabilities)
+        tracemalloc.start()
+        written = sum(text.count("\n") for text in as_csv(inference.classify(model, found, 64), classes, 1))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert written == count + 1
+        return most
+
+    assert peak(50_000) < 1.2 * peak(2_000)
+
+
+def test_a_run_on_a_table(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
+    """Rows that the run was tested on get the answers of evaluate, from the run and from its ONNX file."""
+    random = np.random.default_rng(0)
+    rows = [(random.normal(50, 9), "red" if index % 2 else "blue", f"kind {index % 2}") for index in range(120)]
+    lines = [f"{size:.3f},{colour},{kind}\n" for size, colour, kind in rows]
+    (tmp_path / "all.csv").write_text("size,colour,kind\n" + "".join(lines))
+    run = train(
+        tmp_path / "run", data_root, "dataset=csv", f"dataset.path={tmp_path / 'all.csv'}", "dataset.target=kind",
+        "trainer.epochs=5", "trainer.batch_size=16", f"dataset.test_path={tmp_path / 'all.csv'}",
+    )  # fmt: skip
+    opened = open_run(RunFolder(run), device="cpu")
+    split = evaluation.rebuild(opened, download=False).open_test()
+    expected = evaluation.logits_of(opened, split).softmax(dim=1)
+    assert mcls("export", str(run), "--format", "onnx") == 0
+    new = tmp_path / "new.csv"
+    new.write_text("colour;note;size\n" + "".join(f"{colour};x;{size:.3f}\n" for size, colour, _ in rows))
+    for model in (run, run / "model.onnx"):
+        capsys.readouterr()
+        assert mcls("predict", str(model), str(new)) == 0
+        found = table(capsys.readouterr().out)
+        assert [row["class"] for row in found] == [opened.classes[index] for index in expected.argmax(dim=1)]
+        np.testing.assert_allclose([float(row["probability"]) for row in found], expected.max(dim=1).values, atol=2e-6)
+        new.write_text(new.read_text() + "green;x;1\n")
+        assert mcls("predict", str(model), str(new)) == 3
+        message = f"mcls: {new}, row 122, column 'colour': 'green' is a category that train does not have"
+        assert capsys.readouterr().err.startswith(message)
+        new.write_text(new.read_text().removesuffix("green;x;1\n"))
+
+
+def test_a_run_on_a_folder_of_pictures(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
+    """Pictures are read for prediction as they were for training."""
+    random = np.random.default_rng(0)
+    for index in range(60):
+        place = tmp_path / "tree" / ("dark" if index % 2 else "light")
+        place.mkdir(parents=True, exist_ok=True)
+        shape = (int(random.integers(10, 30)), int(random.integers(10, 30)), 3)
+        level = 40 if index % 2 else 160
+        Image.fromarray(random.integers(0, 90, shape, dtype=np.uint8) + np.uint8(level)).save(place / f"{index}.jpg")
+    arguments = [
+        "dataset=image_folder",
+        f"dataset.root={tmp_path / 'tree'}",
+        "trainer.epochs=2",
+        "trainer.batch_size=8",
+    ]
+    run = train(tmp_path / "run", data_root, *arguments)
+    capsys.readouterr()
+    assert mcls("evaluate", str(run), "--mistakes") == 0
+    opened = open_run(RunFolder(run), device="cpu")
+    split = evaluation.rebuild(opened, download=False).open_test()
+    expected = evaluation.logits_of(opened, split).softmax(dim=1).numpy()
+    capsys.readouterr()
+    assert mcls("predict", str(run), str(tmp_path / "tree"), "--top", "2") == 0
+    found = {Path(row["file"]).name: row for row in table(capsys.readouterr().out)}
+    assert len(found) == 60 and len(split) > 5
+    for name, truth in zip(split.names, expected, strict=True):
+        row = found[Path(name).name]
+        best = [row["class"], row["class_2"]]
+        assert best == [opened.classes[index] for index in (-truth).argsort()]
+        assert float(row["probability"]) == pytest.approx(truth.max(), abs=2e-6)

@@ -1,0 +1,158 @@
+"""The run folder: nobody shares one, and reading one back is reading data."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mcls.errors import FolderError, MachineError
+from mcls.runs import DEPTH, LIMIT, RunFolder, claim, find, read_json, read_text, read_yaml, slug, timestamp
+
+
+def claim_when_told(parent: Path, barrier: object, queue: object) -> None:
+    barrier.wait()  # type: ignore[attr-defined]
+    queue.put(str(claim(parent, "same").path))  # type: ignore[attr-defined]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fifty_processes_get_fifty_folders(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, queue = context.Barrier(50), context.SimpleQueue()
+    processes = [
+        context.Process(target=claim_when_told, args=(tmp_path / "a" / "b", barrier, queue)) for _ in range(50)
+    ]
+    for process in processes:
+        process.start()
+    found = {queue.get() for _ in processes}
+    for process in processes:
+        process.join()
+    assert found == {str(tmp_path / "a" / "b" / name) for name in ["same", *(f"same-{n}" for n in range(2, 51))]}
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for parent, name in ((tmp_path / "file", "x"), (tmp_path / "file" / "deeper", "x"), (tmp_path, "x" * 300)):
+        with pytest.raises(MachineError, match="cannot be written"):
+            claim(parent, name)
+
+
+def test_paths_and_names(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "blobs-mlp" / "2026-01-01_00-00-00")
+    names = ["config.yaml", "run.json", "metrics.jsonl", "result.json", "last.pt", "previous.pt", "best.pt", "figures"]
+    paths = [folder.config, folder.about, folder.metrics, folder.result, folder.last, folder.previous, folder.best]
+    assert [path.name for path in [*paths, folder.figures]] == names
+    assert {path.parent for path in paths} == {folder.path}
+    assert folder.name == "blobs-mlp/2026-01-01_00-00-00"
+    assert len(timestamp()) == 19 and slug(timestamp()) == timestamp()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a=1,b=2.5", "a=1,b=2.5"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("a b\n\x1b[31m", "a_b_31m"),
+        ("", "_"),
+        ("..", "_"),
+    ],
+)
+def test_slugs(text: str, name: str) -> None:
+    assert slug(text).strip("_") == name.strip("_")
+    assert "/" not in slug(text) and not slug(text).startswith(".")
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    folder = claim(tmp_path, "run")
+    config = {"seed": 0, "optimizer": {"lr": 1e-8, "betas": [0.9, 0.999]}, "name": "ü: #", "none": None, "yes": True}
+    folder.write_config(config)
+    assert read_yaml(folder.config) == config
+    assert list(read_yaml(folder.config)) == list(config)
+    assert folder.read_result() is None
+    folder.write_json(folder.result, {"status": "finished", "loss": float("nan")})
+    assert folder.read_result() == {"status": "finished", "loss": None}
+
+
+def test_finding_runs(tmp_path: Path) -> None:
+    for name in ("b/2", "a/1", "a/1/x"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "run.json").write_text("{}")
+    assert [str(folder.path.relative_to(tmp_path)) for folder in find(tmp_path)] == ["a/1", "a/1/x", "b/2"]
+
+
+BILLION_LAUGHS = "a: &a [x, x]\n" + "\n".join(
+    f"{b}: &{b} [*{a}, *{a}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (BILLION_LAUGHS, "refused"),
+        ("a: &a 1\nb: *a\n", "refused"),
+        ("a: &a {b: 1}\nc: {<<: *a}\n", "refused"),
+        ("a: " + "[" * (DEPTH + 1) + "]" * (DEPTH + 1), "refused"),
+        ("a: " + "{a: " * 5000 + "1" + "}" * 5000, "refused"),
+        ("a: " + "[" * 5000, "refused"),
+        ("a: !!python/object/apply:os.system [ls]\n", ""),
+        ("a: !!python/name:os.system\n", ""),
+        ("!!python/object/new:tuple [[1]]\n", ""),
+        ("a: !mine 1\n", ""),
+        ("a: !!binary aGk=\n", ""),
+        ("a: !!set {b, c}\n", ""),
+        ("a: !!timestamp nonsense\n", ""),
+        ("a: !!bool nonsense\n", ""),
+        ("a: [1\n", "damaged"),
+        ("a: 1\n---\nb: 2\n", "damaged"),
+        ("a: 2024-13-45\n", "damaged"),
+        ("a: " + "9" * 5000, "damaged"),
+        ("a: \x07\n", "damaged"),
+        ("{[1]: 2}\n", "damaged"),
+        ("[1, 2]\n", "damaged, no mapping"),
+        ("", "damaged, no mapping"),
+        ("a: 1\n" * (LIMIT // 5 + 1), "refused, larger than"),
+    ],
+    ids=str,
+)
+def test_yaml_that_is_no_plain_mapping_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(FolderError) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path}: ") and why in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_plain_yaml_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    deep: object = 1
+    for _ in range(DEPTH - 1):
+        deep = [deep]
+    value = {"a": 1, "b": [1.5, None, True, "text", {"c": "!x *y &z"}], "deep": deep}
+    path.write_text(yaml.safe_dump(value))
+    assert read_yaml(path) == value
+
+
+def test_links_and_folders_and_bytes_are_refused(tmp_path: Path) -> None:
+    real = tmp_path / "real.yaml"
+    real.write_text("a: 1\n")
+    (tmp_path / "link.yaml").symlink_to(real)
+    (tmp_path / "broken.yaml").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "bytes.yaml").write_bytes(b"a: \xff\xfe\n")
+    for name in ("link", "broken", "folder", "missing"):
+        with pytest.raises(FolderError, match="no such file, or a link"):
+            read_text(tmp_path / f"{name}.yaml")
+    with pytest.raises(FolderError, match="cannot be read"):
+        read_text(tmp_path / "bytes.yaml")
+    assert read_yaml(real) == {"a": 1}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000, '{"a": 1} x', "\x00"], ids=range(7))
+def test_json_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(FolderError, match="damaged"):
+        read_json(path)
+    path.write_text(json.dumps({"a": [1]}))
+    assert read_json(path) == {"a": [1]}

@@ -1,0 +1,415 @@
+"""`mcls train` from end to end."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from mcls import checkpoint
+from mcls.data import datasets
+from mcls.runs import read_yaml
+
+Main = Callable[..., int]
+QUICK = ["trainer.figures=false", "trainer.epochs=2"]
+REPORT = {
+    "accuracy", "interval", "loss", "precision_macro", "recall_macro", "f1_macro", "ece", "n", "per_class", "confusion"
+}  # fmt: skip
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.rglob("config.yaml"))
+
+
+def only(folder: Path) -> Path:
+    (path,) = runs(folder)
+    return path
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return found
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def events_of(run: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def assert_finite(folder: Path) -> None:
+    for path in folder.rglob("*.pt"):
+        for tensor in tensors_in(checkpoint.load(path)):
+            assert not tensor.is_floating_point() or bool(tensor.isfinite().all()), path
+
+
+@pytest.mark.parametrize("dataset", ["blobs", "mnist"])
+def test_what_is_in_a_run_folder(dataset: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", f"dataset={dataset}", "trainer.epochs=3", "trainer.batch_size=32", "optimizer.lr=0.02"]
+    assert mcls(command) == 0
+    out, err = capsys.readouterr()
+    run = only(tmp_path)
+    assert run.parent.relative_to(tmp_path) == Path("outputs") / f"{dataset}-mlp"
+    names = {path.name for path in run.iterdir() if "tfevents" not in path.name}
+    assert names - {"previous.pt", "lock"} == {
+        "config.yaml", "run.json", "metrics.jsonl", "result.json", "best.pt", "last.pt", "figures", "train.log"
+    }  # fmt: skip
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    figures = {"confusion", "reliability", *(("regions",) if dataset == "blobs" else ("predictions",))}
+    drawn = {path.stem for path in (run / "figures").glob("*.png")}
+    assert figures <= drawn <= figures | {"mistakes"}
+    assert not [path for path in run.rglob("*") if path.name.endswith(".part")]
+
+    config = read_yaml(run / "config.yaml")
+    assert config["trainer"]["batch_size"] == 32 and config["optimizer"]["lr"] == 0.02
+    assert config["model"]["_target_"] == "mcls.models.mlp.MLP" and "hydra" not in config
+
+    about = json.loads((run / "run.json").read_text())
+    assert about["command"] == "mcls " + " ".join(command)
+    assert about["overrides"] == command[1:]
+    assert about["choices"]["dataset"] == dataset and about["choices"]["optimizer"] == "sgd"
+    assert (about["seed"], about["precision"]) == (0, "fp32")
+    assert {"mcls", "python", "packages", "commit", "threads"} <= set(about["environment"])
+
+    lines = lines_of(run)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert {"epoch", "step", "train", "val", "lr", "train_seconds", "seconds"} <= set(line)
+        assert set(line["train"]) == {"loss", "accuracy"} and set(line["val"]) >= {"loss", "accuracy"}
+        assert "test" not in line and line["lr"] == pytest.approx(0.02)
+    steps = lines[0]["step"]
+    assert [line["step"] for line in lines] == [steps, 2 * steps, 3 * steps]
+
+    result = result_of(run)
+    assert (result["status"], result["epochs"], result["steps"]) == ("finished", 3, 3 * steps)
+    assert result["test_openings"] == 1 and len(result["weights_sha256"]) == 64
+    for split in ("val", "test"):
+        found = result[split]
+        assert set(found) == REPORT
+        low, high = found["interval"]
+        assert 0 <= low <= found["accuracy"] <= high <= 1
+        right = sum(row[number] for number, row in enumerate(found["confusion"]))
+        assert found["accuracy"] == right / found["n"] and found["n"] == sum(map(sum, found["confusion"]))
+        assert len(found["per_class"]) == len(found["confusion"])
+    best = max(lines, key=lambda line: (line["val"]["accuracy"], -line["val"]["loss"]))
+    assert result["best_epoch"] == best["epoch"]
+    assert result["val"]["accuracy"] == best["val"]["accuracy"]
+
+    weights = checkpoint.load(run / "best.pt")["model"]
+    assert checkpoint.weights_digest(weights) == result["weights_sha256"]
+    last = checkpoint.load(run / "last.pt")
+    assert last["progress"]["epoch"] == 3 and {"model", "optimizer", "rng", "data"} <= set(last)
+    assert_finite(run)
+
+    assert f"{result['test']['accuracy'] * 100:.2f} %" in out and str(run.relative_to(tmp_path)) in out
+    log = (run / "train.log").read_text()
+    assert sum("epoch " in line and "train loss" in line for line in log.splitlines()) == 3
+    assert err.count("train loss") == 3 and "Traceback" not in err
+
+
+def test_what_tensorboard_reads(mcls: Main, tmp_path: Path) -> None:
+    command = ["train", "trainer.epochs=3", "trainer.log_every=2", "trainer.test_every_epoch=true", "seed=3"]
+    assert mcls(command) == 0
+    run = only(tmp_path)
+    assert [path.name for path in run.iterdir() if path.is_dir()] == ["figures"]
+    events = events_of(run)
+    scalars = events.Tags()["scalars"]
+    wanted = {"lr", "time/images_per_second"}
+    wanted |= {f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "accuracy")}
+    assert wanted | {"test/f1_macro", "val/f1_macro"} <= set(scalars)
+    for tag in scalars:
+        steps = [event.step for event in events.Scalars(tag)]
+        assert steps == sorted(set(steps)), tag
+    lines, result = lines_of(run), result_of(run)
+    for tag in ("train/loss", "val/accuracy", "test/f1_macro"):
+        split, name = tag.split("/")
+        found = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert found == [(line["step"], pytest.approx(line[split][name], rel=1e-6)) for line in lines]
+    assert result["test_openings"] == 4
+    assert {"test/confusion", "test/reliability", "test/regions"} == set(events.Tags()["images"])
+    for tag in events.Tags()["images"]:
+        (image,) = events.Images(tag)
+        assert image.width >= 200 and image.encoded_image_string.startswith(b"\x89PNG")
+
+    plugins = {tag: events.SummaryMetadata(tag).plugin_data for tag in events.Tags()["tensors"]}
+    texts = {
+        tag: events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag, data in plugins.items()
+        if data.plugin_name == "text"
+    }
+    assert any("mcls train trainer.epochs=3" in text for text in texts.values())
+    assert any("hidden_units" in text for text in texts.values())
+    assert any(data.plugin_name == "custom_scalars" for data in plugins.values())
+
+
+def hparams_of(run: Path) -> dict[str, Any]:
+    """What the HPARAMS tab reads: tag to its message."""
+    events = events_of(run)
+    found = {}
+    for tag, content in events.summary_metadata.items():
+        if content.plugin_data.plugin_name == "hparams":
+            found[tag] = plugin_data_pb2.HParamsPluginData.FromString(content.plugin_data.content)
+    return found
+
+
+def test_the_hparams_tab_is_filled(mcls: Main, tmp_path: Path) -> None:
+    assert mcls("train", *QUICK) == 0
+    found = hparams_of(only(tmp_path))
+    start = next(data.session_start_info for tag, data in found.items() if tag.endswith("session_start_info"))
+    end = next(data.session_end_info for tag, data in found.items() if tag.endswith("session_end_info"))
+    assert start.hparams["optimizer.lr"].number_value == read_yaml(only(tmp_path) / "config.yaml")["optimizer"]["lr"]
+    assert start.hparams["model"].string_value == "mlp"
+    assert start.hparams["optimizer.nesterov"].bool_value is False
+    assert end.status == 1  # success
+    assert start.group_name
+
+
+def test_the_same_command_gives_the_same_weights_alone_and_in_a_sweep(mcls: Main, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        assert mcls("train", *QUICK, "seed=1", f"outputs={folder}") == 0
+    assert mcls("train", "-m", *QUICK, "seed=0,1", "outputs=c") == 0
+    alone = [result_of(only(tmp_path / folder))["weights_sha256"] for folder in ("a", "b")]
+    swept = {read_yaml(run / "config.yaml")["seed"]: result_of(run)["weights_sha256"] for run in runs(tmp_path / "c")}
+    assert alone[0] == alone[1] == swept[1] != swept[0]
+
+
+def test_what_is_only_measured_changes_no_weight(mcls: Main, tmp_path: Path) -> None:
+    variants = [
+        [],
+        ["trainer.test_every_epoch=true"],
+        ["trainer.log_every=1"],
+        ["trainer.checkpoint_steps=3"],
+        ["trainer.checkpoint_every=0"],
+        ["trainer.resident=false"],
+        ["trainer.figures=true"],
+    ]
+    for number, lines in enumerate(variants):
+        assert mcls("train", "trainer.figures=false", "trainer.epochs=2", *lines, f"outputs=run{number}") == 0
+    digests = {result_of(only(tmp_path / f"run{number}"))["weights_sha256"] for number in range(len(variants))}
+    assert len(digests) == 1
+    assert (only(tmp_path / "run3") / "previous.pt").is_file()
+
+
+def test_the_test_set_is_opened_once_at_the_end_and_selects_nothing(
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[bool] = []
+    read = datasets.read_torchvision
+
+    def watch(name: str, root: str, train: bool, download: bool) -> Any:
+        opened.append(train)
+        found = read(name, root, train, download)
+        if not train and spoil:  # every label of the test set another one
+            found.targets = (found.targets + 1) % 10
+        return found
+
+    monkeypatch.setattr(datasets, "read_torchvision", watch)
+    for spoil in (False, True):
+        assert mcls("train", "dataset=mnist", "optimizer.lr=0.01", *QUICK, f"outputs=run{spoil}") == 0
+    assert opened == [True, False] * 2
+    honest, spoiled = (result_of(only(tmp_path / f"run{spoil}")) for spoil in (False, True))
+    assert honest["test_openings"] == spoiled["test_openings"] == 1
+    assert honest["weights_sha256"] == spoiled["weights_sha256"]
+    assert honest["val"] == spoiled["val"] and honest["test"]["accuracy"] != spoiled["test"]["accuracy"]
+
+
+def test_training_on_all_of_train(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", *QUICK, "dataset.val_fraction=0") == 0
+    run = only(tmp_path)
+    result = result_of(run)
+    assert result["val"] is None and result["best_epoch"] == 2
+    assert all("val" not in line for line in lines_of(run))
+    last = checkpoint.load(run / "last.pt")["model"]
+    assert checkpoint.weights_digest(last) == result["weights_sha256"]
+    assert "val " not in capsys.readouterr().out
+
+
+def test_patience_stops_early(mcls: Main, tmp_path: Path) -> None:
+    lines = ["optimizer.lr=1e-12", "trainer.patience=2", "trainer.epochs=50", "trainer.monitor=accuracy"]
+    assert mcls("train", *lines, "trainer.figures=false") == 0
+    run = only(tmp_path)
+    result = result_of(run)
+    assert result["epochs"] == len(lines_of(run)) < 10
+    assert result["epochs"] == result["best_epoch"] + 2
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+@pytest.mark.parametrize(
+    "lines", [[], ["trainer.log_every=1"], ["dataset.val_fraction=0"], ["trainer.checkpoint_steps=1"]], ids=" ".join
+)
+def test_a_loss_that_is_not_finite_stops_the_run(
+    epochs: int, lines: list[str], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mcls("train", "optimizer.lr=1e30", f"trainer.epochs={epochs}", *lines) == 1
+    err = capsys.readouterr().err
+    message = err.splitlines()[-1]
+    assert message.startswith("mcls: step ") and "last finite loss " in message and "Lower optimizer.lr" in message
+    run = only(tmp_path)
+    result = result_of(run)
+    assert result["status"] == "failed" and message == f"mcls: {result['reason']}"
+    assert result["reason"] in (run / "train.log").read_text()
+    assert_finite(run)
+    ends = [data.session_end_info for tag, data in hparams_of(run).items() if tag.endswith("session_end_info")]
+    assert [end.status for end in ends] == [2]  # failure
+
+
+def test_the_message_names_step_rate_and_last_finite_loss(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", "optimizer.lr=1e30", "trainer.log_every=1") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        line.startswith("mcls: step 2: the training loss is ") and ", learning rate 1e+30, last finite loss 1." in line
+    )
+
+
+def test_weights_that_blow_up_in_the_last_step(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The only loss was finite; what the weights became is seen when they are measured."""
+    lines = ["optimizer.lr=1e30", "trainer.epochs=1", "trainer.batch_size=full", "dataset.val_fraction=0"]
+    assert mcls("train", *lines) == 1
+    assert "a bug in mcls" not in capsys.readouterr().err
+    assert result_of(only(tmp_path))["status"] == "failed"
+    assert mcls("train", *lines[:3], "outputs=val") == 1
+    assert "a bug in mcls" not in capsys.readouterr().err
+
+
+def test_the_folder_that_the_user_names(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", *QUICK, "hydra.run.dir=my/run") == 0
+    assert only(tmp_path) == tmp_path / "my" / "run"
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "my").rglob("*")}
+    capsys.readouterr()
+    assert mcls("train", *QUICK, "hydra.run.dir=my/run") == 2
+    line = capsys.readouterr().err
+    assert line == f"mcls: hydra.run.dir: {tmp_path}/my/run already holds a run. Name a new folder.\n"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "my").rglob("*")} == before
+
+
+def test_two_runs_in_one_second_have_two_folders(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcls.commands.train.timestamp", lambda: "now")
+    for _ in range(2):
+        assert mcls("train", *QUICK) == 0
+    assert [run.name for run in runs(tmp_path)] == ["now", "now-2"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["precision=bf16"],
+        ["trainer.clip_norm=0.01"],
+        ["deterministic=true"],
+        ["trainer.batch_size=full"],
+        ["optimizer=adam", "schedule=one_cycle", "loss=nll", "loss.label_smoothing=0.1"],
+        ["schedule=step", "schedule.warmup=0.2"],
+        ["trainer.monitor=loss"],
+        ["dataset.n_features=5", "dataset.centers=7"],
+    ],
+    ids=" ".join,
+)
+def test_other_ways_to_train(lines: list[str], mcls: Main, tmp_path: Path) -> None:
+    assert mcls("train", *QUICK, "trainer.epochs=6", "optimizer.lr=0.02", *lines) == 0
+    result = result_of(only(tmp_path))
+    assert result["status"] == "finished" and math.isfinite(result["test"]["loss"])
+    torch.use_deterministic_algorithms(False)
+
+
+def test_clipping_keeps_the_steps_small(mcls: Main, tmp_path: Path) -> None:
+    for name, norm in (("free", "null"), ("clipped", "1e-9")):
+        assert mcls("train", *QUICK, f"trainer.clip_norm={norm}", f"outputs={name}") == 0
+    first = {name: lines_of(only(tmp_path / name))[-1]["train"]["loss"] for name in ("free", "clipped")}
+    assert first["clipped"] > 1.2 > first["free"]
+
+
+def test_a_sweep(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", *QUICK, "-m", "optimizer.lr=0.01,1e30", "seed=0,1") == 1
+    out, err = capsys.readouterr()
+    (root,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    jobs = runs(root)
+    assert len(jobs) == 4
+    assert all(job.name.split("_")[0].isdigit() and "optimizer.lr=" in job.name and "seed=" in job.name for job in jobs)
+    assert sorted(int(job.name.split("_")[0]) for job in jobs) == [0, 1, 2, 3]
+    with (root / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["finished", "finished", "failed", "failed"]
+    values = [float(row["val accuracy"]) for row in rows[:2]]
+    assert values == sorted(values, reverse=True)
+    assert all("step " in row["reason"] and "lr=1e" in row["changed"] for row in rows[2:])
+    table = (root / "sweep.md").read_text()
+    assert table.count("\n") == 6 and table.startswith("| job |")
+    for row in rows:
+        assert row["changed"] in table and row["changed"] in out
+    assert err.splitlines()[-1].startswith("mcls: 2 of the sweep's jobs failed")
+    assert sum(line.startswith("failed: step ") for line in err.splitlines()) == 2
+    assert {result_of(job)["status"] for job in jobs} == {"finished", "failed"}
+    assert_finite(root)
+
+
+def test_a_sweep_where_a_job_cannot_be_built(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", *QUICK, "-m", "model=mlp,resnet18") == 1
+    rows = list(csv.DictReader(next(tmp_path.rglob("sweep.csv")).read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["finished", "failed"]
+    assert "wants images" in rows[1]["reason"]
+    assert "a bug" not in capsys.readouterr().err
+
+
+def test_a_sweep_in_folders_that_the_user_names(mcls: Main, tmp_path: Path) -> None:
+    assert mcls("train", *QUICK, "-m", "seed=0,1", "hydra.sweep.dir=mine", "hydra.sweep.subdir=s${seed}") == 0
+    assert [str(run.relative_to(tmp_path)) for run in runs(tmp_path)] == ["mine/s0", "mine/s1"]
+    assert (tmp_path / "mine" / "sweep.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "lines", [["seed=range(0,3)"], ["optimizer=glob(*)"], ["model=mlp,linear-softmax", "loss=ce,nll"]]
+)
+def test_other_sweeps(lines: list[str], mcls: Main, tmp_path: Path) -> None:
+    assert mcls("train", "-m", *QUICK, *lines, "optimizer.lr=0.01") == 0
+    assert len(runs(tmp_path)) in (3, 4)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_after_saving(number: int, status: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mcls", "train", "trainer.epochs=1000000", "trainer.figures=false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size > 500 for path in tmp_path.rglob("metrics.jsonl")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err.splitlines()[-1].startswith("mcls: stopped at step ") and "Traceback" not in err
+    run = only(tmp_path)
+    state = checkpoint.load(run / "last.pt")
+    assert state["progress"]["step"] > 0 and state["model"]
+    assert result_of(run)["status"] == "stopped"
+    assert checkpoint.load(run / "best.pt")["epoch"] == state["progress"]["best_epoch"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["epochs"] == 1000000
