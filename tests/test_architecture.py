@@ -20,7 +20,7 @@ ROWS = [
     ["mcls.assembly", "mcls.evaluation"],
     ["mcls.opened"],
     ["mcls.config"],
-    ["mcls.results", "mcls.console", "mcls.listing", "mcls.options", "mcls.sweeps"],
+    ["mcls.results", "mcls.console", "mcls.listing", "mcls.options", "mcls.sweeps", "mcls.page"],
     ["mcls.trainer"],
     ["mcls.data.image_folder", "mcls.data.tabular"],
     ["mcls.data.own"],
@@ -29,7 +29,7 @@ ROWS = [
     ["mcls.data.names"],
     [
         *(f"mcls.{name}" for name in ("files", "machine", "losses", "metrics", "optim", "figures", "models", "tables")),
-        *("mcls.signals", "mcls.images", "mcls.data.augment"),
+        *("mcls.signals", "mcls.images", "mcls.charts", "mcls.data.augment"),
     ],
     ["mcls.errors"],
     ["mcls"],

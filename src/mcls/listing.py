@@ -67,7 +67,7 @@ def read(folder: RunFolder) -> Listed:
     try:
         about, result = read_json(folder.about), folder.read_result()
         overrides = [str(line) for line in about.get("overrides", [])]
-        settings = about.get("hyperparameters", dict(line.partition("=")[::2] for line in overrides))
+        settings = about.get("hyperparameters", overridden(overrides))
         if not isinstance(settings, dict):
             raise FolderError(f"{folder.about}: damaged, its hyper-parameters are no object.")
         values = measures(result or {})
@@ -79,6 +79,11 @@ def read(folder: RunFolder) -> Listed:
         return Listed((folder.path,), status, settings, values, {}, str((result or {}).get("reason") or ""), data)
     except (FolderError, OSError, ValueError, TypeError, AttributeError) as error:
         return Listed((folder.path,), "damaged", reason=str(error))
+
+
+def overridden(overrides: Sequence[str]) -> dict[str, Any]:
+    """What is known of the hyper-parameters of a run that did not get as far as to write them down."""
+    return {key.lstrip("+"): value for key, _, value in (line.partition("=") for line in overrides)}
 
 
 def measures(result: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ CURVES = 64_000_000  # bytes of metrics.jsonl that are read
 PICTURE = 8_000_000  # bytes of a figure that is embedded
 PNG = b"\x89PNG\r\n\x1a\n"
 CELLS = 30  # classes up to which the confusion matrix is a table; above, the figure is shown
-TRAIN, VAL = "#8a94a6", "#2563eb"
+COLOURS = {"train": "#8a94a6", "val": "#2563eb"}
 FIGURES = {
     "predictions": "The first test samples, with what the model says: green is right.",
     "mistakes": "The worst: mistakes that the model was most sure of.",
     "regions": "What the model says everywhere in the plane, and the test samples.",
-    "reliability": "How often the model is right when it is so sure: on the line it is as sure as it should be.",
+    "reliability": "How often the model is right when it is that sure. On the line it is as sure as it should be.",
 }
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = """
@@ -42,10 +42,11 @@ svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--soft)
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 td, th { padding: 3px 9px; text-align: right; border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
 th:first-child, .text td { text-align: left; } th { font-weight: 600; }
-.wide { overflow-x: auto; } .confusion td { text-align: center; min-width: 26px; border: 1px solid white; }
+.row { display: flex; flex-wrap: wrap; gap: 20px 40px; align-items: end; }
+.wide { overflow-x: auto; } .confusion td, .confusion th + th { text-align: center; min-width: 44px; }
+.confusion td { border: 1px solid white; } .numbers td + td { text-align: right; }
 figure { margin: 0; } img { max-width: 100%; border: 1px solid var(--rule); border-radius: 6px; }
 pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; margin: 8px 0 0; }
-summary { cursor: pointer; font-weight: 600; }
 @media print { body { background: white; } section { break-inside: avoid; } }
 @media (max-width: 640px) { .main { grid-template-columns: 1fr; } }
 """
@@ -64,12 +65,13 @@ def page(folder: RunFolder) -> str:
             section("Result", summary(result)),
             section("Curves", curves(folder, result)),
             section("Test set, class by class", classes(folder, result["test"])),
-            *(section("", picture(folder, name, words)) for name, words in FIGURES.items()),
+            section("Samples", pictures(folder)),
             section("How it was trained", settings(folder, about)),
             section("To repeat it", f"<pre>{escape(clean(command(about)))}</pre>"),
         ]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise FolderError(f"{folder.path}: damaged, {type(error).__name__} in what its files say: {error}.") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        reason = clean(f"{type(error).__name__}: {error}")
+        raise FolderError(f"{folder.path}: damaged, its files are not as mcls writes them ({reason}).") from error
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head += f'<meta name="viewport" content="width=device-width"><title>{text(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{chr(10).join(body)}</body></html>\n'
@@ -122,17 +124,16 @@ def curves(folder: RunFolder, result: dict[str, Any]) -> str:
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for line in read_text(folder.metrics, CURVES).splitlines():
         record = json.loads(line)
-        for split in ("train", "val"):
+        for split in COLOURS:
             for name in ("loss", "accuracy"):
                 value = (record.get(split) or {}).get(name)
                 if value is not None and math.isfinite(value):
                     found.setdefault((name, split), []).append((int(record["epoch"]), float(value)))
-    colours = {"train": TRAIN, "val": VAL}
-    charts = [
-        chart(name, "epoch", [Curve(split, colours[split], found.get((name, split), [])) for split in colours], best)
-        for best in [float(result["best_epoch"])]
-        for name in ("loss", "accuracy")
-    ]
+    best = float(result["best_epoch"])
+    charts = []
+    for name in ("loss", "accuracy"):
+        lines = [Curve(split, colour, found.get((name, split), [])) for split, colour in COLOURS.items()]
+        charts.append(chart(name, "epoch", lines, best))
     dashed = '<p class="soft">The dashed line is the epoch whose weights were selected.</p>'
     return f'<div class="two">{"".join(charts)}</div>{dashed}' if any(charts) else ""
 
@@ -152,7 +153,7 @@ def classes(folder: RunFolder, test: dict[str, Any]) -> str:
         lines.append(f"<tr><th>{text(name)}</th>{cells}</tr>")
     head = "".join(f"<th>{text(name)}</th>" for name in names)
     matrix = f'<table class="confusion"><caption>rows: true class, columns: predicted</caption><tr><th></th>{head}</tr>'
-    return f'<div class="wide">{matrix}{"".join(lines)}</table></div><br>{listed}'
+    return f'<div class="row"><div class="wide">{matrix}{"".join(lines)}</table></div>{listed}</div>'
 
 
 def cell(count: int, share: float) -> str:
@@ -175,6 +176,12 @@ def picture(folder: RunFolder, name: str, words: str) -> str:
     )
 
 
+def pictures(folder: RunFolder) -> str:
+    """The figures of samples, two beside each other."""
+    found = "".join(picture(folder, name, words) for name, words in FIGURES.items())
+    return f'<div class="two">{found}</div>' if found else ""
+
+
 def settings(folder: RunFolder, about: dict[str, Any]) -> str:
     """Choices, configuration and environment."""
     environment = about["environment"]
@@ -182,10 +189,8 @@ def settings(folder: RunFolder, about: dict[str, Any]) -> str:
     machine |= {key: value for key, value in environment.items() if key != "packages"}
     machine |= environment["packages"]
     config = escape("\n".join(map(clean, read_text(folder.config).splitlines())))
-    return (
-        f'<div class="two"><div>{table(about["choices"].items())}</div><div>{table(machine.items())}</div></div><br>'
-        f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
-    )
+    chosen = f"{table(about['choices'].items())}<pre>{config}</pre>"
+    return f'<div class="two"><div>{chosen}</div>{table(machine.items())}</div>'
 
 
 def command(about: dict[str, Any]) -> str:

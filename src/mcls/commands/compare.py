@@ -65,7 +65,9 @@ def check_finished(folder: RunFolder) -> None:
     """Raise FolderError unless `folder` holds a finished run."""
     status = (folder.read_result() or {}).get("status", "never started")
     if status != "finished":
-        raise FolderError(f"{folder.path}: not finished, {tables.clean(str(status))}. mcls resume {folder.path}")
+        raise FolderError(
+            f"{folder.path}: not finished, {tables.clean(str(status))}. Go on with: mcls resume {folder.path}"
+        )
 
 
 def differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

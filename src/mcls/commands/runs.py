@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mcls import tables
-from mcls.errors import RequestError
+from mcls.errors import FolderError, RequestError
 from mcls.files import to_json
-from mcls.listing import FILTER, Listed, average, differing, full_key, order, parse_filter, read
+from mcls.listing import FILTER, Listed, average, differing, full_key, order, overridden, parse_filter, read
 from mcls.runs import find, relative
+from mcls.sweeps import read_sweep
 
 MEASURED = ("val/accuracy", "test/accuracy")
 WIDTH = 60  # characters of a cell on the terminal
@@ -25,7 +26,7 @@ def run(arguments: list[str]) -> int:
     )
     if not root.is_dir():
         raise RequestError(f"{root}: no such folder. Begin with mcls train, or name the folder: mcls runs DIR.")
-    everything = [read(folder) for folder in find(root)]
+    everything = [*(read(folder) for folder in find(root)), *unstarted(root)]
     rows = chosen(everything, words, options.all)
     rows.sort(key=order("run"))
     rows.sort(key=order(full_key(options.sort, everything)))
@@ -59,6 +60,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     shape.add_argument("--json", action="store_true", help="everything, as a JSON list")
     shape.add_argument("--md", action="store_true", help="a Markdown table")
     return parser.parse_intermixed_args(arguments)
+
+
+def unstarted(root: Path) -> list[Listed]:
+    """A row for each job of a sweep that has no run yet."""
+    rows = []
+    for path in sorted(root.rglob("sweep.json")):
+        try:
+            sweep = read_sweep(path.parent)
+        except (FolderError, OSError) as error:
+            rows.append(Listed((path.parent,), "damaged", reason=str(error)))
+            continue
+        for number, overrides in enumerate(sweep.jobs):
+            folder = sweep.folder(number)
+            if not folder.about.exists():
+                rows.append(Listed((folder.path,), "never started", overridden(overrides)))
+    return rows
 
 
 def chosen(everything: Sequence[Listed], words: Sequence[str], each: bool) -> list[Listed]:

@@ -1,0 +1,201 @@
+"""`mcls compare`: the test against scipy's, what flipped, what is refused, and how often the test set was opened."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import binomtest
+
+from browser import busy_parts
+from mcls.comparing import mcnemar
+from mcls.config.build import build
+from mcls.opened import open_run
+from mcls.runs import RunFolder
+from trained import train
+
+Main = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+MNIST = ["dataset=mnist", "trainer.epochs=1", "trainer.batch_size=32"]
+
+
+@pytest.fixture(scope="module")
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    train(root / "mnist" / "a", data_root, *MNIST, "optimizer.lr=0.01")
+    train(root / "mnist" / "b", data_root, *MNIST, "optimizer.lr=0.02", "seed=1")
+    train(root / "blobs" / "a", data_root, "trainer.epochs=2")
+    train(root / "blobs" / "b", data_root, "trainer.epochs=2", "model.hidden_units=[4]")
+    train(root / "blobs" / "cut", data_root, "trainer.epochs=1", "dataset.val_fraction=0.2")
+    train(root / "blobs" / "whole", data_root, "trainer.epochs=1", "dataset.val_fraction=0")
+    return root
+
+
+@pytest.fixture
+def runs(trained_runs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained_runs, tmp_path / "runs"))
+
+
+def right(folder: Path) -> list[bool]:
+    """Whether the run in `folder` is right, for each test sample, by the shortest way there is."""
+    opened = open_run(RunFolder(folder), device="cpu")
+    test = build("dataset", opened.config["dataset"]).open_test()
+    with torch.inference_mode():
+        found: list[bool] = (opened.model(opened.normalise(test.inputs)).argmax(1) == test.targets).tolist()
+    return found
+
+
+def result(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def alter(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 5), (3, 3), (8, 24), (317, 348), (0, 3000), (2000, 1000)])
+def test_mcnemar_is_the_binomial_test(counts: tuple[int, int]) -> None:
+    expected = binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
+    assert mcnemar(*counts) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert mcnemar(*counts) == mcnemar(*reversed(counts))
+
+
+def test_images(mcls: Main, runs: Path, capsys: Capture) -> None:
+    a, b = runs / "mnist" / "a", runs / "mnist" / "b"
+    before = {path.name: path.read_bytes() for path in a.iterdir() if path.is_file() and path.name != "result.json"}
+    assert mcls("compare", str(a), str(b), "--device", "cpu") == 0
+    out = capsys.readouterr().out
+    mine, theirs = right(a), right(b)
+    flips = [index for index, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1]]
+    alone = sum(mine[index] for index in flips)
+    assert flips, "two such short trainings agree everywhere: choose others"
+    target = a / "compare" / "mnist_b"
+    with (target / "test_flipped.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["sample"]) for row in rows] == flips
+    assert [row["right"] == "A" for row in rows] == [mine[index] for index in flips]
+    for row in rows:
+        assert row[row["right"]] == row["label"]
+        assert row["A"] != row["B"]
+    assert busy_parts(np.asarray(Image.open(target / "test_flipped.png").convert("RGB")), 20) > 0.2
+    assert f"A alone is right on {alone} samples, B alone on {len(flips) - alone}, of 100." in out
+    assert f"p = {mcnemar(alone, len(flips) - alone):.2g}," in out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["seed", "0", "1"] in lines
+    assert ["optimizer.lr", "0.01", "0.02"] in lines
+    gain = (sum(theirs) - sum(mine)) / len(mine) * 100
+    (accuracy,) = (line for line in out.splitlines() if line.startswith("test/accuracy"))
+    assert accuracy.endswith(f"{gain:+.2f} points")
+    low, high = result(a)["test"]["interval"]
+    assert f"{result(a)['test']['accuracy'] * 100:.2f} % [{low * 100:.2f}, {high * 100:.2f}] of 100" in accuracy
+    assert {path.name: path.read_bytes() for path in a.iterdir() if path.name in before} == before
+
+
+def test_each_opening_of_the_test_set_is_counted(mcls: Main, runs: Path, capsys: Capture) -> None:
+    a, b = runs / "blobs" / "a", runs / "blobs" / "b"
+    for times in (2, 3):
+        assert mcls("compare", str(a), str(b), "--device", "cpu") == 0
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert said == f"This opened the test set again: of A {times} times now, of B {times} times."
+        assert [result(a)["test_openings"], result(b)["test_openings"]] == [times, times]
+    assert mcls("compare", str(a), str(b), "--split", "val") == 0
+    assert "This opened" not in capsys.readouterr().out
+    assert result(a)["test_openings"] == 3
+
+
+def test_output_folder_and_data_without_pictures(mcls: Main, runs: Path, tmp_path: Path, capsys: Capture) -> None:
+    a, b = runs / "blobs" / "a", runs / "blobs" / "b"
+    assert mcls("compare", str(a), str(b), "--output", "new/place") == 0
+    assert "which: new/place/test_flipped.csv\n" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "new" / "place").iterdir()] == ["test_flipped.csv"]
+    assert not (a / "compare").exists()
+
+
+def test_a_copy_flips_nothing(mcls: Main, runs: Path, capsys: Capture) -> None:
+    a = runs / "mnist" / "a"
+    copy = shutil.copytree(a, runs / "mnist" / "copy")
+    assert mcls("compare", str(a), str(copy)) == 0
+    out = capsys.readouterr().out
+    assert "the same configuration\n" in out
+    assert "A alone is right on 0 samples, B alone on 0, of 100.\n" in out
+    assert "p = 1, which chance explains well enough: neither is shown to be better.\n" in out
+    assert [path.name for path in (a / "compare" / "mnist_copy").iterdir()] == ["test_flipped.csv"]
+
+
+def test_the_same_data_in_another_place(mcls: Main, runs: Path, tmp_path: Path, data_root: Path) -> None:
+    a, b = runs / "mnist" / "a", runs / "mnist" / "b"
+    shutil.copytree(data_root / "MNIST", tmp_path / "moved" / "MNIST")
+    alter(b / "config.yaml", f"root: {data_root}", f"root: {tmp_path / 'moved'}")
+    assert mcls("compare", str(a), str(b)) == 0
+
+
+def test_other_samples_under_the_same_name(
+    mcls: Main, runs: Path, tmp_path: Path, data_root: Path, capsys: Capture
+) -> None:
+    a, b = runs / "mnist" / "a", runs / "mnist" / "b"
+    shutil.copytree(data_root / "FashionMNIST", tmp_path / "other" / "MNIST")
+    alter(b / "config.yaml", f"root: {data_root}", f"root: {tmp_path / 'other'}")
+    assert mcls("compare", str(a), str(b)) == 2
+    expected = f"mcls: dataset: {a} and {b} have different test samples, such runs can't be compared.\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status", "message"),
+    [
+        (
+            *("mnist/a", "blobs/a", 2),
+            "dataset._target_: 'mcls.data.datasets.mnist' and 'mcls.data.datasets.blobs'. "
+            "Runs on different data can't be compared.",
+        ),
+        ("blobs/a", "blobs/cut", 2, "dataset.val_fraction: 0.1 and 0.2. Runs on different data can't be compared."),
+        ("blobs/a", "blobs/../blobs/a", 2, "RUNS/blobs/a and RUNS/blobs/../blobs/a: one and the same run. Name two."),
+        ("blobs/a", "blobs", 5, "RUNS/blobs: no run folder, it has no run.json."),
+        ("nowhere", "blobs", 5, "RUNS/nowhere: no run folder, it has no run.json."),
+    ],
+)
+def test_refusals(mcls: Main, runs: Path, capsys: Capture, first: str, second: str, status: int, message: str) -> None:
+    assert mcls("compare", f"{runs}/{first}", f"{runs}/{second}") == status
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"mcls: {message.replace('RUNS', str(runs))}\n")
+    assert result(runs / "blobs" / "a")["test_openings"] == 1
+
+
+def test_no_val_to_compare_on(mcls: Main, runs: Path, capsys: Capture) -> None:
+    whole = runs / "blobs" / "whole"
+    copy = shutil.copytree(whole, runs / "blobs" / "copy")
+    assert mcls("compare", str(whole), str(copy), "--split", "val") == 2
+    assert "--split val: the run has none" in capsys.readouterr().err
+
+
+def test_unfinished_and_damaged_runs(mcls: Main, runs: Path, capsys: Capture) -> None:
+    a, b = runs / "blobs" / "a", runs / "blobs" / "b"
+    whole = (b / "result.json").read_text()
+    (b / "result.json").write_text('{"status": "stopped"}')
+    assert mcls("compare", str(a), str(b)) == 5
+    assert capsys.readouterr().err == f"mcls: {b}: not finished, stopped. Go on with: mcls resume {b}\n"
+    (b / "result.json").write_text(whole)
+    (b / "best.pt").unlink()
+    assert mcls("compare", str(a), str(b)) == 5
+    assert f"{b / 'best.pt'}: no such checkpoint yet" in capsys.readouterr().err
+    assert result(a)["test_openings"] == 1
+
+
+def test_nothing_is_written_through_a_link(mcls: Main, runs: Path, tmp_path: Path, capsys: Capture) -> None:
+    a, b = runs / "blobs" / "a", runs / "blobs" / "b"
+    (tmp_path / "elsewhere").mkdir()
+    (a / "compare").symlink_to(tmp_path / "elsewhere")
+    assert mcls("compare", str(a), str(b)) == 5
+    expected = f"mcls: {a}/compare/blobs_b: refused, it leads out of the run's folder. Name another with --output.\n"
+    assert capsys.readouterr().err == expected
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert mcls("compare", str(a), str(b), "--output", str(tmp_path / "elsewhere")) == 0

@@ -1,0 +1,267 @@
+"""`mcls runs`: what it lists, averages, filters and says of folders that are not as they should be."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcls import listing
+from mcls.runs import LIMIT, RunFolder
+from trained import train
+
+Main = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+PLAIN = {"seed": 0, "dataset": "blobs", "model": "mlp", "optimizer.lr": 0.1}
+
+
+def make(folder: Path, status: str | None = "finished", val: float | None = 0.9, **settings: Any) -> Path:
+    """A run folder with its two JSON files alone."""
+    folder.mkdir(parents=True)
+    about = {"overrides": [], "started": "2026-01-01", "hyperparameters": {**PLAIN, **settings}}
+    (folder / "run.json").write_text(json.dumps(about))
+    report = None if val is None else {"accuracy": val, "loss": 1 - val, "f1_macro": val, "ece": 0.1}
+    test = {"accuracy": (val or 0) / 2, "loss": 1.0, "f1_macro": 0.5, "ece": 0.1}
+    result = {"status": status, "epochs": 3, "total_seconds": 1.5, "val": report, "test": test}
+    if status is not None:
+        (folder / "result.json").write_text(json.dumps(result if status == "finished" else {"status": status}))
+    return folder
+
+
+def table(mcls: Main, capsys: Capture, *arguments: str) -> list[dict[str, Any]]:
+    """The rows of `mcls runs --json`."""
+    capsys.readouterr()
+    assert mcls("runs", *arguments, "--json") == 0
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return rows
+
+
+def test_real_runs_best_first(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
+    for name, rate in (("a", "1e-9"), ("b", "0.1")):
+        train(tmp_path / "outputs" / "blobs-mlp" / name, data_root, f"optimizer.lr={rate}", "trainer.epochs=2")
+    capsys.readouterr()
+    assert mcls("runs") == 0
+    out, err = capsys.readouterr()
+    lines = [line.split() for line in out.splitlines()]
+    header = ["val/accuracy", "test/accuracy", "status", "optimizer.lr", "epochs", "seconds", "run"]
+    assert lines[0] == header
+    assert [line[3] for line in lines[1:]] == ["0.1", "1e-09"]
+    assert [line[6] for line in lines[1:]] == ["outputs/blobs-mlp/b", "outputs/blobs-mlp/a"]
+    result = RunFolder(tmp_path / "outputs" / "blobs-mlp" / "b").read_result()
+    assert result is not None
+    assert lines[1][:3] == [f"{result['val']['accuracy']:.4f}", f"{result['test']['accuracy']:.4f}", "finished"]
+    assert err == "2 of 2 runs in outputs\n"
+
+
+def test_seeds_are_averaged(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    values = [0.80, 0.92, 0.85]
+    for seed, value in enumerate(values):
+        make(tmp_path / "outputs" / f"a{seed}", val=value, seed=seed)
+    make(tmp_path / "outputs" / "again", val=0.92, seed=1)  # the same run twice says no more than once
+    make(tmp_path / "outputs" / "other", val=0.86, **{"optimizer.lr": 0.2})
+    first, second = table(mcls, capsys)
+    assert (first["n"], first["run"], first["values"]["val/accuracy"]) == (1, "outputs/other", 0.86)
+    assert second["n"] == 3
+    assert second["values"]["val/accuracy"] == pytest.approx(statistics.mean(values))
+    assert second["std"]["val/accuracy"] == pytest.approx(statistics.stdev(values))
+    assert "seed" not in second["hyperparameters"]
+    assert mcls("runs") == 0
+    assert "0.8567 ± 0.0603" in capsys.readouterr().out
+    assert [row["n"] for row in table(mcls, capsys, "--all")] == [1] * 5
+
+
+def test_other_data_and_other_ends_are_not_averaged(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    for seed, name in enumerate(("x", "y")):
+        folder = make(tmp_path / "outputs" / name, seed=seed)
+        about = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**about, "overrides": [f"dataset.path={name}.csv"]}))
+    make(tmp_path / "outputs" / "stopped", status="stopped", seed=2)
+    assert [row["n"] for row in table(mcls, capsys)] == [1, 1, 1]
+
+
+def test_every_status(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    for status in ("finished", "stopped", "failed", "running"):
+        make(tmp_path / "outputs" / status, status=status)
+    make(tmp_path / "outputs" / "killed", status="running")
+    make(tmp_path / "outputs" / "never started", status=None)
+    (tmp_path / "outputs" / "killed" / "lock").touch()
+    (tmp_path / "outputs" / "killed" / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    with RunFolder(tmp_path / "outputs" / "running").lock():
+        rows = table(mcls, capsys)
+    found = {row["run"].split("/")[1]: row["status"] for row in rows}
+    assert found == {name: name for name in ("finished", "stopped", "failed", "running", "killed", "never started")}
+    assert {row["status"]: row["values"]["epochs"] for row in rows}["killed"] == 2
+
+
+def test_looking_takes_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    assert not listing.locked(path)
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert listing.locked(path)
+
+
+def test_jobs_of_a_sweep_that_are_still_to_come(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    sweep = tmp_path / "outputs" / "sweeps" / "s"
+    make(sweep / "0_optimizer.lr=0.1")
+    about = {"command": "mcls train -m", "fixed": [], "jobs": [["optimizer.lr=0.1"], ["optimizer.lr=0.2"]]}
+    (sweep / "sweep.json").write_text(json.dumps(about))
+    rows = table(mcls, capsys)
+    assert [(row["run"].rsplit("/")[-1], row["status"]) for row in rows] == [
+        ("0_optimizer.lr=0.1", "finished"),
+        ("1_optimizer.lr=0.2", "never started"),
+    ]
+    (sweep / "sweep.json").write_text("{")
+    assert [row["status"] for row in table(mcls, capsys)] == ["finished", "damaged"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        (["dataset=mnist"], "b"),
+        (["dataset!=mnist"], "acd"),
+        (["val/accuracy>0.75"], "ab"),
+        (["val/accuracy>=0.7", "dataset=blobs"], "ac"),
+        (["status=failed"], "d"),
+        (["lr<0.1"], "c"),
+        (["optimizer.lr<=1e-1", "status=finished"], "abc"),
+        (["val/loss<0.15"], "a"),
+    ],
+)
+def test_filters(mcls: Main, tmp_path: Path, capsys: Capture, filters: list[str], kept: str) -> None:
+    make(tmp_path / "outputs" / "a", val=0.9)
+    make(tmp_path / "outputs" / "b", val=0.8, dataset="mnist")
+    make(tmp_path / "outputs" / "c", val=0.7, **{"optimizer.lr": 0.01})
+    make(tmp_path / "outputs" / "d", status="failed")
+    assert [row["run"][-1] for row in table(mcls, capsys, *filters)] == list(kept)
+    assert [row["run"][-1] for row in table(mcls, capsys, "outputs", *filters)] == list(kept)
+
+
+def test_a_filter_on_a_measure_picks_no_lucky_seeds(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    for seed, value in enumerate((0.6, 0.9)):
+        make(tmp_path / "outputs" / f"a{seed}", val=value, seed=seed)
+    assert table(mcls, capsys, "val/accuracy>0.8") == []
+    assert [row["n"] for row in table(mcls, capsys, "val/accuracy>0.7")] == [2]
+    assert [row["n"] for row in table(mcls, capsys, "seed=1", "val/accuracy>0.8")] == [1]
+
+
+def test_sort(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    for name, value, rate in (("a", 0.9, 3.0), ("b", 0.7, 10.0), ("c", 0.8, 2.0)):
+        make(tmp_path / "outputs" / name, val=value, **{"optimizer.lr": rate})
+    make(tmp_path / "outputs" / "d", val=None)
+
+    def names(*arguments: str) -> str:
+        return "".join(row["run"][-1] for row in table(mcls, capsys, *arguments))
+
+    assert names() == names("--sort", "val/loss") == "acbd"
+    assert names("--sort", "lr") == "dcab"
+    assert names("--sort", "run") == "abcd"
+
+
+def test_csv_and_markdown(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    make(tmp_path / "outputs" / "a", val=1 / 3, model="=cmd|x")
+    make(tmp_path / "outputs" / "b", val=0.25)
+    assert mcls("runs", "--csv") == 0
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (first["run"], float(first["val/accuracy"]), first["model"]) == ("outputs/a", 1 / 3, "'=cmd|x")
+    assert second["n"] == "1"
+    assert mcls("runs", "--md") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "| val/accuracy | test/accuracy | status | model | epochs | seconds | run |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| 0.3333 | 0.1667 | finished | =cmd\\|x | 3 | 1.5 | outputs/a |",
+        "| 0.2500 | 0.1250 | finished | mlp | 3 | 1.5 | outputs/b |",
+    ]
+
+
+HOSTILE = {
+    "not json": ("run.json", b"{"),
+    "a list": ("run.json", b"[]"),
+    "deep": ("run.json", b"[" * 100_000),
+    "long number": ("run.json", b'{"seed": ' + b"9" * 5000 + b"}"),
+    "odd settings": ("run.json", b'{"hyperparameters": [1]}'),
+    "odd overrides": ("run.json", b'{"overrides": 1}'),
+    "odd status": ("result.json", b'{"status": "\\u001b[2Jowned"}'),
+    "odd accuracy": ("result.json", b'{"status": "finished", "val": {"accuracy": "\\u001b[31m"}}'),
+    "no number": ("result.json", b'{"status": "finished", "val": {"accuracy": NaN}}'),
+    "odd val": ("result.json", b'{"status": "finished", "val": 1}'),
+    "no text": ("result.json", b"\xff\xfe"),
+    "too large": ("result.json", b" " * (LIMIT + 1)),
+    "odd metrics": ("metrics.jsonl", b'{"epoch": }\n'),
+}
+
+
+def test_damaged_and_hostile_folders_are_rows(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    for name, (file, content) in HOSTILE.items():
+        (make(tmp_path / "outputs" / name, status="running") / file).write_bytes(content)
+    (make(tmp_path / "outputs" / "link") / "run.json").unlink()
+    (tmp_path / "outputs" / "link" / "run.json").symlink_to("/etc/passwd")
+    os.mkfifo(make(tmp_path / "outputs" / "fifo", status="running") / "lock")
+    (make(tmp_path / "outputs" / "folder") / "run.json").unlink()
+    (tmp_path / "outputs" / "folder" / "run.json").mkdir()
+    control = {"\x1b[31m": 1, "model": "\x1b]0;title\x07\n"}
+    make(tmp_path / "outputs" / "control", **control)
+    make(tmp_path / "outputs" / "good", **{"\x1b[31m": 2})
+    found = {row["run"].split("/")[1]: row["status"] for row in table(mcls, capsys)}
+    assert found == {
+        **dict.fromkeys([*HOSTILE, "link", "folder"], "damaged"),
+        **{"fifo": "killed", "control": "finished", "good": "finished"},
+    }
+    for shape in ([], ["--csv"], ["--md"], ["--json"]):
+        assert mcls("runs", *shape) == 0
+        out = capsys.readouterr().out
+        assert all(character.isprintable() or character == "\n" for character in out)
+    assert mcls("runs") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "outputs: no such folder. Begin with mcls train, or name the folder: mcls runs DIR."),
+        (["nowhere"], "nowhere: no such folder. Begin with mcls train, or name the folder: mcls runs DIR."),
+        (["made", "odd"], "odd: neither a folder nor a filter such as dataset=cifar10 or 'val/accuracy>0.9'."),
+        (["made", "modle=mlp"], "modle: no run has this. Did you mean model?"),
+        (["made", "accuracy>1"], "accuracy: no run has this. Did you mean val/accuracy or test/accuracy?"),
+        (["made", "--sort", "qqqq"], "qqqq: no run has this."),
+    ],
+)
+def test_wrong_requests(mcls: Main, tmp_path: Path, capsys: Capture, arguments: list[str], message: str) -> None:
+    make(tmp_path / "made" / "a")
+    assert mcls("runs", *arguments) == 2
+    assert capsys.readouterr().err == f"mcls: {message}\n"
+
+
+def test_no_runs(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "outputs").mkdir()
+    assert mcls("runs") == 0
+    assert capsys.readouterr() == ("", "0 of 0 runs in outputs\n")
+    assert table(mcls, capsys) == []
+
+
+def test_a_thousand_runs_in_a_second(tmp_path: Path) -> None:
+    confusion = [[100] * 10] * 10
+    for number in range(1000):
+        folder = make(tmp_path / f"run{number}", val=number / 1000, **{f"key{i}": i for i in range(30)}, size=number)
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "confusion": confusion}, indent=1))
+        (folder / "figures").mkdir()
+    script = "import sys; from mcls.cli import main; code = main(['runs', sys.argv[1]]); "
+    script += "assert not {'torch', 'hydra', 'numpy'} & set(sys.modules); sys.exit(code)"
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - started)
+    assert len(done.stdout.splitlines()) == 1001
+    assert min(seconds) < 1
