@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup train test test-all check bench bench-gpu clean
+.PHONY: help setup train test test-all reliability check bench bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,14 +22,17 @@ train: $(READY) ## train the default (blobs, mlp) on the CPU
 test: $(READY) ## the tests, without the slow ones and those on real data
 	$(BIN)/pytest -m 'not slow and not real'
 
-test-all: $(READY) ## all tests
+test-all: $(READY) ## all tests, the slow ones and those on real data too
 	$(BIN)/pytest
+
+reliability: $(READY) ## every promise of RELIABILITY.md with its full number of cases; writes that page
+	MCLS_RELIABILITY=full $(BIN)/pytest tests/reliability
 
 check: $(READY) ## format, lint, types, and the size of the package
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	@find src -name '*.py' | xargs cat | wc -l | xargs echo 'lines in src:'
+	$(BIN)/python tests/size.py
 
 bench: $(READY) ## measure mcls beside the bare loop and its peers; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/bench.py

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -365,23 +366,27 @@ FORBIDDEN = (
 )
 
 
-def watch(log: str, mine: list[str]) -> None:
+def watch(log: str, mine: list[str], board: bool = False) -> None:
     """Write to file `log` every event that a stranger's folder must not cause.
 
     Args:
         mine: folders in which files may be read and written: the run, the named output.
+        board: allow what TensorBoard does on this machine alone: its port and its data server, a process of its own.
     """
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     roots = [os.path.realpath(root) for root in mine]
+    scratch = f"{tempfile.gettempdir()}/tensorboard_data_server_"
     repository = str(Path(__file__).parents[2])
     readable = [*roots, *READABLE, repository, *{os.path.realpath(path) for path in (*sys.path, sys.prefix) if path}]
-    readable += [os.path.realpath(sys.base_prefix), os.path.expanduser("~/.cache"), os.path.expanduser("~/.config")]
+    readable += [os.path.realpath(sys.base_prefix), *(str(Path.home() / name) for name in (".cache", ".config"))]
 
     def inside(path: Any, places: list[str]) -> bool:
         if isinstance(path, int):
             return True
         real = os.path.realpath(os.fsdecode(path))
-        return any(real == place or real.startswith(f"{place}/") for place in places)
+        return (board and real.startswith(scratch)) or any(
+            real == place or real.startswith(f"{place}/") for place in places
+        )
 
     def allowed(event: str, arguments: tuple[Any, ...]) -> bool:
         if event == "open":
@@ -389,12 +394,15 @@ def watch(log: str, mine: list[str]) -> None:
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             return path is None or inside(path, roots if writes and path != os.devnull else readable)
         if event == "exec":
-            return not inside(getattr(arguments[0], "co_filename", ""), roots)
+            name = getattr(arguments[0], "co_filename", "")
+            return not name.startswith("/") or not inside(name, roots)
         if event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.chmod"):
             paths = arguments[:2] if event == "os.rename" else arguments[:1]
             return all(inside(path, roots) for path in paths)
         if event == "subprocess.Popen":
-            return list(arguments[1]) == ["git", "rev-parse", "HEAD"]
+            return list(arguments[1]) == ["git", "rev-parse", "HEAD"] or inside(arguments[0], [sys.prefix])
+        if event in ("socket.connect", "socket.getaddrinfo"):  # the board finds its port and its own data server
+            return board and any(name in repr(arguments) for name in ("localhost", "127.0.0.1", "'::1'"))
         if event == "ctypes.dlopen":
             return arguments[0] is None or not inside(arguments[0], roots)
         if event in ("os.fork", "os.posix_spawn", "os.exec"):
@@ -406,6 +414,8 @@ def watch(log: str, mine: list[str]) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "subprocess.Popen" and list(arguments[1]) == ["git", "rev-parse", "HEAD"]:
             git.append("git")
+        if board and event == "subprocess.Popen" and "tensorboard_data_server" in str(arguments[0]):
+            git.append("server")
         if (event in FORBIDDEN or event in ("open", "exec")) and not allowed(event, arguments):
             os.write(out, f"{event} {arguments!r:.300}\n".encode("utf-8", "replace"))
 

@@ -7,7 +7,6 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +252,28 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 )
 ESCAPES = "\x1b]0;owned\x07\x1b[2J<script>alert(1)</script>\r\x9b31m"
 FILES = ("config.yaml", "run.json", "result.json", "metrics.jsonl", "last.pt", "best.pt", "train.log", "lock")
+GROUPS = ("dataset", "loss", "optimizer", "schedule")
 VISION = "torchvision.models"
+FINETUNE = {"_target_": "mcls.models.resnet.resnet18_finetune", "weights": "{outside}/evil.pt", "freeze": False}
+MNIST = {
+    "_target_": "mcls.data.datasets.mnist",
+    "root": "{outside}/data",
+    "download": True,
+    "mean": [0.1],
+    "std": [0.3],
+}
+
+
+def trusting(folder: Path, outside: Path) -> None:
+    """A configuration that trusts what it names."""
+    key("trust", ["os"])(folder, outside)
+    target("model", "os.system", command="touch {outside}/ran")(folder, outside)
+
+
+def wrong_kinds(about: dict[str, Any], _: Path) -> None:
+    """run.json with lists where there are names."""
+    about.update(environment=[], choices={"model": ["x"]})
+
 
 HARMS: dict[str, Harm] = {
     **{f"pickle {name}": poisoned(name, True) for name in payloads(Path("/x"))},
@@ -331,28 +351,11 @@ HARMS: dict[str, Harm] = {
     "weights of the network": foreign("model", "mine", {"_target_": f"{VISION}.resnet18", "weights": "DEFAULT"}),
     "pretrained of the network": foreign("model", "mine", {"_target_": f"{VISION}.resnet18", "pretrained": True}),
     "backbone of the network": foreign("model", "mine", {"_target_": f"{VISION}.segmentation.fcn_resnet50"}),
-    "weights from a file": foreign(
-        "model",
-        "resnet18-finetune",
-        {"_target_": "mcls.models.resnet.resnet18_finetune", "weights": "{outside}/evil.pt", "freeze": False},
-    ),
-    "data of the network": foreign(
-        "dataset",
-        "mnist",
-        {
-            "_target_": "mcls.data.datasets.mnist",
-            "root": "{outside}/data",
-            "download": True,
-            "mean": [0.1],
-            "std": [0.3],
-            "val_fraction": 0.1,
-            "val_seed": 0,
-        },
-    ),
+    "weights from a file": foreign("model", "resnet18-finetune", FINETUNE),
+    "data of the network": foreign("dataset", "mnist", {**MNIST, "val_fraction": 0.1, "val_seed": 0}),
     "unknown dataset": foreign(
         "dataset", "mine", {"_target_": "mcls.data.datasets.urllib.request.urlopen", "url": "http://127.0.0.1:9"}
     ),
     "trainer of its own": foreign("trainer", "mine", {"epochs": "x", "batch_size": -1}),
     "device": key("device", "meta"),
 }
-SHARED = partial(dict, HARMS)

@@ -93,7 +93,9 @@ def offences(
         if text.startswith('{"status": "stopped"'):  # the others want a finished run
             (folder / "result.json").write_text((healthy / "result.json").read_text())
     before, log = digest(outside), out.parent / f"{command}.log"
-    setup = [["limit_memory", MEMORY], *more, ["watch", str(log), [str(folder), str(out), str(healthy)]]]
+    place = folder if command not in ("runs", "board") else out.parent / "run"
+    roots = [str(place), str(out), str(healthy)]
+    setup = [["limit_memory", MEMORY], *more, ["watch", str(log), roots, command == "board"]]
     if command == "board":
         setup.insert(0, ["stop_after", 2])
     words = TABLE[command](
