@@ -65,8 +65,10 @@ def serve(folder: Path, port: int | None) -> str:
         board.configure(argv=["", *(f"--{flag}={value}" for flag, value in flags.items())])
         with contextlib.redirect_stderr(io.StringIO()):  # it advertises its data server
             url: str = board.launch()
+    except program.TensorBoardPortInUseError as error:
+        raise MachineError(f"--port: {port} is taken. Leave --port away to get the next one that is free.") from error
     except program.TensorBoardServerException as error:
-        raise MachineError(f"--port: {error.msg}. Leave it away to get the next one that is free.") from error
+        raise MachineError(f"--port: {error.msg}. Name another one.") from error
     return url
 
 

@@ -184,7 +184,9 @@ class Checker:
     def compose(self, lines: list[str]) -> tuple[DictConfig, DictConfig]:
         """The configuration of one run and Hydra's own part of it. Raises RequestError."""
         choices = [line for line in lines if self.parse(line).key_or_group in self.groups]
-        _, hydra = self.hydra_compose(choices)
+        config, hydra = self.hydra_compose(choices)
+        if choices == lines:
+            return config, hydra
         rules = rules_of(hydra)
         known = [*rules, *self.groups]
         for line in lines:
