@@ -82,3 +82,7 @@ def test_regions_of_a_single_class_seen_everywhere() -> None:
     picture_of(
         figures.regions(points, np.zeros(20, dtype=int), lambda grid: np.zeros(len(grid), int), names(3), "title")
     )
+
+
+def test_a_class_may_be_called_like_a_formula() -> None:
+    assert figures.png(figures.confusion([[1, 2], [3, 4]], ["$\\foo$", "$x$"], "$\\bar{"))

@@ -17,7 +17,7 @@ from mcls.optim import Rates, spare_compiler
 from mcls.trainer import Settings
 
 PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
-NOT_COMPARED = {"_target_", "root", "path", "download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
+NOT_COMPARED = {"_target_", "download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,11 @@ def load(path: Path) -> dict[str, Any]:
 
 def check_fits(make: Callable[[], nn.Module], weights: Any, path: Path) -> None:
     """Raise FolderError unless the model that `make` makes takes `weights`. It takes no memory, however large."""
-    with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in make().state_dict().items()}
+    try:
+        with torch.device("meta"):
+            wanted = {name: tensor.shape for name, tensor in make().state_dict().items()}
+    except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise FolderError(f"{path}: refused, the run's model can't be made for its data ({error}).") from error
     if not isinstance(weights, dict) or wanted != {name: getattr(item, "shape", 0) for name, item in weights.items()}:
         raise FolderError(f"{path}: refused, its weights do not fit the run's model.")
 

@@ -37,4 +37,4 @@ def say_result(folder: RunFolder, result: dict[str, Any]) -> None:
         print(f"val   {percent(result['val'])}, best of epoch {result['best_epoch']}")
     print(f"test  {percent(result['test'])}, loss {result['test']['loss']:.4f}, F1 {result['test']['f1_macro']:.4f}")
     print(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
-    print(f"curves and figures: tensorboard --logdir {relative(folder.path.parent.parent)}")
+    print(f"curves and figures: mcls board {relative(folder.path.parent.parent)}")

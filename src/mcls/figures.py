@@ -20,8 +20,10 @@ CELLS = 30  # classes up to which a confusion matrix shows its numbers
 
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, in inches."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams["text.parse_math"] = False  # a class may be called $x
     return Figure(figsize=(width, height), dpi=100, layout="tight")
 
 

@@ -61,7 +61,7 @@ class Sweep:
         publish(self.path / "sweep.csv", tables.comma_separated(header, shown).encode())
         place = relative(self.path)
         print(f"\n{tables.plain(header, shown)}\n")
-        print(f"the table is in {place}/sweep.md and sweep.csv; curves: tensorboard --logdir {place}")
+        print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {place}")
         if failed := [row[0] for row in rows if row[2] == "failed"]:
             names = ", ".join(map(str, failed))
             raise RunError(

@@ -361,9 +361,11 @@ FORBIDDEN = (
         "os.remove",
         "os.rename",
         "os.mkdir",
-        "shutil.rmtree",
     ),
 )
+
+
+OURS = [["git", "rev-parse", "HEAD"], ["uname", "-p"]]  # what a run writes down of the machine
 
 
 def watch(log: str, mine: list[str], board: bool = False) -> None:
@@ -391,6 +393,8 @@ def watch(log: str, mine: list[str], board: bool = False) -> None:
     def allowed(event: str, arguments: tuple[Any, ...]) -> bool:
         if event == "open":
             path, _, flags = arguments
+            if isinstance(flags, int) and flags & os.O_NOFOLLOW and Path(os.fsdecode(path)).is_symlink():
+                return True  # it fails
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             return path is None or inside(path, roots if writes and path != os.devnull else readable)
         if event == "exec":
@@ -400,7 +404,7 @@ def watch(log: str, mine: list[str], board: bool = False) -> None:
             paths = arguments[:2] if event == "os.rename" else arguments[:1]
             return all(inside(path, roots) for path in paths)
         if event == "subprocess.Popen":
-            return list(arguments[1]) == ["git", "rev-parse", "HEAD"] or inside(arguments[0], [sys.prefix])
+            return list(arguments[1]) in OURS or inside(arguments[0], [sys.prefix])
         if event in ("socket.connect", "socket.getaddrinfo"):  # the board finds its port and its own data server
             return board and any(name in repr(arguments) for name in ("localhost", "127.0.0.1", "'::1'"))
         if event == "ctypes.dlopen":
@@ -412,7 +416,7 @@ def watch(log: str, mine: list[str], board: bool = False) -> None:
     git: list[str] = []
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "subprocess.Popen" and list(arguments[1]) == ["git", "rev-parse", "HEAD"]:
+        if event == "subprocess.Popen" and list(arguments[1]) in OURS:
             git.append("git")
         if board and event == "subprocess.Popen" and "tensorboard_data_server" in str(arguments[0]):
             git.append("server")

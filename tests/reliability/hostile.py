@@ -327,7 +327,7 @@ HARMS: dict[str, Harm] = {
     ),
     "tensor of too many numbers": state_with(lambda state: state["model"].update(extra=torch.zeros(1).expand(1 << 40))),
     "laughs in a checkpoint": classes(laughs()),
-    "deep checkpoint": classes(deep(500)),
+    "deep checkpoint": classes(deep(150)),
     "endless number in a checkpoint": state_with(lambda state: state.update(epoch=10**5000)),
     "class names escape": classes([ESCAPES, "b", "c", "=cmd|' /C calc'!A0"]),
     "class names of a megabyte": classes(["x" * 1_000_000] * 4),
@@ -352,7 +352,9 @@ HARMS: dict[str, Harm] = {
     "pretrained of the network": foreign("model", "mine", {"_target_": f"{VISION}.resnet18", "pretrained": True}),
     "backbone of the network": foreign("model", "mine", {"_target_": f"{VISION}.segmentation.fcn_resnet50"}),
     "weights from a file": foreign("model", "resnet18-finetune", FINETUNE),
-    "data of the network": foreign("dataset", "mnist", {**MNIST, "val_fraction": 0.1, "val_seed": 0}),
+    "data of the network": foreign(
+        "dataset", "mnist", {**MNIST, "mean": [0.1], "std": [0.3], "val_fraction": 0.1, "val_seed": 0}
+    ),
     "unknown dataset": foreign(
         "dataset", "mine", {"_target_": "mcls.data.datasets.urllib.request.urlopen", "url": "http://127.0.0.1:9"}
     ),

@@ -152,7 +152,7 @@ def test_control_the_watch_sees(naive: str, name: str, event: str, healthy: Path
 @pytest.mark.parametrize(
     "harm", ["hydra/launcher=x", "trust=[os]", "dataset.root=${oc.env:HOME}", "hydra.run.dir=/x", "dataset=mnist"]
 )
-def test_a_hostile_sweep(harm: str, healthy: Path, mcls: Run, tmp_path: Path, count: Count) -> None:
+def test_a_hostile_sweep(harm: str, digits: Path, mcls: Run, tmp_path: Path, count: Count) -> None:
     outside = outside_of(tmp_path)
     sweep, out = tmp_path / "sweep", tmp_path / "out"
     sweep.mkdir()
@@ -160,7 +160,9 @@ def test_a_hostile_sweep(harm: str, healthy: Path, mcls: Run, tmp_path: Path, co
     (sweep / "sweep.json").write_text(json.dumps({"command": "x", "fixed": [], "jobs": [[harm], ["seed=1"]]}))
     (sweep / "1_seed=1").symlink_to(outside)
     before, log = digest(outside), tmp_path / "log"
-    child = mcls("resume", str(sweep), cwd=out, limit=60, setup=[["watch", str(log), [str(sweep), str(out)]]])
+    child = mcls(
+        "resume", str(sweep), cwd=out, limit=60, setup=[["watch", str(log), [str(sweep), str(out), str(digits)]]]
+    )
     assert child.status in (1, 3, 4, 5), child.stderr
     assert digest(outside) == before
     assert "bug in mcls" not in child.stderr and "Traceback" not in child.stderr

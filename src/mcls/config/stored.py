@@ -1,5 +1,6 @@
 """The configuration of a finished or broken-off run, read back from its folder as data and checked like a fresh one."""
 
+import inspect
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mcls.config.build import OWN, check_target
+from mcls.config.build import OWN, check_target, resolve
 from mcls.config.compose import CONFIGS, leaves, suggestion
 from mcls.config.schema import Rule, read_rules, show
 from mcls.errors import FolderError, RequestError
@@ -28,6 +29,8 @@ HARMLESS = (
     "dataset.download",
     "trust",
 )
+
+WEIGHTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")  # arguments that name trained ones
 
 
 def stored_config(folder: RunFolder, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -81,6 +84,13 @@ def check_shape(config: dict[str, Any], rules: dict[str, Rule], choices: dict[st
     for key in known:
         if key not in rules and key.split(".")[0] not in own:
             raise RequestError(f"{key}: no such key.")
+
+
+def untrained(node: dict[str, Any], trust: Sequence[str]) -> dict[str, Any]:
+    """The `node` of a model whose weights come from a checkpoint: without files to read or weights to download."""
+    parameters = inspect.signature(resolve("model", node["_target_"], trust)).parameters
+    kept = {key: value for key, value in node.items() if key not in WEIGHTS}
+    return kept | {name: None for name in WEIGHTS if name in parameters}
 
 
 def assignment(text: str) -> tuple[str, Any]:

@@ -1,0 +1,254 @@
+"""`mcls report`: what is on the page, that it needs and runs nothing else, and how it looks in a browser."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from browser import busy_parts, document, needs_chromium, screenshot
+from mcls.charts import Curve, chart, thinned, ticks
+from mcls.cli import main
+
+Main = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+EVIL = "</td></table><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[31m"
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "mnist" / "run"
+    arguments = ["dataset=mnist", "trainer.epochs=3", "trainer.batch_size=32", "optimizer.lr=0.01", "threads=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCLS_DATA", str(data_root))
+        patch.setattr(sys, "argv", sys.argv)
+        assert main(["train", *arguments, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained_run, tmp_path / "mnist" / "run"))
+
+
+class Seen(html.parser.HTMLParser):
+    """Elements and attributes of a page, and whether what is opened is closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in ("meta", "img", "br", "line", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_everything_is_on_the_page(mcls: Main, run: Path, capsys: Capture) -> None:
+    assert mcls("report", str(run)) == 0
+    path = run / "report.html"
+    page = path.read_text()
+    assert capsys.readouterr().out == f"mnist/run/report.html, {len(page.encode()) / 1e6:.1f} MB, needs no other file\n"
+    result = json.loads((run / "result.json").read_text())
+    words = " ".join(Seen(page).words)
+    low, high = (bound * 100 for bound in result["test"]["interval"])
+    assert f"{result['test']['accuracy'] * 100:.2f} %" in words
+    assert f"95 % interval {low:.2f} to {high:.2f} %" in words
+    assert "opened once" in words
+    assert f"{result['best_epoch']} of 3" in words
+    for row in result["test"]["per_class"]:
+        assert f"{row['precision']:.4f} {row['recall']:.4f} {row['f1']:.4f} {row['support']}" in words
+    counts = [str(count) for row in result["test"]["confusion"] for count in row]
+    assert re.findall(r"<td style=[^>]*>(\d+)</td>", page) == counts
+    assert page.count("<polyline") == 4
+    assert page.count("data:image/png;base64,") == sum(
+        (run / "figures" / f"{name}.png").exists() for name in ("predictions", "mistakes", "reliability")
+    )
+    assert "mcls train dataset=mnist trainer.epochs=3" in words
+    for line in (run / "config.yaml").read_text().splitlines():
+        assert line in words
+    assert "scikit-learn" in words
+    assert {path.name for path in run.glob(".*")} == set()
+
+
+def test_it_needs_and_runs_nothing_else(mcls: Main, run: Path) -> None:
+    assert mcls("report", str(run), "--output", "page.html") == 0
+    page = Path("page.html").read_text()
+    seen = Seen(page)
+    assert not re.search(r"https?:|//\w|url\(|@import", re.sub(r"base64,[^\"]*", "", page))
+    assert not {"script", "link", "iframe", "object", "embed", "form", "a", "base"} & seen.elements
+    assert all(value.startswith("data:image/png;base64,") for name, value in seen.attributes if name in ("src", "href"))
+    assert not [name for name, _ in seen.attributes if name.startswith("on")]
+    assert "default-src 'none'" in page
+    assert not (run / "report.html").exists()
+
+
+def test_what_the_folder_says_is_escaped(mcls: Main, run: Path, tmp_path: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    clean = Path("clean.html")
+    assert mcls("report", str(run), "--output", "clean.html") == 0
+    for row in result["test"]["per_class"]:
+        row["class"] = EVIL
+    about = json.loads((run / "run.json").read_text())
+    machine = {**about["environment"], EVIL: EVIL, "packages": {EVIL: EVIL}}
+    choices = {**about["choices"], "dataset": EVIL, EVIL: EVIL}
+    change(run / "result.json", test=result["test"])
+    change(run / "run.json", environment=machine, choices=choices, command=EVIL, started=EVIL, device=EVIL)
+    (run / "config.yaml").write_text(f"# </pre>{EVIL}\n")
+    assert mcls("report", str(run), "--output", "evil.html") == 0
+    page = Path("evil.html").read_text()
+    assert Seen(page).elements == Seen(clean.read_text()).elements
+    assert "\x1b" not in page
+    assert "<script" not in page
+    assert "<img src=x" not in page
+
+
+DAMAGED = [
+    ("result.json", {"test": None}),
+    ("result.json", {"test": {"accuracy": "1"}}),
+    ("result.json", {"test_openings": "many"}),
+    ("result.json", {"best_epoch": None}),
+    ("run.json", {"choices": []}),
+    ("run.json", {"environment": {"packages": 1}}),
+    ("run.json", {"command": "'"}),
+]
+
+
+@pytest.mark.parametrize(("file", "values"), DAMAGED)
+def test_damaged_runs(mcls: Main, run: Path, capsys: Capture, file: str, values: dict[str, Any]) -> None:
+    change(run / file, **values)
+    assert mcls("report", str(run)) == 5
+    out, err = capsys.readouterr()
+    assert err.startswith(f"mcls: {run}: damaged, its files are not as mcls writes them (")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("line", ['{"epoch": ', "[1]", '{"epoch": "x", "train": {"loss": 1}}', '{"train": 1}'])
+def test_damaged_curves(mcls: Main, run: Path, capsys: Capture, line: str) -> None:
+    (run / "metrics.jsonl").write_text(f"{line}\n")
+    assert mcls("report", str(run)) == 5
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_what_is_no_finished_run(mcls: Main, run: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert mcls("report", str(tmp_path)) == 5
+    assert capsys.readouterr().err == f"mcls: {tmp_path}: no run folder, it has no run.json.\n"
+    change(run / "result.json", status="stopped")
+    assert mcls("report", str(run)) == 5
+    assert capsys.readouterr().err == f"mcls: {run}: not finished, stopped. Go on with: mcls resume {run}\n"
+    (run / "result.json").unlink()
+    assert mcls("report", str(run)) == 5
+    assert "not finished, never started." in capsys.readouterr().err
+
+
+def test_links_are_not_followed(mcls: Main, run: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "secret.png").write_bytes((run / "figures" / "reliability.png").read_bytes())
+    (run / "figures" / "regions.png").symlink_to(tmp_path / "secret.png")
+    (run / "figures" / "mistakes.png").unlink(missing_ok=True)
+    (run / "figures" / "mistakes.png").write_text("<svg onload=alert(1)>")
+    assert mcls("report", str(run), "--output", "page.html") == 0
+    assert Path("page.html").read_text().count("data:image/png") == 2
+    (run / "report.html").symlink_to(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert mcls("report", str(run)) == 5
+    expected = f"mcls: {run}/report.html: refused, a link. Name another file with --output.\n"
+    assert capsys.readouterr().err == expected
+    assert mcls("report", str(run), "--output", "nowhere/page.html") == 4
+
+
+def test_without_val_and_without_figures(mcls: Main, run: Path) -> None:
+    shutil.rmtree(run / "figures")
+    change(run / "result.json", val=None)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({key: value for key, value in record.items() if key != "val"}) for record in records]
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert mcls("report", str(run)) == 0
+    page = (run / "report.html").read_text()
+    assert "no validation set" in " ".join(Seen(page).words)
+    assert page.count("<polyline") == 2
+    assert "<img" not in page
+
+
+def test_a_sweeps_job_is_repeated_alone(mcls: Main, run: Path) -> None:
+    command = "mcls train -m dataset=mnist optimizer.lr=0.1,0.2"
+    change(run / "run.json", command=command, overrides=["dataset=mnist", "optimizer.lr=0.1"])
+    assert mcls("report", str(run)) == 0
+    assert "<pre>mcls train dataset=mnist optimizer.lr=0.1</pre>" in (run / "report.html").read_text()
+
+
+def test_many_classes_get_the_figure(mcls: Main, run: Path) -> None:
+    test = json.loads((run / "result.json").read_text())["test"]
+    test["per_class"] = [{**test["per_class"][0], "class": str(number)} for number in range(40)]
+    change(run / "result.json", test=test)
+    assert mcls("report", str(run)) == 0
+    page = (run / "report.html").read_text()
+    assert '<table class="confusion">' not in page
+    assert "Confusion matrix." in page
+
+
+def test_starts_without_torch(run: Path) -> None:
+    script = "import sys; from mcls.cli import main; code = main(['report', sys.argv[1]]); "
+    script += "assert not {'torch', 'hydra', 'numpy', 'matplotlib'} & set(sys.modules); sys.exit(code)"
+    subprocess.run([sys.executable, "-c", script, str(run)], check=True, capture_output=True)
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(1, 20) == pytest.approx([5, 10, 15, 20])
+    assert ticks(-0.013, 0.012) == pytest.approx([-0.01, -0.005, 0, 0.005, 0.01])
+    assert ticks(1e-7, 3e-7) == pytest.approx([1e-7, 1.5e-7, 2e-7, 2.5e-7, 3e-7])
+
+
+def test_charts() -> None:
+    assert chart("loss", "epoch", [Curve("train", "red", [])]) == ""
+    one = chart("<b>", "epoch", [Curve("train", "red", [(1, 0.5)])], mark=1)
+    assert "&lt;b&gt;" in one
+    assert "nan" not in one
+    assert chart("flat", "epoch", [Curve("train", "red", [(1, 0.0), (2, 0.0)])]).count("<polyline") == 1
+    points = [(float(number), 0.0) for number in range(100_000)]
+    assert len(thinned(points)) <= 401
+    assert thinned(points)[0] == points[0]
+    assert thinned(points)[-1] == points[-1]
+    assert thinned(points[:3]) == points[:3]
+
+
+@needs_chromium
+def test_looks_like_something_in_a_browser(mcls: Main, run: Path, tmp_path: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    result["test"]["per_class"][0]["class"] = EVIL
+    change(run / "result.json", test=result["test"])
+    assert mcls("report", str(run)) == 0
+    url = (run / "report.html").as_uri()
+    assert busy_parts(screenshot(url, tmp_path)) > 0.3
+    page = document(url, tmp_path)
+    assert "<title>mnist · mlp</title>" in page
+    assert "test accuracy on 100 samples" in page
