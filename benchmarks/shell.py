@@ -23,6 +23,17 @@ found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
 print("peak", found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 TRAIN = "import sys; from mcls.cli import main; assert main(sys.argv[1:]) == 0"
+CIFAR10 = (
+    f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parents[1] / "tests")!r})
+import real
+from pathlib import Path
+if real.available():
+    real.accept_cifar10(Path(os.environ["MCLS_DATA"]))
+"""
+    + TRAIN
+)
 JOBS = """
 import json, sys, time
 from pathlib import Path
@@ -88,6 +99,14 @@ def jobs(count: int, device: str) -> list[tuple[float, float]]:
     _, output = process([PYTHON, "-c", JOBS, "train", "-m", f"seed={seeds}", f"device={device}"])
     marks = json.loads(output.splitlines()[-1])
     return [(after[0] - before[0], before[1] / 1024) for before, after in itertools.pairwise(marks)]
+
+
+def whole_run(recipe: str, device: str) -> tuple[float, float]:
+    """Wall seconds from the shell and test accuracy of one run of `recipe` on the data under MCLS_DATA."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "run"
+        seconds, _ = process([PYTHON, "-c", CIFAR10, "train", recipe, f"device={device}", f"hydra.run.dir={target}"])
+        return seconds, json.loads((target / "result.json").read_text())["test"]["accuracy"]
 
 
 def seconds_to(accuracy: float, overrides: Sequence[str]) -> float | None:

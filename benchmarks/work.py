@@ -40,6 +40,7 @@ class Work:
         samples: of the training split that are used; None takes them all.
         documents: torchvision's reader, and the mean and deviation of its transforms, for the documents' way.
         whole: a call of a contestant is the whole training, not one epoch.
+        stock: contestants that keep torch's own fp32 matrix products where the others take the work's precision.
     """
 
     name: str
@@ -47,12 +48,19 @@ class Work:
     samples: int | None = None
     documents: tuple[str, float | None, float | None] | None = None
     whole: bool = False
+    stock: tuple[str, ...] = ()
 
 
 TEMPLATE = ("dataset=mnist", "dataset.val_fraction=0.08333333333", "model._target_=work.DenseNet", "trust=[work]")
 TEMPLATE += ("model.hidden_units=[64,128,64]", "optimizer=adam", "trainer.batch_size=128")
 WORKS = [
     Work("mnist-mlp", ("experiment=mnist-mlp",), documents=("MNIST", 0.1307, 0.3081)),
+    Work(
+        "mnist-mlp, fp32_fast",
+        ("experiment=mnist-mlp", "precision=fp32_fast"),
+        documents=("MNIST", 0.1307, 0.3081),
+        stock=("documents' way", "Lightning"),
+    ),
     Work("fashion-softmax", ("experiment=fashion-softmax",), documents=("FashionMNIST", None, None)),
     Work("blobs-mlp, 500 epochs", ("experiment=blobs-mlp",), whole=True),
     Work("template's default", TEMPLATE, documents=("MNIST", 0.1307, 0.3081)),
@@ -114,7 +122,7 @@ def assembled(work: Work, device: str) -> tuple[assembly.Parts, dict[str, Any]]:
 
 def autocast(parts: assembly.Parts) -> Any:
     """The bare loop's context of a forward pass."""
-    if parts.precision == "fp32":
+    if parts.precision.startswith("fp32"):
         return contextlib.nullcontext()
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[parts.precision]
     return torch.autocast(parts.device.type, kind)
