@@ -88,7 +88,7 @@ def assemble(config: dict[str, Any]) -> Parts:
     counts = torch.bincount(dataset.train.targets, minlength=num_classes)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     spare_compiler()
-    optimizer = build("optimizer", config["optimizer"], trust, params=weights)
+    optimizer = build("optimizer", config["optimizer"], trust, params=weights, fused=True)  # one kernel for all weights
     return Parts(
         dataset=dataset,
         model=model,

@@ -252,16 +252,11 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 )
 ESCAPES = "\x1b]0;owned\x07\x1b[2J<script>alert(1)</script>\r\x9b31m"
 FILES = ("config.yaml", "run.json", "result.json", "metrics.jsonl", "last.pt", "best.pt", "train.log", "lock")
+REST = {"mean": [0.1], "std": [0.3], "val_fraction": 0.1, "val_seed": 0}
 GROUPS = ("dataset", "loss", "optimizer", "schedule")
 VISION = "torchvision.models"
 FINETUNE = {"_target_": "mcls.models.resnet.resnet18_finetune", "weights": "{outside}/evil.pt", "freeze": False}
-MNIST = {
-    "_target_": "mcls.data.datasets.mnist",
-    "root": "{outside}/data",
-    "download": True,
-    "mean": [0.1],
-    "std": [0.3],
-}
+MNIST = {"_target_": "mcls.data.datasets.mnist", "root": "{outside}/data", "download": True}
 
 
 def trusting(folder: Path, outside: Path) -> None:

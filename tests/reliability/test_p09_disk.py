@@ -61,7 +61,7 @@ def test_files_may_not_grow(whole: Path, mcls: Run, tmp_path: Path, size: Size, 
     for step in range(number):
         root = tmp_path / str(step)
         root.mkdir()
-        child = mcls(*TRAIN, cwd=root, setup=[["limit_file_size", step * largest * 11 // (10 * number)]])
+        child = mcls(*TRAIN, cwd=root, setup=[["limit_file_size", 3000 + step * largest * 11 // (10 * number)]])
         check_refusal(child)
         full += child.status == 4
         for path in root.glob("outputs/*/*/*.pt"):

@@ -83,7 +83,8 @@ def foreign(group: str, target: str, found: Any) -> bool:
 def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runtime: Any) -> Any:
     """The object that `node` describes, or None where its `_target_` is null.
 
-    `runtime` are the arguments known only now; a target gets those of them that its signature names. Schedules are
+    `runtime` are the arguments known only now; a target gets those of them that its signature names and
+    `node` does not. Schedules are
     functions called at every step: what comes back has its keys filled in and waits for the rest.
 
     Raises RequestError when a key does not belong to the target, or when the target refuses its value.
@@ -99,7 +100,9 @@ def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runt
         if key not in parameters and not open_ended:
             raise RequestError(f"{group}.{key}: {name} takes no such argument. It takes {', '.join(parameters)}.")
     passed = {
-        key: value for key, value in runtime.items() if key in parameters or (open_ended and key == "num_classes")
+        key: value
+        for key, value in runtime.items()
+        if key not in keys and (key in parameters or (open_ended and key == "num_classes"))
     }
     missing = [
         key
