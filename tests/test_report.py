@@ -89,7 +89,7 @@ def test_everything_is_on_the_page(mcls: Main, run: Path, capsys: Capture) -> No
     assert re.findall(r"<td style=[^>]*>(\d+)</td>", page) == counts
     assert page.count("<polyline") == 4
     assert page.count("data:image/png;base64,") == sum(
-        (run / "figures" / f"{name}.png").exists() for name in ("predictions", "mistakes", "reliability")
+        (run / "figures" / f"{name}.png").exists() for name in ("surest", "mistakes", "reliability")
     )
     assert "mcls train dataset=mnist trainer.epochs=3" in words
     for line in (run / "config.yaml").read_text().splitlines():

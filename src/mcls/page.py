@@ -19,7 +19,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 CELLS = 30  # classes up to which the confusion matrix is a table; above, the figure is shown
 COLOURS = {"train": "#8a94a6", "val": "#2563eb"}
 FIGURES = {
-    "predictions": "The first test samples, with what the model says: green is right.",
+    "surest": "The best: right, and the model was most sure of them.",
     "mistakes": "The worst: mistakes that the model was most sure of.",
     "regions": "What the model says everywhere in the plane, and the test samples.",
     "reliability": "How often the model is right when it is that sure. On the line it is as sure as it should be.",

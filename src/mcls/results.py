@@ -46,12 +46,16 @@ def draw(
     }
     predicted, confidence = torch.cat(tally.predicted).cpu(), torch.cat(tally.confidence).cpu()
     if split.inputs.ndim == 4:
-        wrong = (predicted != split.targets).nonzero()[:, 0]
-        surest = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN]
-        first = torch.arange(min(SHOWN, len(split)))
-        drawn["predictions"] = grid(split, predicted, confidence, classes, first, "test samples")
-        if len(surest):
-            drawn["mistakes"] = grid(split, predicted, confidence, classes, surest, "the most confident mistakes")
+        surest = confidence.argsort(descending=True, stable=True)
+        right = (predicted == split.targets)[surest]
+        chosen = {
+            "predictions": (torch.arange(len(split)), "test samples"),
+            "surest": (surest[right], "the most confident hits"),
+            "mistakes": (surest[~right], "the most confident mistakes"),
+        }
+        for kind, (numbers, caption) in chosen.items():
+            if len(numbers):
+                drawn[kind] = grid(split, predicted, confidence, classes, numbers[:SHOWN], caption)
     elif split.inputs.shape[1:] == (2,):
 
         def classify(points: figures.Array) -> figures.Array:

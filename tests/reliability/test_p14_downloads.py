@@ -1,4 +1,4 @@
-"""P14: one download however many ask; nothing short, wrong or slow is ever taken; data that are there need no socket."""
+"""P14: one download however many ask; nothing short, wrong or slow is taken; data that are there need no socket."""
 
 import gzip
 import hashlib
