@@ -248,6 +248,7 @@ def run(
     }
     recorder.scalars(progress.step, final_scalars(result, followed is not None))
     if settings["figures"]:
+        parts.train.release()  # matplotlib takes as much memory as MNIST
         network, step = parts.model, progress.step
         results.draw(folder.figures, folder.name, split, tally, test, classes, network, parts.train, recorder, step)
     return result

@@ -212,7 +212,7 @@ def torchvision_set(
 def as_split(source: Any, name: str, num_classes: int) -> Split:
     """torchvision's arrays as a Split: images (N, C, H, W) uint8, targets int64."""
     images = torch.as_tensor(source.data)
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    images = images.unsqueeze_(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     targets = torch.as_tensor(source.targets)
     check_labels(targets, num_classes, name)
     if len(images) != len(targets):

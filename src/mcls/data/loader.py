@@ -147,6 +147,11 @@ class Loader:
                 inputs = inputs.contiguous(memory_format=self.memory_format)
             yield inputs, self.targets[indices]
 
+    def release(self) -> None:
+        """Give back the memory of the samples, the split's own too where the loader shares it. Serves nothing after."""
+        if isinstance(self.inputs, Tensor):
+            self.inputs.set_()  # type: ignore[call-overload]
+
     def stored(self, batches: list[Tensor], on_device: tuple[Tensor, ...]) -> Iterator[Tensor]:
         """The inputs of each batch as they are stored, on the device."""
         if self.resident and isinstance(self.inputs, Tensor):
