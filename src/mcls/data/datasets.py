@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -211,7 +212,7 @@ def torchvision_set(
 
 def as_split(source: Any, name: str, num_classes: int) -> Split:
     """torchvision's arrays as a Split: images (N, C, H, W) uint8, targets int64."""
-    images = torch.as_tensor(source.data)
+    images = torch.from_numpy(np.asarray(source.data))  # no view of another tensor: `Loader.release` can free it
     images = images.unsqueeze_(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     targets = torch.as_tensor(source.targets)
     check_labels(targets, num_classes, name)
