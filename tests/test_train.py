@@ -413,3 +413,17 @@ def test_a_signal_stops_after_saving(number: int, status: int, tmp_path: Path) -
     assert result_of(run)["status"] == "stopped"
     assert checkpoint.load(run / "best.pt")["epoch"] == state["progress"]["best_epoch"]
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["epochs"] == 1000000
+
+
+def test_a_model_that_does_not_fit_the_data_is_told_before_training(
+    mcls: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mine" / "model"
+    folder.mkdir(parents=True)
+    (folder / "squeeze.yaml").write_text("_target_: torchvision.models.squeezenet1_1\n")
+    assert mcls("train", "--config-dir", "mine", "model=squeeze", "dataset=mnist") == 2
+    message = capsys.readouterr().err
+    assert message.startswith(
+        "mcls: model: torchvision.models.squeezenet1_1 does not take samples of shape 1 x 28 x 28: "
+    )
+    assert message.count("\n") == 1

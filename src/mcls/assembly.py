@@ -62,6 +62,7 @@ def assemble(config: dict[str, Any]) -> Parts:
     shape, num_classes = dataset.input_shape, len(dataset.classes)
     torch.manual_seed(seed)
     model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)
+    check_model(model, config["model"]["_target_"], shape, num_classes, device)
     channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -103,6 +104,20 @@ def assemble(config: dict[str, Any]) -> Parts:
         precision=precision,
         channels_last=channels_last,
     )
+
+
+@torch.inference_mode()
+def check_model(model: nn.Module, name: str, shape: tuple[int, ...], num_classes: int, device: torch.device) -> None:
+    """Raise RequestError unless `model` turns two samples of `shape` into two rows of logits."""
+    got = " x ".join(map(str, shape))
+    try:
+        logits = model.eval()(torch.zeros(2, *shape, device=device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"model: {name} does not take samples of shape {got}: {reason}.") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+        made = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise RequestError(f"model: {name} must return logits of shape (2, {num_classes}) for two samples, got {made}.")
 
 
 def check_batches(samples: int, size: int, model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from mcls.data.augment import CropFlip
 from mcls.data.datasets import Split
 from mcls.data.loader import Loader, Normalise
 
+pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 Count = Callable[[str], None]
 STREAM = ("trainer.resident=false",)

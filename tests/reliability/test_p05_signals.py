@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from steps import QUICK, TRAIN, only_run, outcome, result
 
+pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 Count = Callable[[str], None]
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}

@@ -15,6 +15,7 @@ from steps import QUICK
 
 import makers
 
+pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 Count = Callable[[str], None]
 Fault = Callable[[Path], object]

@@ -12,6 +12,7 @@ from steps import TRAIN, only_run, outcome, result
 
 from mcls import checkpoint
 
+pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 Size = Callable[[int, int], int]
 Count = Callable[[str], None]

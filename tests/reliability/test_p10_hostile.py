@@ -126,7 +126,8 @@ def test_control_a_healthy_folder(command: str, healthy: Path, mcls: Run, tmp_pa
 @pytest.mark.parametrize("name", HARMS)
 def test_a_hostile_folder(name: str, healthy: Path, mcls: Run, tmp_path: Path, size: Any, count: Count) -> None:
     place = list(HARMS).index(name)
-    asked = [*HERE] if size(0, 1) else [["resume", "evaluate"][place % 2], HERE[place % len(HERE)]]
+    quick = [command for command in HERE if command != "board"]
+    asked = HERE if size(0, 1) else [quick[place % len(quick)]]
     wrong = []
     for number, command in enumerate(dict.fromkeys(asked)):
         root = tmp_path / str(number)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from steps import QUICK, outcome, result
 
+pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 Count = Callable[[str], None]
 KEYS = ("dataset.n_samples=300", "trainer.epochs=2", "model.dropout=0.1", "trainer.checkpoint_steps=1", *QUICK)

@@ -18,6 +18,7 @@ from steps import QUICK
 
 import makers
 
+pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 Count = Callable[[str], None]
 KEYS = ("train", "dataset=mnist", "dataset.root=data", "model.hidden_units=[4]", "trainer.epochs=1", *QUICK)

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kills import kill_until_done
 from steps import TRAIN, curves, epochs, only_run
 
+pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 # checkpoints are rarer than records: what was recorded after the last one is recorded again
 RARE = (*TRAIN, "trainer.checkpoint_steps=5", "trainer.epochs=4")
