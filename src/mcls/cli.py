@@ -60,6 +60,11 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
             raise
         print("mcls: interrupted.", file=sys.stderr)
         return 130
+    except MemoryError as error:
+        print(f"mcls: not enough memory: {error}. Ask for less data or a smaller batch.", file=sys.stderr)
+        if debug:
+            raise
+        return 4
     except BrokenPipeError:
         return 141
     except Exception as error:

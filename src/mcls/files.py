@@ -34,6 +34,14 @@ def publish(path: Path, content: bytes) -> None:
         raise MachineError(describe(path, error, len(content))) from error
 
 
+def move(path: Path, target: Path) -> None:
+    """Rename `path` to `target`. Raises MachineError when the file system refuses."""
+    try:
+        path.replace(target)
+    except OSError as error:
+        raise MachineError(describe(target, error, 0)) from error
+
+
 def open_plain(path: Path, flags: int) -> int:
     """A descriptor of `path`, opened with `os.open`'s `flags`. Raises OSError unless it is a plain file and no link."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mcls import figures
 from mcls.data.datasets import Split
 from mcls.data.loader import Loader
+from mcls.files import publish
 from mcls.metrics import Measures, Tally
 from mcls.tracking import Recorder
 
@@ -66,7 +67,7 @@ def draw(
     folder.mkdir(exist_ok=True)
     for kind, figure in drawn.items():
         picture = figures.png(figure)
-        (folder / f"{kind}.png").write_bytes(picture)
+        publish(folder / f"{kind}.png", picture)
         recorder.image(f"test/{kind}", picture, step)
 
 

@@ -78,7 +78,8 @@ def finish(
     config: dict[str, Any], origin: dict[str, Any], folder: RunFolder, stop: Callable[[], int]
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Bring a job of a sweep to its end: nothing is done if it is finished, what is missing if it was begun."""
-    if not (folder.config.is_file() and folder.about.is_file()) or read_yaml(folder.config) != config:
+    begun = folder.config.is_file() and folder.about.is_file()
+    if not begun or without_download(read_yaml(folder.config)) != without_download(config):
         return train(config, origin, lambda: folder, stop)
     result = folder.read_result()
     if result is not None and result["status"] == "finished":
@@ -87,16 +88,27 @@ def finish(
     return folder, resume(folder, config, stop)
 
 
+def without_download(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` but for the one key that changes nothing once the data are there."""
+    dataset = {key: value for key, value in config["dataset"].items() if key != "download"}
+    return {**config, "dataset": dataset}
+
+
 def newest(folder: RunFolder) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, None when none was written. Raises FolderError when all are damaged."""
     there = [path for path in (folder.last, folder.previous) if path.exists()]
     for path in there:
         try:
-            return checkpoint.load(path)
+            state = checkpoint.load(path)
         except FolderError as error:
             if path == there[-1]:
                 raise
-            log.warning(f"{error} Going on from {there[-1]}.")
+            damaged = error
+            continue
+        if path != there[0]:
+            log.warning(f"{damaged} Going on from {path}.")
+            there[0].replace(there[0].with_suffix(".damaged"))  # or the next checkpoint would push the good one out
+        return state
     return None
 
 

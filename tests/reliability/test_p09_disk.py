@@ -45,10 +45,10 @@ def finish(root: Path, whole: Path, mcls: Run) -> None:
     assert same_training(done[-1], whole)
 
 
-def check_refusal(child: Any, codes: tuple[int, ...] = (0, 4)) -> None:
+def check_refusal(child: Any, codes: tuple[int, ...] = (0, 4), where: str = "") -> None:
     """A line, and no more than a line."""
-    assert child.status in codes, child.stderr
-    assert "Traceback" not in child.stderr and "bug in mcls" not in child.stderr, child.stderr
+    assert child.status in codes, where + child.stderr
+    assert "Traceback" not in child.stderr and "bug in mcls" not in child.stderr, where + child.stderr
     if child.status == 4:
         told = child.stderr.splitlines()[-1]
         assert told.startswith("mcls: ")
@@ -104,7 +104,7 @@ def test_every_call_that_may_be_refused(
             root = tmp_path / f"{name}-{first}"
             root.mkdir()
             child = mcls(*TRAIN, cwd=root, setup=[["refuse_in_run", name, first, code]])
-            check_refusal(child)
+            check_refusal(child, (0, 4), f"{name} {first}")
             finish(root, whole, mcls)
             tried += 1
     count(f"{tried} refusals with {code}")

@@ -8,7 +8,7 @@ from mcls.config.stored import stored_config
 from mcls.console import console, say_result
 from mcls.errors import FolderError, RequestError, Stopped
 from mcls.runs import RunFolder
-from mcls.sweeps import read_sweep, record_failure
+from mcls.sweeps import Sweep, read_sweep, record_failure
 
 log = logging.getLogger("mcls")
 
@@ -58,18 +58,16 @@ def resume_sweep(path: Path, changes: list[str]) -> int:
         raise RequestError(f"{path}: its jobs were chosen by an optimizer. Give its own command again: {plan.command}")
     if changes:
         raise RequestError(f"{changes[0]}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
+    refuse_harm(plan)
     with console(), StopRequest() as stop:
         for number, overrides in enumerate(plan.jobs):
             folder = plan.folder(number)
             log.info(f"\njob {number}: {' '.join(overrides)}")
-            refused = [
-                line for line in overrides if line.lstrip("+~").split("=")[0].split(".")[0] in ("hydra", "trust")
-            ]
-            if refused:
-                raise FolderError(f"{path / 'sweep.json'}: refused, {refused[0]} is only for a command line.")
             try:
                 with checker() as check:
                     values, choices = check.values(list(overrides))
+                if "download" in values["dataset"]:
+                    values["dataset"]["download"] = False  # the data were there, or a stranger wants a connection
                 folder.path.mkdir(exist_ok=True)
                 origin = {"command": plan.command, "overrides": overrides, "choices": choices}
                 session.finish(values, origin, folder, stop)
@@ -79,3 +77,13 @@ def resume_sweep(path: Path, changes: list[str]) -> int:
                 record_failure(folder, error, overrides)
     plan.conclude()
     return 0
+
+
+def refuse_harm(plan: Sweep) -> None:
+    """Raise FolderError when a sweep's folder asks for what only a command line may, or leads elsewhere."""
+    for number, overrides in enumerate(plan.jobs):
+        for line in overrides:
+            if "${" in line or line.lstrip("+~").startswith(("hydra", "trust")):
+                raise FolderError(f"{plan.path / 'sweep.json'}: refused, {line} is only for a command line.")
+        if (place := plan.folder(number).path).is_symlink():
+            raise FolderError(f"{place}: refused, a link.")

@@ -130,7 +130,10 @@ class Checker:
         sweep = multirun or hydra.mode == RunMode.MULTIRUN
         place = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         given = any(override.key_or_group == place for override in parsed)
-        folder = str(hydra.sweep.dir if sweep else hydra.run.dir) if given else None
+        try:
+            folder = str(hydra.sweep.dir if sweep else hydra.run.dir) if given else None
+        except OmegaConfBaseException as error:
+            raise RequestError(f"{place}: {' '.join(str(error).split())}") from error
         keys = [override.key_or_group for override in parsed if override not in swept]
         lines = [
             listed.get(override.key_or_group, [override.input_line or ""])
