@@ -229,6 +229,7 @@ VALUES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_command_line_is_a_bug_of_mcls() -> None:
     """300 random command lines end well or with a RequestError of one line."""
     draw = random.Random(0)

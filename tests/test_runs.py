@@ -17,6 +17,7 @@ def claim_when_told(parent: Path, barrier: object, queue: object) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.slow
 def test_fifty_processes_get_fifty_folders(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier, queue = context.Barrier(50), context.SimpleQueue()

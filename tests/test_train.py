@@ -196,6 +196,7 @@ def test_the_same_command_gives_the_same_weights_alone_and_in_a_sweep(mcls: Main
     assert alone[0] == alone[1] == swept[1] != swept[0]
 
 
+@pytest.mark.slow
 def test_what_is_only_measured_changes_no_weight(mcls: Main, tmp_path: Path) -> None:
     variants = [
         [],
