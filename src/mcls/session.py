@@ -258,11 +258,12 @@ def run(
         "test_openings": openings,
         "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
     }
-    recorder.scalars(progress.step, final_scalars(result, followed is not None))
+    end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more
+    recorder.scalars(end, final_scalars(result, followed is not None))
     if settings["figures"]:
         parts.train.release()  # matplotlib takes as much memory as MNIST
-        network, step = parts.model, progress.step
-        results.draw(folder.figures, folder.name, split, tally, test, classes, network, parts.train, recorder, step)
+        network = parts.model
+        results.draw(folder.figures, folder.name, split, tally, test, classes, network, parts.train, recorder, end)
     return result
 
 
