@@ -51,7 +51,9 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
         status: int = importlib.import_module(f"mcls.commands.{command}").run(arguments)
         return status
     except MclsError as error:
-        print(f"mcls: {error}", file=sys.stderr)
+        from mcls.console import plain
+
+        print(f"mcls: {plain(str(error))}", file=sys.stderr)
         if debug:
             raise
         return error.status

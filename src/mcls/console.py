@@ -11,11 +11,26 @@ from mcls.runs import RunFolder, relative
 log = logging.getLogger("mcls")
 
 
+def plain(text: str) -> str:
+    """`text` with control characters, but for ends of lines, written out: no text from a file commands a terminal."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else repr(character)[1:-1] for character in text
+    )
+
+
+class Plain(logging.Formatter):
+    """Formats a record, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return plain(super().format(record))
+
+
 @contextlib.contextmanager
 def console() -> Iterator[None]:
     """The log on stderr, as it comes."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(Plain("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False

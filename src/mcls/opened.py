@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from mcls import checkpoint
 from mcls.config.build import build
-from mcls.config.stored import stored_config
+from mcls.config.stored import stored_config, untrained
 from mcls.data.loader import Normalise
 from mcls.errors import FolderError
 from mcls.machine import resolve_device
@@ -71,8 +72,11 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
     except (KeyError, TypeError, ValueError) as error:
         raise FolderError(f"{path}: refused, it is no checkpoint of mcls ({error}).") from error
     target = resolve_device(device)
-    node = {**config["model"], "weights": None} if "weights" in config["model"] else config["model"]
-    model = build("model", node, config["trust"], input_shape=shape, num_classes=len(classes))
+    node = untrained(config["model"], config["trust"])
+    make = partial(build, "model", node, config["trust"], input_shape=shape, num_classes=len(classes))
+    if not config["trust"]:  # somebody's own code may need real tensors
+        checkpoint.check_fits(make, weights, path)
+    model = make()
     try:
         model.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mcls import figures
 from mcls.data.datasets import Split
 from mcls.data.loader import Loader
-from mcls.files import publish
+from mcls.errors import MachineError
+from mcls.files import describe, publish
 from mcls.metrics import Measures, Tally
 from mcls.tracking import Recorder
 
@@ -64,7 +65,10 @@ def draw(
                 return np.asarray(model(torch.from_numpy(points).to(loader.device)).argmax(1).cpu())
 
         drawn["regions"] = figures.regions(split.inputs[:].numpy(), split.targets.numpy(), classify, classes, title)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MachineError(describe(folder, error, 0)) from error
     for kind, figure in drawn.items():
         picture = figures.png(figure)
         publish(folder / f"{kind}.png", picture)

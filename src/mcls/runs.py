@@ -125,7 +125,7 @@ class RunFolder:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Publish the resolved configuration."""
-        publish(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+        publish(self.config, as_yaml(config).encode())
 
     def write_json(self, path: Path, value: dict[str, Any]) -> None:
         """Publish one of the folder's JSON files."""
@@ -138,6 +138,11 @@ class RunFolder:
     def read_result(self) -> dict[str, Any] | None:
         """What result.json says, or None when there is none. Raises FolderError when it is damaged."""
         return read_json(self.result) if self.result.is_file() else None
+
+
+def as_yaml(config: dict[str, Any]) -> str:
+    """`config` as it stands in config.yaml."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def take(descriptor: int, folder: Path) -> None:

@@ -6,17 +6,23 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
+from textwrap import indent
 from typing import Any
 
 import torch
 
 from mcls import checkpoint, results
-from mcls.assembly import Parts, assemble, flat
+from mcls.assembly import PARTS, Parts, assemble, flat
+from mcls.config.build import build
+from mcls.config.stored import untrained
 from mcls.errors import FolderError, MclsError, RunError, Stopped
+from mcls.files import move
 from mcls.machine import describe, environment
-from mcls.runs import RunFolder, read_json, read_yaml, relative
-from mcls.tracking import Recorder
-from mcls.trainer import Trainer
+from mcls.runs import RunFolder, as_yaml, read_json, read_yaml, relative
+from mcls.signals import StopRequest
+from mcls.tracking import LogFile, Recorder
+from mcls.trainer import Progress, Trainer
 
 log = logging.getLogger("mcls")
 
@@ -24,7 +30,7 @@ FOLLOWED = ("accuracy", "loss", "f1_macro", "ece")
 
 
 def train(
-    config: dict[str, Any], origin: dict[str, Any], make_folder: Callable[[], RunFolder], stop: Callable[[], int]
+    config: dict[str, Any], origin: dict[str, Any], make_folder: Callable[[], RunFolder], stop: StopRequest
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train what `config` describes and fill a run folder.
 
@@ -38,7 +44,8 @@ def train(
         The folder and what stands in its result.json. Raises MclsError; the folder, if there is one, says why too.
     """
     started = time.monotonic()
-    parts = assemble(config)
+    with stop.at_once():
+        parts = assemble(config)
     folder = make_folder()
     about = {
         **origin,
@@ -57,17 +64,18 @@ def train(
         return folder, fill(folder, parts, config, about, None, stop, started)
 
 
-def resume(folder: RunFolder, config: dict[str, Any], stop: Callable[[], int]) -> dict[str, Any]:
+def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict[str, Any]:
     """Go on from the newest good checkpoint of a run, under `config`. Returns what stands in result.json.
 
     Raises FolderError when no checkpoint is good or the data are not those it was trained on.
     """
     started = time.monotonic()
-    about = read_json(folder.about)
+    about = read_about(folder)
     with folder.lock(), keeping_record(folder):
         state = newest(folder)
         torch.set_num_threads(about["environment"]["threads"])
-        parts = assemble(config)
+        with stop.at_once():
+            parts = assemble(config if state is None else fitting(folder, config, state))
         if state is not None and state["data"] != parts.data:
             raise FolderError(f"{folder.path}: refused, the data set's classes, shape or statistics are not the run's.")
         folder.write_config(config)
@@ -75,7 +83,7 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: Callable[[], int]) -
 
 
 def finish(
-    config: dict[str, Any], origin: dict[str, Any], folder: RunFolder, stop: Callable[[], int]
+    config: dict[str, Any], origin: dict[str, Any], folder: RunFolder, stop: StopRequest
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Bring a job of a sweep to its end: nothing is done if it is finished, what is missing if it was begun."""
     begun = folder.config.is_file() and folder.about.is_file()
@@ -92,6 +100,39 @@ def without_download(config: dict[str, Any]) -> dict[str, Any]:
     """`config` but for the one key that changes nothing once the data are there."""
     dataset = {key: value for key, value in config["dataset"].items() if key != "download"}
     return {**config, "dataset": dataset}
+
+
+def read_about(folder: RunFolder) -> dict[str, Any]:
+    """What run.json says. Raises FolderError unless everything is there that a resumed run needs."""
+    about = read_json(folder.about)
+    kinds = {"command": str, "seed": int, "device_name": str, "choices": dict, "environment": dict}
+    kinds["hyperparameters"] = dict
+    wrong = [key for key, kind in kinds.items() if not isinstance(about.get(key), kind)]
+    if wrong or any(not isinstance(about["choices"].get(part), str) for part in PARTS):
+        raise FolderError(f"{folder.about}: damaged, it does not say {', '.join(wrong) or 'what was chosen'}.")
+    threads = about["environment"].get("threads")
+    if not isinstance(threads, int) or not 0 < threads <= 1024:
+        raise FolderError(f"{folder.about}: damaged, {threads!r} threads.")
+    return about
+
+
+def fitting(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """`config` with a model whose weights come from `state`. Raises FolderError unless `state` fits, before that."""
+    try:
+        shape, classes = tuple(map(int, state["data"]["input_shape"])), state["data"]["classes"]
+        node = untrained(config["model"], config["trust"])
+        make = partial(build, "model", node, config["trust"], input_shape=shape, num_classes=len(classes))
+        for weights in (state["model"], state["best"]):
+            if weights is not None and not config["trust"]:  # somebody's own code may need real tensors
+                checkpoint.check_fits(make, weights, folder.last)
+        progress = Progress(**state["progress"])
+        whole = (progress.epoch, progress.step, progress.batch, progress.correct, progress.seen, progress.waited)
+        good = all(isinstance(number, int) and 0 <= number < 1 << 48 for number in whole)
+        if not good or not {"optimizer", "scaler", "rng"} <= state.keys():
+            raise ValueError("its progress makes no sense")
+        return {**config, "model": node}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FolderError(f"{folder.last}: refused, it is no checkpoint of mcls ({error}).") from error
 
 
 def newest(folder: RunFolder) -> dict[str, Any] | None:
@@ -118,7 +159,7 @@ def fill(
     config: dict[str, Any],
     about: dict[str, Any],
     state: dict[str, Any] | None,
-    stop: Callable[[], int],
+    stop: StopRequest,
     started: float,
 ) -> dict[str, Any]:
     """Train into `folder`, from `state` on if there is one. Returns what stands in result.json."""
@@ -129,7 +170,7 @@ def fill(
     try:
         if not progress["step"]:
             recorder.text("command", f"    {about['command']}")
-            recorder.text("config", "".join(f"    {line}\n" for line in folder.config.read_text("utf-8").splitlines()))
+            recorder.text("config", indent(as_yaml(config), "    "))
             recorder.hyperparameters(about["hyperparameters"])
         if state is not None:
             log.info(f"resumed after epoch {progress['epoch']}, step {progress['step']}")
@@ -148,8 +189,7 @@ def fill(
 @contextlib.contextmanager
 def keeping_record(folder: RunFolder) -> Iterator[None]:
     """Send the log to a file in `folder` too, and when what is inside fails, say so in its result.json."""
-    handler = logging.FileHandler(folder.log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = LogFile(folder)
     log.addHandler(handler)
     try:
         yield
@@ -189,12 +229,12 @@ def save_best(folder: RunFolder, trainer: Trainer, data: dict[str, Any]) -> None
     checkpoint.save(folder.best, {"model": trainer.best, "data": data, "epoch": trainer.progress.best_epoch})
 
 
-def make_trainer(parts: Parts, folder: RunFolder, recorder: Recorder, stop: Callable[[], int]) -> Trainer:
+def make_trainer(parts: Parts, folder: RunFolder, recorder: Recorder, stop: StopRequest) -> Trainer:
     """A trainer of `parts` that saves its checkpoints in `folder`."""
 
     def save(state: dict[str, Any], best_is_new: bool) -> None:
         if folder.last.exists():
-            folder.last.replace(folder.previous)
+            move(folder.last, folder.previous)
         checkpoint.save(folder.last, {**state, "data": parts.data})
         if best_is_new:
             save_best(folder, trainer, parts.data)
@@ -222,12 +262,15 @@ def run(
     folder: RunFolder,
     recorder: Recorder,
     state: dict[str, Any] | None,
-    stop: Callable[[], int],
+    stop: StopRequest,
 ) -> dict[str, Any]:
     """Train, select, then open the test set, measure and draw. Returns what stands in result.json."""
     trainer = make_trainer(parts, folder, recorder, stop)
     if state is not None:
-        trainer.load_state_dict(state)
+        try:
+            trainer.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise FolderError(f"{folder.last}: refused, it does not fit the run ({type(error).__name__}).") from error
     progress, classes = trainer.progress, parts.dataset.classes
     followed = None
     if settings["test_every_epoch"]:

@@ -48,9 +48,7 @@ class Progress:
     seen: int = 0
     train_seconds: float = 0.0  # in the current epoch's updates
     seconds: float = 0.0  # in all
-    best: list[float] = field(
-        default_factory=list
-    )  # value of the best epoch so far, larger is better; then minus its loss
+    best: list[float] = field(default_factory=list)  # the best epoch's value, larger is better; then minus its loss
     best_epoch: int = 0
     waited: int = 0  # epochs since
 
@@ -117,9 +115,12 @@ class Trainer:
             self.train_epoch(train)
             started = time.monotonic()
             measured = {"val": val, "test": test}
-            measures = {
-                name: self.evaluate(loader).measure() for name, loader in measured.items() if loader is not None
-            }
+            try:
+                measures = {
+                    name: self.evaluate(loader).measure() for name, loader in measured.items() if loader is not None
+                }
+            except Stopped:
+                self.pause()  # which raises it again, when everything is saved
             if "val" in measures:
                 self.select(measures["val"])
             progress.epoch += 1
@@ -202,8 +203,8 @@ class Trainer:
         return now
 
     def evaluate(self, loader: Loader) -> Tally:
-        """Measure the current weights on everything that `loader` serves."""
-        return evaluate(self.model, loader, self.num_classes, self.precision)
+        """Measure the current weights on everything that `loader` serves. Raises Stopped after a signal."""
+        return evaluate(self.model, loader, self.num_classes, self.precision, self.stop)
 
     def select(self, val: Measures) -> None:
         """Keep a copy of the weights if they are the best so far on `val`; a tie goes to the smaller loss.
@@ -266,8 +267,11 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Save everything. Raises RunError rather than save weights that are not finite."""
-        for name, tensor in self.model.state_dict().items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+        weights = dict(self.model.state_dict())
+        for number, values in enumerate(self.optimizer.state.values()):
+            weights |= {f"the optimizer's {key} of weight {number}": item for key, item in values.items()}
+        for name, tensor in weights.items():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
                 raise RunError(
                     f"step {self.progress.step}: {name} is not finite, last finite loss {self.last_loss:g}; not saved. "
                     "Lower optimizer.lr, or clip with trainer.clip_norm=1."
@@ -297,6 +301,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
+        self.best_is_new = self.best is not None  # best.pt may be older than this, or damaged: it is written again
         torch.set_rng_state(state["rng"]["cpu"])
         if "cuda" in state["rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
@@ -308,12 +313,16 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, num_classes: int, precision: str) -> Tally:
-    """Measure `model` on everything that `loader` serves."""
+def evaluate(
+    model: nn.Module, loader: Loader, num_classes: int, precision: str, stop: Callable[[], int] = int
+) -> Tally:
+    """Measure `model` on everything that `loader` serves. Raises Stopped when `stop` tells of a signal."""
     model.eval()
     tally = Tally(num_classes, loader.device)
     for inputs, targets in loader.epoch():
         with autocast(loader.device, precision):
             logits = model(inputs)
         tally.add(logits, targets)
+        if signal_number := stop():
+            raise Stopped("stopped while measuring", signal_number)
     return tally

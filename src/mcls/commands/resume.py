@@ -64,6 +64,8 @@ def resume_sweep(path: Path, changes: list[str]) -> int:
             folder = plan.folder(number)
             log.info(f"\njob {number}: {' '.join(overrides)}")
             try:
+                if signal_number := stop():
+                    raise Stopped("stopped between two jobs", signal_number)
                 with checker() as check:
                     values, choices = check.values(list(overrides))
                 if "download" in values["dataset"]:

@@ -21,6 +21,7 @@ from mcls.config.compose import CONFIGS, Request, checked, checker
 from mcls.console import console, say_result
 from mcls.errors import RequestError, Stopped
 from mcls.runs import RunFolder, claim, relative, timestamp
+from mcls.signals import StopRequest
 from mcls.sweeps import Sweep, record_failure
 
 log = logging.getLogger("mcls")
@@ -40,8 +41,8 @@ def run(arguments: list[str]) -> int:
     if shows:
         launch(arguments, str)
         return 0
-    task = Task(shlex.join(["mcls", "train", *arguments]), request.folder is not None)
-    with console():
+    with console(), StopRequest() as stop:
+        task = Task(shlex.join(["mcls", "train", *arguments]), request.folder is not None, stop)
         return sweep(request, arguments, task) if request.sweep else single(arguments, task)
 
 
@@ -78,17 +79,18 @@ class Task:
     Args:
         command: what was typed.
         folder_given: whether the user said where the folder is to be.
+        stop: the signal that asks to stop.
     """
 
     command: str
     folder_given: bool
+    stop: StopRequest
     failures: list[BaseException] = field(default_factory=list)
     done: list[tuple[RunFolder, dict[str, Any]]] = field(default_factory=list)
 
     def __call__(self, config: DictConfig) -> float:
         """Train; returns the validation accuracy (the test's without one), or nan, for whoever optimises it."""
         from mcls import session
-        from mcls.signals import StopRequest
 
         given: Any = HydraConfig.get()
         sweeping = given.mode == RunMode.MULTIRUN
@@ -99,13 +101,14 @@ class Task:
 
             if self.folder_given and not sweeping and folder.about.exists():
                 raise RequestError(f"hydra.run.dir: {folder.path} already holds a run. Name a new folder.")
-            with StopRequest() as stop:
-                if sweeping:
-                    log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
-                    done = session.finish(values, origin, folder, stop)
-                else:
-                    place = partial(new_folder, values, choices, folder if self.folder_given else None)
-                    done = session.train(values, origin, place, stop)
+            if number := self.stop():
+                raise Stopped("stopped before it began", number)
+            if sweeping:
+                log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
+                done = session.finish(values, origin, folder, self.stop)
+            else:
+                place = partial(new_folder, values, choices, folder if self.folder_given else None)
+                done = session.train(values, origin, place, self.stop)
         except Stopped as error:
             self.failures.append(error)
             raise KeyboardInterrupt from error
@@ -145,6 +148,8 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
     extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(request.fixed)}]")
     with contextlib.suppress(KeyboardInterrupt):
         launch([*arguments, *extra], task)
+    if not task.failures and task.stop():
+        task.failures.append(Stopped("stopped between two jobs", task.stop()))
     if stopped := [failure for failure in task.failures if isinstance(failure, Stopped)]:
         raise Stopped(f"{stopped[0]}, or the whole sweep with: mcls resume {relative(path)}", stopped[0].status - 128)
     plan.conclude()

@@ -1,8 +1,11 @@
 """Data sets: each function takes a root folder or parameters and returns a `Dataset`; configs/dataset names it."""
 
 import contextlib
+import fcntl
+import http.client
 import io
-import urllib.error
+import shutil
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +45,9 @@ class Stored(Protocol):
     def select(self, indices: Tensor) -> "Stored":
         """The samples with these numbers, unread."""
         ...
+
+
+PATIENCE = 30.0  # seconds of silence after which a download is given up
 
 
 @dataclass(frozen=True)
@@ -241,14 +247,41 @@ def read_torchvision(name: str, root: str, train: bool, download: bool) -> Any:
         raise DataError(f"{folder}: {one_line(error)}. Delete the damaged file and run again.") from error
     if download:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                return reader(root, train=train, download=True)
-        except (RuntimeError, urllib.error.URLError, OSError) as error:
+            fetch(reader, Path(root), folder)
+            return reader(root, train=train)
+        except (RuntimeError, http.client.HTTPException, EOFError, OSError) as error:
             reason = one_line(error)
     raise MachineError(
         f"dataset.root: {name} is missing or damaged in {folder.absolute()} and could not be downloaded ({reason}). "
         f"Bring {wanted_files(reader, name)} there, or name the folder that has them with dataset.root or MCLS_DATA."
     )
+
+
+def fetch(reader: Any, root: Path, folder: Path) -> None:
+    """Download a data set of torchvision's to `folder` below `root`, whole or not at all, one process at a time.
+
+    torchvision writes to the names that it looks for, and takes what a killed process left there for the data.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    part, top = root / f".{reader.__name__}.part", folder.relative_to(root).parts[0]
+    silence = socket.getdefaulttimeout()
+    with (root / f".{reader.__name__}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            reader(str(root), train=True)
+            return  # another process was faster
+        except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, EOFError, OSError):
+            shutil.rmtree(part, ignore_errors=True)
+        socket.setdefaulttimeout(PATIENCE)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                reader(str(part), train=True, download=True)
+            if (root / top).exists():  # what an older download left
+                (root / top).replace(part / "before")
+            (part / top).replace(root / top)
+        finally:
+            socket.setdefaulttimeout(silence)
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def wanted_files(reader: Any, name: str) -> str:
