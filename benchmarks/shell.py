@@ -9,6 +9,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from work import Work
 
 PYTHON = sys.executable
 MCLS = [PYTHON, "-m", "mcls"]
@@ -52,6 +57,54 @@ print("\\n" + json.dumps(marks))
 """
 
 
+PEAK_OF = (
+    f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import work
+work.prepare_data()
+name, who, device, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+work.CONTESTANTS[who](work.named(name, device), device)()
+"""
+    + PEAK
+    + """
+if device == "cuda":
+    print("peak", torch.cuda.max_memory_reserved() // 1024)
+"""
+)
+STAGES = """
+import json, sys, time
+from mcls import cli
+marks = []
+
+def mark(owner, name, before, after):
+    call = getattr(owner, name)
+    def marked(*arguments, **keys):
+        marks.append([before, time.time()])
+        try:
+            return call(*arguments, **keys)
+        finally:
+            marks.append([after, time.time()])
+    setattr(owner, name, marked)
+
+from mcls.commands import train
+task = train.Task.__call__
+def called(self, config):
+    marks.append(["Python, Hydra, the configuration composed and checked", time.time()])
+    import torch
+    marks.append(["import torch", time.time()])
+    from mcls import results, session, trainer
+    mark(session, "assemble", "import mcls's own modules", "data, model and optimizer built")
+    mark(trainer.Trainer, "fit", "run folder and TensorBoard opened", "the epochs, checkpoints and curves")
+    mark(results, "draw", "the test set measured", "figures")
+    return task(self, config)
+train.Task.__call__ = called
+assert cli.main(sys.argv[1:]) == 0
+print("\\n" + json.dumps([*marks, ["result written", time.time()]]))
+"""
+
+
 def process(command: Sequence[str], status: int = 0) -> tuple[float, str]:
     """Wall seconds of a whole process in a folder of its own, and its output. It must end with `status`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -86,6 +139,11 @@ def peak_mib(code: str, arguments: Sequence[str] = ()) -> float:
     return int(line.split()[1]) / 1024
 
 
+def peak_of(item: Work, who: str, device: str) -> float:
+    """Peak memory in MiB of a fresh process in which contestant `who` runs one epoch; on a GPU, the GPU's."""
+    return peak_mib(PEAK_OF, [item.name, who, device, str(torch.get_num_threads())])
+
+
 def memory(device: str, repeats: int) -> tuple[list[float], list[float]]:
     """Peaks in MiB: after `import torch, torchvision`, and of one epoch of mnist-mlp with everything."""
     arguments = ["train", RECIPE, "trainer.epochs=1", f"device={device}"]
@@ -101,12 +159,21 @@ def jobs(count: int, device: str) -> list[tuple[float, float]]:
     return [(after[0] - before[0], before[1] / 1024) for before, after in itertools.pairwise(marks)]
 
 
-def whole_run(recipe: str, device: str) -> tuple[float, float]:
-    """Wall seconds from the shell and test accuracy of one run of `recipe` on the data under MCLS_DATA."""
+def stages(device: str) -> dict[str, float]:
+    """Wall seconds of each stage of `mcls train` on blobs, from the shell to the prompt, in order."""
+    started = time.time()
+    _, output = process([PYTHON, "-c", STAGES, "train", f"device={device}"])
+    marks = [*json.loads(output.splitlines()[-1]), ["the interpreter's end", time.time()]]
+    times = [started, *(at for _, at in marks)]
+    return {name: after - before for (name, _), (before, after) in zip(marks, itertools.pairwise(times), strict=True)}
+
+
+def whole_run(recipe: str, device: str) -> tuple[float, dict[str, Any]]:
+    """Wall seconds from the shell and the result of one run of `recipe` on the data under MCLS_DATA."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "run"
         seconds, _ = process([PYTHON, "-c", CIFAR10, "train", recipe, f"device={device}", f"hydra.run.dir={target}"])
-        return seconds, json.loads((target / "result.json").read_text())["test"]["accuracy"]
+        return seconds, json.loads((target / "result.json").read_text())
 
 
 def seconds_to(accuracy: float, overrides: Sequence[str]) -> float | None:

@@ -85,6 +85,17 @@ def resnet_works(steps: dict[int, int], precisions: tuple[str, ...]) -> list[Wor
     ]
 
 
+def resnet_steps(device: str) -> dict[int, int]:
+    """Batch size: how many steps are timed."""
+    return {32: 40, 128: 40, 512: 20} if device == "cuda" else {32: 4, 128: 2, 512: 1}
+
+
+def named(name: str, device: str) -> Work:
+    """The work that has this name in a table."""
+    works = [*WORKS, *resnet_works(resnet_steps(device), ("fp32", "bf16"))]
+    return next(item for item in works if item.name == name)
+
+
 class DenseNet(nn.Module):
     """The lightning-hydra-template's network: linear, batch norm, ReLU, for each of `hidden_units`."""
 
