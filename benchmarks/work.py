@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mcls import assembly, checkpoint
+from mcls import assembly, session
 from mcls.config.compose import checker
 from mcls.data.loader import Loader
+from mcls.forward import evaluate
 from mcls.runs import RunFolder
 from mcls.tracking import Recorder
 from mcls.trainer import Progress, Trainer
@@ -168,28 +169,11 @@ def bare(work: Work, device: str) -> Epoch:
     return epoch
 
 
-def make_trainer(parts: assembly.Parts, folder: RunFolder, recorder: Recorder) -> Trainer:
-    """mcls's trainer with its real recorder and checkpoints, as session.run makes it."""
-
-    def save(state: dict[str, Any], best: dict[str, Any] | None) -> None:
-        if best is not None:
-            checkpoint.save(folder.best, {"model": best})
-        checkpoint.save(folder.last, state)
-        recorder.flush()
-
-    return Trainer(
-        parts.model,
-        parts.loss,
-        parts.optimizer,
-        parts.rates,
-        parts.settings,
-        num_classes=len(parts.dataset.classes),
-        device=parts.device,
-        precision=parts.precision,
-        recorder=recorder,
-        save=save,
-        stop=lambda: 0,
-    )
+def make_trainer(parts: assembly.Parts) -> Trainer:
+    """mcls's trainer with its real recorder and checkpoints, in a folder of its own."""
+    folder = RunFolder(Path(tempfile.mkdtemp()))
+    recorder = Recorder(folder)
+    return session.make_trainer(parts, recorder, session.saver(folder, parts, recorder), stop=int)
 
 
 def mcls_trainer(work: Work, device: str) -> Epoch:
@@ -197,8 +181,7 @@ def mcls_trainer(work: Work, device: str) -> Epoch:
 
     logging.getLogger("mcls").setLevel(logging.INFO)
     parts, config = assembled(work, device)
-    folder = RunFolder(Path(tempfile.mkdtemp()))
-    trainer = make_trainer(parts, folder, Recorder(folder))
+    trainer = make_trainer(parts)
     if work.whole:
         followed = parts.load(parts.dataset.open_test()) if config["trainer"]["test_every_epoch"] else None
 
@@ -212,9 +195,7 @@ def mcls_trainer(work: Work, device: str) -> Epoch:
 
 def trainer_epoch(parts: assembly.Parts, loader: Loader, trainer: Trainer | None = None) -> Epoch:
     """One epoch of mcls's trainer over `loader`, and its report."""
-    if trainer is None:
-        folder = RunFolder(Path(tempfile.mkdtemp()))
-        trainer = make_trainer(parts, folder, Recorder(folder))
+    trainer = trainer or make_trainer(parts)
     progress = trainer.progress
 
     def epoch() -> None:
@@ -332,9 +313,7 @@ def mcls_pass(work: Work, device: str) -> Epoch:
     """mcls: the same split, measured."""
     parts, _ = assembled(work, device)
     loader = parts.load(parts.dataset.open_test())
-    folder = RunFolder(Path(tempfile.mkdtemp()))
-    trainer = make_trainer(parts, folder, Recorder(folder))
-    return lambda: trainer.evaluate(loader).measure()
+    return lambda: evaluate(parts.model, loader, len(parts.dataset.classes), parts.precision).measure()
 
 
 def prepare_data() -> str:

@@ -1,6 +1,7 @@
 """From a checked configuration to the parts of a training, built, on their device, and known to go together."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, Normalise, forward_batch
+from mcls.distributed import Team
 from mcls.errors import MachineError, RequestError
 from mcls.machine import memory_bytes, resolve_device, resolve_precision, set_matrix_products
 from mcls.optim import Rates, spare_compiler
@@ -33,6 +35,7 @@ class Parts:
     train: Loader
     val: Loader | None
     load: Callable[[Split], Loader]
+    team: Team
     device: torch.device
     precision: str
     channels_last: bool
@@ -48,15 +51,13 @@ class Parts:
         return found
 
 
-def assemble(config: dict[str, Any]) -> Parts:
-    """Build what `config` describes. Raises MclsError when parts do not go together or the machine lacks something."""
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
-    if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:  # setting it costs 2 s of imports
-        torch.use_deterministic_algorithms(config["deterministic"])
-    device = resolve_device(config["device"])
-    precision = resolve_precision(config["precision"], device)
-    set_matrix_products(precision)
+def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
+    """Build what `config` describes, for process number `rank` of its `trainer.devices`.
+
+    Raises MclsError when parts do not go together or the machine lacks something.
+    """
+    team = Team(rank, config["trainer"]["devices"])
+    device, precision = prepare_machine(config, team)
     settings, trust, seed = config["trainer"], config["trust"], config["seed"]
     dataset = open_dataset(config, device)
     shape, num_classes = dataset.input_shape, len(dataset.classes)
@@ -73,7 +74,7 @@ def assemble(config: dict[str, Any]) -> Parts:
         got = " x ".join(map(str, shape))
         raise RequestError(f"augment: wants images, this data set has samples of shape {got}. Say augment=none.")
     size = len(dataset.train) if settings["batch_size"] == "full" else settings["batch_size"]
-    check_batches(len(dataset.train), size, model)
+    check_batches(len(dataset.train), size, model, team.size)
     serve = {
         "device": device,
         "normalise": Normalise(dataset.mean, dataset.std, device),
@@ -88,6 +89,7 @@ def assemble(config: dict[str, Any]) -> Parts:
     train = Loader(dataset.train, size, augment=augment, seed=seed, balanced=settings["balanced"], **serve)
     counts = torch.bincount(dataset.train.targets, minlength=num_classes)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    torch.manual_seed(seed + rank)  # of dropout
     spare_compiler()
     optimizer = build("optimizer", config["optimizer"], trust, params=weights, fused=True)  # one kernel for all weights
     return Parts(
@@ -100,10 +102,25 @@ def assemble(config: dict[str, Any]) -> Parts:
         train=train,
         val=load(dataset.val) if dataset.val is not None else None,
         load=load,
+        team=team,
         device=device,
         precision=precision,
         channels_last=channels_last,
     )
+
+
+def prepare_machine(config: dict[str, Any], team: Team) -> tuple[torch.device, str]:
+    """Set torch's threads and arithmetic as `config` wants them. Returns the device and the precision of the run."""
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    elif team.size > 1:  # threads of several processes on one core wait for each other
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // team.size))
+    if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:  # setting it costs 2 s of imports
+        torch.use_deterministic_algorithms(config["deterministic"])
+    device = resolve_device(config["device"], team)
+    precision = resolve_precision(config["precision"], device)
+    set_matrix_products(precision)
+    return device, precision
 
 
 @torch.inference_mode()
@@ -120,15 +137,27 @@ def check_model(model: nn.Module, name: str, shape: tuple[int, ...], num_classes
         raise RequestError(f"model: {name} must return logits of shape (2, {num_classes}) for two samples, got {made}.")
 
 
-def check_batches(samples: int, size: int, model: nn.Module) -> None:
-    """Raise RequestError for a batch size that does not go with the number of training samples or with batch norm."""
+def check_batches(samples: int, size: int, model: nn.Module, processes: int) -> None:
+    """Raise RequestError for a batch size that does not go with the number of training samples or with batch norm.
+
+    Of every batch each of the `processes` gets a sample, and more than one where there is batch norm.
+    """
     if size > samples:
         raise RequestError(
             f"trainer.batch_size: {size} is more than the {samples} training samples. Lower it, or say full."
         )
     normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if normalised and samples % size == 1:
-        better = next(other for other in range(size + 1, samples + 1) if samples % other != 1)
+    least = (2 if normalised else 1) * processes
+    if size < least:
+        norm = ", and batch norm can't train on one sample" if normalised else ""
+        raise RequestError(f"trainer.batch_size: {size} is too few for trainer.devices={processes}{norm}.")
+    if 0 < samples % size < least:
+        better = next(other for other in range(size + 1, samples + 1) if not 0 < samples % other < least)
+        if processes > 1:
+            raise RequestError(
+                f"trainer.batch_size: {size} leaves {samples % size} of the {samples} training samples for the last "
+                f"batch, too few for trainer.devices={processes}. Try {better}."
+            )
         raise RequestError(
             f"trainer.batch_size: {size} leaves one of the {samples} training samples alone in the last batch, "
             f"and batch norm can't train on one. Try {better}."

@@ -75,8 +75,8 @@ def same_samples(first: Split, second: Split) -> bool:
 def answers(opened: OpenedRun, split: Split) -> Answers:
     """Let a run classify a split."""
     tally = tallied(logits_of(opened, split), split.targets, len(opened.classes))
-    predicted = torch.cat(tally.predicted)
-    return Answers(predicted, torch.cat(tally.confidence), predicted == split.targets, tally.measure())
+    predicted, confidence = tally.answers()
+    return Answers(predicted, confidence, predicted == split.targets, tally.measure())
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

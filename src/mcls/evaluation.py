@@ -15,11 +15,11 @@ from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, forward_batch
 from mcls.errors import DataError, FolderError, RequestError
 from mcls.files import publish
+from mcls.forward import autocast
 from mcls.machine import resolve_precision
 from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
 from mcls.opened import OpenedRun
 from mcls.runs import RunFolder
-from mcls.trainer import autocast
 
 BATCH = 1024  # samples counted at a time
 TOP = 5  # of top-k, where there are more classes
@@ -129,7 +129,7 @@ def doubted(found: Evaluation) -> Tensor:
     """Numbers of the samples that are predicted to be something else, the least probable label first."""
     probabilities = found.logits.double().softmax(dim=1)
     label = probabilities.gather(1, found.split.targets[:, None])[:, 0]
-    wrong = (torch.cat(found.tally.predicted) != found.split.targets).nonzero()[:, 0]
+    wrong = (found.tally.answers()[0] != found.split.targets).nonzero()[:, 0]
     return wrong[label[wrong].argsort(stable=True)]
 
 

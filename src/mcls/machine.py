@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mcls import __version__
+from mcls.distributed import ALONE, Team
 from mcls.errors import MachineError, RequestError
 
 PACKAGES = (
@@ -25,8 +26,17 @@ PACKAGES = (
 )
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device called `auto`, `cpu`, `cuda` or `cuda:N`. Raises MachineError for a GPU that is not there."""
+def resolve_device(name: str, team: Team = ALONE) -> torch.device:
+    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; a process of a team gets a GPU of its own.
+
+    Raises MachineError for a GPU that is not there.
+    """
+    if team.size > 1 and name != "cpu" and (name != "auto" or torch.cuda.is_available()):
+        if ":" in name:
+            raise RequestError(
+                f"device: {name} is one GPU, trainer.devices={team.size} wants as many. Say device=cuda."
+            )
+        return resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', team.rank)}")
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if name == "cpu":

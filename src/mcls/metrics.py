@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mcls.distributed import ALONE, Team
+
 BINS = 15  # of the expected calibration error
+KEPT = 1 << 20  # logits, 4 MiB of them
 
 
 class RunningLoss:
@@ -26,20 +29,24 @@ class RunningLoss:
         self.logits.append(logits.detach())
         self.targets.append(targets)
 
-    def flush(self) -> tuple[list[float], list[int], int]:
+    def flush(self, team: Team = ALONE) -> tuple[list[float], list[int], int]:
         """Loss and size of each step since the last flush, and how many samples were right in all of them."""
         if not self.losses:
             return [], [], 0
-        sizes = [len(targets) for targets in self.targets]
+        steps, losses = len(self.losses), torch.stack(self.losses).double()
+        sizes = torch.tensor([len(targets) for targets in self.targets], device=losses.device)
         hits = (torch.cat(self.logits).argmax(1) == torch.cat(self.targets)).sum()
-        *losses, correct = torch.cat([torch.stack(self.losses).double(), hits.double()[None]]).tolist()
+        found = team.sum(torch.cat([losses * sizes, sizes, hits[None]])).tolist()
         for kept in (self.losses, self.logits, self.targets):
             kept.clear()
-        return losses, sizes, round(correct)
+        sums, counts, correct = found[:steps], [round(count) for count in found[steps:-1]], round(found[-1])
+        return [total / count for total, count in zip(sums, counts, strict=True)], counts, correct
 
 
 class Tally:
     """What is measured over a split: the sum of the loss, and what was said of each sample, counted at the end.
+
+    Small operations between two batches cost more than they count: logits wait until there are KEPT numbers of them.
 
     Args:
         num_classes: C.
@@ -49,30 +56,49 @@ class Tally:
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes, self.device = num_classes, device
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.waiting: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.predicted: list[Tensor] = []
         self.confidence: list[Tensor] = []
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         """Count a batch: logits float (N, C), targets int64 (N,)."""
-        log_probabilities = functional.log_softmax(logits.float().t().contiguous(), dim=0)  # 3 x faster down columns
-        best, predicted = log_probabilities.max(dim=0)
-        self.loss -= log_probabilities.gather(0, targets[None]).sum()
+        self.waiting.append(logits)
         self.targets.append(targets)
+        if sum(logits.numel() for logits in self.waiting) >= KEPT:
+            self.count()
+
+    @torch.inference_mode()
+    def count(self) -> None:
+        """Turn the logits that wait into a loss, and a class and its probability for each sample."""
+        if not self.waiting:
+            return
+        logits, targets = torch.cat(self.waiting).float(), torch.cat(self.targets[-len(self.waiting) :])
+        log_probabilities = functional.log_softmax(logits.t().contiguous(), dim=0)  # 3 x faster down columns
+        best, predicted = log_probabilities.max(dim=0)
+        self.loss -= log_probabilities.gather(0, targets[None]).sum(dtype=torch.float64)
         self.predicted.append(predicted)
         self.confidence.append(best.exp())
+        self.waiting.clear()
 
-    def measure(self) -> "Measures":
-        """The sums as plain numbers; the one place where the device is waited for."""
+    def answers(self) -> tuple[Tensor, Tensor]:
+        """Predicted class, int64 (N,), and its probability, float (N,), of the samples so far."""
+        self.count()
         empty = torch.zeros(0, dtype=torch.int64, device=self.device)
-        targets, predicted = torch.cat([empty, *self.targets]), torch.cat([empty, *self.predicted])
-        confidence = torch.cat([empty.float(), *self.confidence])
+        return torch.cat([empty, *self.predicted]), torch.cat([empty.float(), *self.confidence])
+
+    @torch.inference_mode()
+    def measure(self, team: Team = ALONE) -> "Measures":
+        """The sums, a team's over all its processes, as plain numbers; the one place where the device is waited for."""
+        predicted, confidence = self.answers()
+        targets = torch.cat([predicted[:0], *self.targets])
         pairs = torch.bincount(targets * self.num_classes + predicted, minlength=self.num_classes**2)
         place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
         rows = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).to(confidence)]).double()
         bins = torch.zeros(3, BINS, dtype=torch.float64, device=self.device).index_add_(1, place, rows)
-        confusion = pairs.view(self.num_classes, -1).tolist()
-        return Measures(confusion, self.loss.item() / max(len(targets), 1), bins.tolist())
+        confusion = team.sum(pairs).view(self.num_classes, -1).tolist()
+        count = sum(map(sum, confusion))
+        return Measures(confusion, team.sum(self.loss.clone()).item() / max(count, 1), team.sum(bins).tolist())
 
 
 def wilson(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:

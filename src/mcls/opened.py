@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,11 +73,8 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
     except (KeyError, TypeError, ValueError) as error:
         raise FolderError(f"{path}: refused, it is no checkpoint of mcls ({error}).") from error
     target = resolve_device(device)
-    node = untrained(config["model"], config["trust"])
-    make = partial(build, "model", node, config["trust"], input_shape=shape, num_classes=len(classes))
-    if not config["trust"]:  # somebody's own code may need real tensors
-        checkpoint.check_fits(make, weights, path)
-    model = make()
+    node = fitting(config, shape, len(classes), weights, path)
+    model = build("model", node, config["trust"], input_shape=shape, num_classes=len(classes))
     try:
         model.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -84,3 +82,17 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
     model.to(target).eval()
     normalise = Normalise(mean, std, target)
     return OpenedRun(folder, config, model, classes, shape, mean, std, normalise, target, epoch, data.get("encoder"))
+
+
+def fitting(
+    config: dict[str, Any], shape: tuple[int, ...], num_classes: int, weights: Any, path: Path
+) -> dict[str, Any]:
+    """The node of the run's model, but for where its first weights came from.
+
+    Raises FolderError unless `weights`, read from `path`, fit that model; it takes no memory to find out.
+    """
+    node = untrained(config["model"], config["trust"])
+    if not config["trust"]:  # somebody's own code may need real tensors
+        make = partial(build, "model", node, config["trust"], input_shape=shape, num_classes=num_classes)
+        checkpoint.check_fits(make, weights, path)
+    return node

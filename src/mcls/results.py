@@ -46,7 +46,7 @@ def draw(
         "confusion": figures.confusion(measures.confusion, classes, title),
         "reliability": figures.reliability(measures.bins, measures.ece, title),
     }
-    predicted, confidence = torch.cat(tally.predicted).cpu(), torch.cat(tally.confidence).cpu()
+    predicted, confidence = (answer.cpu() for answer in tally.answers())
     if split.inputs.ndim == 4:
         surest = confidence.argsort(descending=True, stable=True)
         right = (predicted == split.targets)[surest]

@@ -6,23 +6,26 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from textwrap import indent
 from typing import Any
 
 import torch
 
 from mcls import checkpoint, results
-from mcls.assembly import PARTS, Parts, assemble, flat
-from mcls.config.build import build
-from mcls.config.stored import untrained
+from mcls.assembly import Parts, assemble, flat
+from mcls.data.loader import Loader
+from mcls.distributed import Team, leading
 from mcls.errors import FolderError, MclsError, RunError, Stopped
 from mcls.files import move
+from mcls.forward import evaluate
 from mcls.machine import describe, environment
-from mcls.runs import RunFolder, as_yaml, read_json, read_yaml, relative
+from mcls.metrics import Tally
+from mcls.resuming import newest, read_about, resumable
+from mcls.runs import RunFolder, as_yaml, read_yaml, relative
 from mcls.signals import StopRequest
 from mcls.tracking import LogFile, Recorder
-from mcls.trainer import Progress, Trainer
+from mcls.trainer import Recorder as Reports
+from mcls.trainer import Trainer
 
 log = logging.getLogger("mcls")
 
@@ -74,12 +77,13 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
     with folder.lock(), keeping_record(folder):
         state = newest(folder)
         torch.set_num_threads(about["environment"]["threads"])
+        wanted = config if state is None else resumable(folder, config, state)
         with stop.at_once():
-            parts = assemble(config if state is None else fitting(folder, config, state))
+            parts = assemble(wanted)
         if state is not None and state["data"] != parts.data:
             raise FolderError(f"{folder.path}: refused, the data set's classes, shape or statistics are not the run's.")
         folder.write_config(config)
-        return fill(folder, parts, config, about, state, stop, started)
+        return fill(folder, parts, wanted, about, state, stop, started)
 
 
 def finish(
@@ -100,57 +104,6 @@ def without_download(config: dict[str, Any]) -> dict[str, Any]:
     """`config` but for the one key that changes nothing once the data are there."""
     dataset = {key: value for key, value in config["dataset"].items() if key != "download"}
     return {**config, "dataset": dataset}
-
-
-def read_about(folder: RunFolder) -> dict[str, Any]:
-    """What run.json says. Raises FolderError unless everything is there that a resumed run needs."""
-    about = read_json(folder.about)
-    kinds = {"command": str, "seed": int, "device_name": str, "choices": dict, "environment": dict}
-    kinds["hyperparameters"] = dict
-    wrong = [key for key, kind in kinds.items() if not isinstance(about.get(key), kind)]
-    if wrong or any(not isinstance(about["choices"].get(part), str) for part in PARTS):
-        raise FolderError(f"{folder.about}: damaged, it does not say {', '.join(wrong) or 'what was chosen'}.")
-    threads = about["environment"].get("threads")
-    if not isinstance(threads, int) or not 0 < threads <= 1024:
-        raise FolderError(f"{folder.about}: damaged, {threads!r} threads.")
-    return about
-
-
-def fitting(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-    """`config` with a model whose weights come from `state`. Raises FolderError unless `state` fits, before that."""
-    try:
-        shape, classes = tuple(map(int, state["data"]["input_shape"])), state["data"]["classes"]
-        node = untrained(config["model"], config["trust"])
-        make = partial(build, "model", node, config["trust"], input_shape=shape, num_classes=len(classes))
-        for weights in (state["model"], state["best"]):
-            if weights is not None and not config["trust"]:  # somebody's own code may need real tensors
-                checkpoint.check_fits(make, weights, folder.last)
-        progress = Progress(**state["progress"])
-        whole = (progress.epoch, progress.step, progress.batch, progress.correct, progress.seen, progress.waited)
-        good = all(isinstance(number, int) and 0 <= number < 1 << 48 for number in whole)
-        if not good or not {"optimizer", "scaler", "rng"} <= state.keys():
-            raise ValueError("its progress makes no sense")
-        return {**config, "model": node}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FolderError(f"{folder.last}: refused, it is no checkpoint of mcls ({error}).") from error
-
-
-def newest(folder: RunFolder) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole, None when none was written. Raises FolderError when all are damaged."""
-    there = [path for path in (folder.last, folder.previous) if path.exists()]
-    for path in there:
-        try:
-            state = checkpoint.load(path)
-        except FolderError as error:
-            if path == there[-1]:
-                raise
-            damaged = error
-            continue
-        if path != there[0]:
-            log.warning(f"{damaged} Going on from {path}.")
-            there[0].replace(there[0].with_suffix(".damaged"))  # or the next checkpoint would push the good one out
-        return state
-    return None
 
 
 def fill(
@@ -174,7 +127,7 @@ def fill(
             recorder.hyperparameters(about["hyperparameters"])
         if state is not None:
             log.info(f"resumed after epoch {progress['epoch']}, step {progress['step']}")
-        result = run(parts, config["trainer"], folder, recorder, state, stop)
+        result = run(parts, config, folder, recorder, state, stop)
         result["total_seconds"] = time.monotonic() - started
         folder.write_json(folder.result, result)
         recorder.end(succeeded=True)
@@ -217,30 +170,38 @@ def introduce(parts: Parts, about: dict[str, Any], folder: RunFolder) -> None:
     memory = "resident" if parts.train.resident else f"streamed, {parts.train.workers} workers"
     others = ", ".join(f"{part} {choices[part]}" for part in ("loss", "optimizer", "schedule", "augment"))
     order = ", channels-last" if parts.channels_last else ""
-    device = f"{parts.device} ({about['device_name']}), {parts.precision}{order}"
+    processes = f"{parts.team.size} processes of " if parts.team.size > 1 else ""
+    device = f"{processes}{parts.device} ({about['device_name']}), {parts.precision}{order}"
     log.info(f"data    {choices['dataset']}: {sizes}; {len(dataset.classes)} classes; {shape} a sample; {memory}")
     log.info(f"model   {choices['model']}: {weights:,} weights; {others}")
     log.info(f"device  {device}; {about['environment']['threads']} threads; seed {about['seed']}")
     log.info(f"folder  {relative(folder.path)}")
 
 
-def save_best(folder: RunFolder, trainer: Trainer, data: dict[str, Any]) -> None:
-    """Publish the selected weights by themselves, with what it takes to use them."""
-    checkpoint.save(folder.best, {"model": trainer.best, "data": data, "epoch": trainer.progress.best_epoch})
-
-
-def make_trainer(parts: Parts, folder: RunFolder, recorder: Recorder, stop: StopRequest) -> Trainer:
-    """A trainer of `parts` that saves its checkpoints in `folder`."""
+def saver(folder: RunFolder, parts: Parts, recorder: Recorder) -> Callable[[dict[str, Any], bool], None]:
+    """What writes a trainer's checkpoints to `folder`."""
 
     def save(state: dict[str, Any], best_is_new: bool) -> None:
         if folder.last.exists():
             move(folder.last, folder.previous)
         checkpoint.save(folder.last, {**state, "data": parts.data})
         if best_is_new:
-            save_best(folder, trainer, parts.data)
+            save_best(folder, state["best"], state["progress"]["best_epoch"], parts.data)
         recorder.flush()
 
-    trainer = Trainer(
+    return save
+
+
+def save_best(folder: RunFolder, weights: dict[str, Any], epoch: int, data: dict[str, Any]) -> None:
+    """Publish the selected weights by themselves, with what it takes to use them."""
+    checkpoint.save(folder.best, {"model": weights, "data": data, "epoch": epoch})
+
+
+def make_trainer(
+    parts: Parts, recorder: Reports, save: Callable[[dict[str, Any], bool], None], stop: Callable[[], int]
+) -> Trainer:
+    """A trainer of `parts`."""
+    return Trainer(
         parts.model,
         parts.loss,
         parts.optimizer,
@@ -252,43 +213,71 @@ def make_trainer(parts: Parts, folder: RunFolder, recorder: Recorder, stop: Stop
         recorder=recorder,
         save=save,
         stop=stop,
+        team=parts.team,
     )
-    return trainer
+
+
+def fit(trainer: Trainer, parts: Parts, config: dict[str, Any], state: dict[str, Any] | None) -> None:
+    """Train, from the leader's `state` on if there is one."""
+    state = parts.team.told(state)
+    if state is not None:
+        try:
+            trainer.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise FolderError(f"last.pt: refused, it does not fit the run ({type(error).__name__}).") from error
+    followed = parts.load(parts.dataset.open_test()) if config["trainer"]["test_every_epoch"] else None
+    trainer.fit(parts.train, parts.val, followed)
+
+
+class Silent:
+    """A recorder that records nothing."""
+
+    def steps(self, step: int, scalars: dict[str, float]) -> None:
+        """Nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def assist(team: Team, place: str, config: dict[str, Any], stop: StopRequest, ready: Callable[[], object]) -> None:
+    """What a process does that does not lead its team: it trains with the others. The rest is the leader's."""
+    log.setLevel(logging.ERROR)
+    with stop.at_once():
+        parts = assemble(config, team.rank)
+    ready()
+    with team.joined(place, parts.device):
+        fit(make_trainer(parts, Silent(), lambda state, best_is_new: None, stop), parts, config, None)
 
 
 def run(
     parts: Parts,
-    settings: dict[str, Any],
+    config: dict[str, Any],
     folder: RunFolder,
     recorder: Recorder,
     state: dict[str, Any] | None,
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Train, select, then open the test set, measure and draw. Returns what stands in result.json."""
-    trainer = make_trainer(parts, folder, recorder, stop)
-    if state is not None:
-        try:
-            trainer.load_state_dict(state)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            raise FolderError(f"{folder.last}: refused, it does not fit the run ({type(error).__name__}).") from error
-    progress, classes = trainer.progress, parts.dataset.classes
-    followed = None
-    if settings["test_every_epoch"]:
-        followed = parts.load(parts.dataset.open_test())
-    trainer.fit(parts.train, parts.val, followed)
+    with leading(parts.team, parts.device, "mcls.session:assist", config, stop):
+        trainer = make_trainer(parts, recorder, saver(folder, parts, recorder), stop)
+        fit(trainer, parts, config, state)
+    progress, classes, followed = trainer.progress, parts.dataset.classes, config["trainer"]["test_every_epoch"]
+
+    def measure(loader: Loader) -> Tally:
+        return evaluate(parts.model, loader, len(classes), parts.precision, stop)
+
     if trainer.best is not None:
         parts.model.load_state_dict(trainer.best)
-    openings = folder.openings() + (1 if followed is None else progress.epoch + 1)
+    openings = folder.openings() + (progress.epoch + 1 if followed else 1)
     folder.write_json(folder.result, {"status": "running", "test_openings": openings})
     split = parts.dataset.open_test()
-    tally = trainer.evaluate(parts.load(split))
+    tally = measure(parts.load(split))
     test = tally.measure()
     if not math.isfinite(test.loss):
         raise RunError(f"the test loss is {test.loss} after step {progress.step}. Lower optimizer.lr.")
     if trainer.best is None:  # no val: the last weights are the selected ones
         progress.best_epoch = progress.epoch
-        trainer.best = parts.model.state_dict()
-        save_best(folder, trainer, parts.data)
+        save_best(folder, parts.model.state_dict(), progress.epoch, parts.data)
     result: dict[str, Any] = {
         "status": "finished",
         "epochs": progress.epoch,
@@ -296,14 +285,14 @@ def run(
         "steps": progress.step,
         "seconds": progress.seconds,
         "images_per_second": progress.epoch * parts.train.samples / max(progress.seconds, 1e-9),
-        "val": trainer.evaluate(parts.val).measure().report(classes) if parts.val is not None else None,
+        "val": measure(parts.val).measure().report(classes) if parts.val is not None else None,
         "test": test.report(classes),
         "test_openings": openings,
         "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
     }
     end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more
-    recorder.scalars(end, final_scalars(result, followed is not None))
-    if settings["figures"]:
+    recorder.scalars(end, final_scalars(result, followed))
+    if config["trainer"]["figures"]:
         parts.train.release()  # matplotlib takes as much memory as MNIST
         network = parts.model
         results.draw(folder.figures, folder.name, split, tally, test, classes, network, parts.train, recorder, end)

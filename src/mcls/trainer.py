@@ -1,6 +1,5 @@
 """The training loop. Read `Trainer.fit`, then `Trainer.train_epoch`: nothing happens that is not written there."""
 
-import contextlib
 import logging
 import math
 import time
@@ -13,14 +12,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mcls.data.loader import Loader
+from mcls.distributed import ALONE, Team
 from mcls.errors import RunError, Stopped
-from mcls.metrics import Measures, RunningLoss, Tally
+from mcls.forward import autocast, evaluate
+from mcls.metrics import Measures, RunningLoss
 from mcls.optim import Rates, plain_step
 
 log = logging.getLogger("mcls")
 
 LINES = 100  # epochs that get a line on the terminal, at most
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Trainer:
         recorder: gets the numbers.
         save: writes a checkpoint of the state; told whether its best weights are new since the last call.
         stop: number of the signal that asks to stop, or 0; asked after every step.
+        team: the processes that train together; connected before the trainer is made.
     """
 
     def __init__(
@@ -92,10 +93,13 @@ class Trainer:
         recorder: Recorder,
         save: Callable[[dict[str, Any], bool], None],
         stop: Callable[[], int],
+        team: Team = ALONE,
     ) -> None:
         self.model, self.loss, self.optimizer, self.rates, self.settings = model, loss, optimizer, rates, settings
         self.num_classes, self.device, self.precision = num_classes, device, precision
-        self.recorder, self.save, self.stop = recorder, save, stop
+        self.recorder, self.save, self.stop, self.team = recorder, save, stop, team
+        self.network = team.wrap(model)
+        self.asked = 0  # the signal that all processes agreed to stop for
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.step = plain_step(optimizer)
         self.progress = Progress()
@@ -116,10 +120,9 @@ class Trainer:
             started = time.monotonic()
             measured = {"val": val, "test": test}
             try:
-                measures = {
-                    name: self.evaluate(loader).measure() for name, loader in measured.items() if loader is not None
-                }
-            except Stopped:
+                measures = {name: self.evaluate(loader) for name, loader in measured.items() if loader is not None}
+            except Stopped as stopped:
+                self.asked = stopped.signal_number
                 self.pause()  # which raises it again, when everything is saved
             if "val" in measures:
                 self.select(measures["val"])
@@ -138,15 +141,16 @@ class Trainer:
         self.model.train()
         started = time.monotonic()
         title = f"epoch {progress.epoch + 1}/{settings.epochs}"
-        batches = train.epoch(progress.epoch, first=progress.batch)
-        with tqdm(total=len(train), initial=progress.batch, desc=title, leave=False, delay=0.5, disable=None) as bar:
+        batches, quiet = train.epoch(progress.epoch, progress.batch, self.team), True if self.team.rank else None
+        with tqdm(total=len(train), initial=progress.batch, desc=title, leave=False, delay=0.5, disable=quiet) as bar:
             for inputs, targets in batches:
                 self.rates.set(progress.step)
                 with autocast(self.device, self.precision):
-                    logits = self.model(inputs)
+                    logits = self.network(inputs)
                     loss = self.loss(logits, targets)
                 self.optimizer.zero_grad()
-                self.scaler.scale(loss).backward()
+                share = self.team.weigh(loss, len(targets), train.size(progress.batch))
+                self.scaler.scale(share).backward()
                 if settings.clip_norm is not None:
                     self.scaler.unscale_(self.optimizer)
                     nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
@@ -177,7 +181,7 @@ class Trainer:
 
         Raises RunError at the first loss that is not finite.
         """
-        losses, sizes, correct = self.running.flush()
+        losses, sizes, correct = self.running.flush(self.team)
         now = time.monotonic()
         if not losses:
             return now
@@ -202,9 +206,11 @@ class Trainer:
         self.recorder.steps(progress.step, scalars)
         return now
 
-    def evaluate(self, loader: Loader) -> Tally:
+    def evaluate(self, loader: Loader) -> Measures:
         """Measure the current weights on everything that `loader` serves. Raises Stopped after a signal."""
-        return evaluate(self.model, loader, self.num_classes, self.precision, self.stop)
+        self.team.follow(self.model.buffers())
+        stop = self.stop if self.team.size == 1 else int  # a process may not leave the others there
+        return evaluate(self.model, loader, self.num_classes, self.precision, stop, self.team).measure(self.team)
 
     def select(self, val: Measures) -> None:
         """Keep a copy of the weights if they are the best so far on `val`; a tie goes to the smaller loss.
@@ -253,17 +259,19 @@ class Trainer:
         return progress.epoch >= self.settings.epochs or (patience is not None and progress.waited >= patience)
 
     def pause_due(self) -> bool:
-        """Whether a signal came, or enough steps or seconds have passed since the last checkpoint."""
+        """Whether a signal came to any process, or enough steps or seconds have passed since the last checkpoint."""
         steps, seconds = self.settings.checkpoint_steps, self.settings.checkpoint_every
-        if self.stop() or (steps is not None and self.progress.step % steps == 0):
-            return True
-        return seconds > 0 and time.monotonic() - self.saved_at >= seconds
+        due = steps is not None and self.progress.step % steps == 0
+        due = due or (seconds > 0 and time.monotonic() - self.saved_at >= seconds)
+        agreed = self.team.largest(2 * self.stop() + due)
+        self.asked = agreed // 2
+        return agreed > 0
 
     def pause(self) -> None:
-        """Write a checkpoint; then raise Stopped if a signal asks for it."""
+        """Write a checkpoint; then raise Stopped if a signal asked for it."""
         self.checkpoint()
-        if signal_number := self.stop():
-            raise Stopped(f"stopped at step {self.progress.step}", signal_number)
+        if self.asked:
+            raise Stopped(f"stopped at step {self.progress.step}", self.asked)
 
     def checkpoint(self) -> None:
         """Save everything. Raises RunError rather than save weights that are not finite."""
@@ -291,7 +299,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
-            "rng": rng,
+            "rng": self.team.collect(rng),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -302,27 +310,7 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
         self.best_is_new = self.best is not None  # best.pt may be older than this, or damaged: it is written again
-        torch.set_rng_state(state["rng"]["cpu"])
-        if "cuda" in state["rng"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The context of a forward pass in `precision`; the fp32 ones need none."""
-    return torch.autocast(device.type, DTYPES[precision]) if precision in DTYPES else contextlib.nullcontext()
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, loader: Loader, num_classes: int, precision: str, stop: Callable[[], int] = int
-) -> Tally:
-    """Measure `model` on everything that `loader` serves. Raises Stopped when `stop` tells of a signal."""
-    model.eval()
-    tally = Tally(num_classes, loader.device)
-    for inputs, targets in loader.epoch():
-        with autocast(loader.device, precision):
-            logits = model(inputs)
-        tally.add(logits, targets)
-        if signal_number := stop():
-            raise Stopped("stopped while measuring", signal_number)
-    return tally
+        rng = state["rng"][self.team.rank]
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and self.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], self.device)

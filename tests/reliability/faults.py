@@ -46,9 +46,17 @@ def die_before(name: str, number: int) -> None:
     before(name, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def signal_before(name: str, number: int, which: int) -> None:
-    """Get signal `which` before that call."""
-    before(name, number, lambda: os.kill(os.getpid(), which))
+def signal_before(name: str, number: int, which: int, whom: str = "self") -> None:
+    """Get signal `which` before that call; or let the processes started from here get it, or all."""
+
+    def act() -> None:
+        if whom == "all":
+            os.killpg(0, which)
+        children = Path("/proc/self/task", str(os.getpid()), "children").read_text().split()
+        for pid in {"self": [os.getpid()], "children": map(int, children), "all": []}[whom]:
+            os.kill(pid, which)
+
+    before(name, number, act)
 
 
 def sleep_before(name: str, number: int, seconds: float) -> None:

@@ -13,6 +13,7 @@ from steps import QUICK, STEPS, TRAIN, only_run, outcome, result
 from mcls.data.augment import CropFlip
 from mcls.data.datasets import Split
 from mcls.data.loader import Loader, Normalise
+from mcls.distributed import Team
 
 pytestmark = pytest.mark.full
 Run = Callable[..., Any]
@@ -111,6 +112,37 @@ def test_batches_are_the_same_from_any_place_on() -> None:
     loader = Loader(split, 32, CPU, normalise, **serve)
     late = [hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest() for x, y in loader.epoch(1, first=1)]
     assert late == whole[4:]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_order_is_the_same_for_any_number_of_processes(size: int, count: Count) -> None:
+    """What the processes get of each batch is together the batch of one, augmented as it was."""
+    split = Split(torch.randint(256, (90, 3, 8, 8), dtype=torch.uint8), torch.arange(90) % 5)
+    normalise = Normalise((0.5,) * 3, (0.5,) * 3, CPU)
+    loader = Loader(split, 32, CPU, normalise, augment=CropFlip(padding=1, flip=0.5), seed=4)
+    for epoch in range(2):
+        shares = [loader.epoch(epoch, team=Team(rank, size)) for rank in range(size)]
+        for whole, parts in zip(loader.epoch(epoch), zip(*shares, strict=True), strict=True):
+            together = [torch.cat([part[column] for part in parts]) for column in (0, 1)]
+            assert all(torch.equal(*pair) for pair in zip(whole, together, strict=True))
+    count(f"samples and pixels the same for {size} processes")
+
+
+def test_two_processes_resume_as_they_were(mcls: Run, tmp_path: Path, count: Count) -> None:
+    """Stopped at a step and resumed, in two processes that talk through gloo."""
+    whole, keys = tmp_path / "whole", (*TRAIN, "trainer.devices=2", "device=cpu")
+    whole.mkdir()
+    assert mcls(*keys, cwd=whole).status == 0
+    for point in (1, 9, 17):
+        root = tmp_path / str(point)
+        root.mkdir()
+        child = mcls(*keys, cwd=root, setup=[["signal_before", "mcls.optim.Rates.set", point, signal.SIGTERM]])
+        assert child.status == 143, child.stderr
+        folder, other = only_run(root), only_run(whole)
+        assert folder is not None and other is not None
+        assert mcls("resume", str(folder), cwd=root).status == 0
+        assert outcome(folder) == outcome(other)
+    count("3 stop points of two processes")
 
 
 def test_control_a_global_generator_is_not() -> None:

@@ -29,6 +29,7 @@ PHASES = {
     "test": ("mcls.metrics.Tally.measure", 4, True),
 }
 KEYS = (*TRAIN, "trainer.figures=true")
+TWO = ("trainer.devices=2", "device=cpu")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,62 @@ def test_a_signal_in_a_sweep(number: signal.Signals, mcls: Run, tmp_path: Path, 
     statuses = [result(folder)["status"] for folder in sorted((tmp_path / "sweep").glob("?_*"))]
     assert statuses == ["finished"] * 3
     count(f"{number.name} while: sweep")
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(server: Any, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The uninterrupted run of two processes."""
+    root = tmp_path_factory.mktemp("two")
+    child = server.run(*KEYS, *TWO, cwd=root, MCLS_DATA=str(digits))
+    assert child.status == 0, child.stderr
+    folder = only_run(root)
+    assert folder is not None
+    return outcome(folder)
+
+
+@pytest.mark.parametrize("whom", ["self", "children", "all"])
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_to_one_of_two_processes_or_both(
+    number: signal.Signals, whom: str, whole_of_two: Any, mcls: Run, tmp_path: Path, count: Count
+) -> None:
+    child = mcls(*KEYS, *TWO, setup=[["signal_before", "mcls.optim.Rates.set", 11, number, whom]])
+    check_end(child, number)
+    folder = only_run(tmp_path)
+    assert folder is not None and result(folder)["status"] == "stopped"
+    child = mcls("resume", str(folder))
+    assert child.status == 0, child.stderr
+    assert outcome(folder) == whole_of_two
+    count(f"{number.name} to {whom} of two processes")
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_to_torchrun(number: signal.Signals, digits: Path, mcls: Run, tmp_path: Path, count: Count) -> None:
+    """torchrun hands the signal on; what its processes saved goes on without it, to the same weights."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mcls"]
+    keys = [*TRAIN[:-3], "device=cpu", "trainer.epochs=150", *QUICK]
+    environment = {**os.environ, "MCLS_DATA": str(digits), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*torchrun, *keys], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while not any(path.stat().st_size > 5000 for path in tmp_path.rglob("metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        started = time.monotonic()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0 and time.monotonic() - started < 15
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    folder = only_run(tmp_path)
+    assert folder is not None and result(folder)["status"] == "stopped", errors
+    assert mcls("resume", str(folder)).status == 0
+    root = tmp_path / "whole"
+    root.mkdir()
+    assert mcls(*keys, "trainer.devices=2", cwd=root).status == 0
+    whole = only_run(root)
+    assert whole is not None
+    assert outcome(folder) == outcome(whole)
+    count(f"{number.name} to torchrun")
 
 
 def test_signals_from_outside_at_any_time(

@@ -36,9 +36,16 @@ def run(arguments: list[str]) -> int:
         print(f"already finished, {epochs} epochs; for more: mcls resume {options.run} trainer.epochs={2 * epochs}")
         return 0
     from mcls import session
+    from mcls.distributed import launched
     from mcls.signals import StopRequest
 
+    team, devices = launched(), config["trainer"]["devices"]
+    if team and team.size != devices:
+        raise RequestError(f"trainer.devices: the run has {devices} processes, torchrun started {team.size}.")
     with console(), StopRequest() as stop:
+        if team and team.rank:
+            session.assist(team, "env://", config, stop, ready=int)
+            return 0
         result = session.resume(folder, config, stop)
     say_result(folder, result)
     return 0
@@ -74,7 +81,7 @@ def resume_sweep(path: Path, changes: list[str]) -> int:
                 origin = {"command": plan.command, "overrides": overrides, "choices": choices}
                 session.finish(values, origin, folder, stop)
             except Stopped as error:
-                raise Stopped(f"{error}, or the whole sweep with: mcls resume {path}", error.status - 128) from error
+                raise Stopped(f"{error}, or the whole sweep with: mcls resume {path}", error.signal_number) from error
             except Exception as error:
                 record_failure(folder, error, overrides)
     plan.conclude()

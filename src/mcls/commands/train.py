@@ -91,6 +91,7 @@ class Task:
     def __call__(self, config: DictConfig) -> float:
         """Train; returns the validation accuracy (the test's without one), or nan, for whoever optimises it."""
         from mcls import session
+        from mcls.distributed import launched
 
         given: Any = HydraConfig.get()
         sweeping = given.mode == RunMode.MULTIRUN
@@ -103,6 +104,13 @@ class Task:
                 raise RequestError(f"hydra.run.dir: {folder.path} already holds a run. Name a new folder.")
             if number := self.stop():
                 raise Stopped("stopped before it began", number)
+            if team := launched():
+                values["trainer"]["devices"] = team.size
+                if sweeping:
+                    raise RequestError("-m: not under torchrun. Say trainer.devices=N instead.")
+            if team and team.rank:
+                session.assist(team, "env://", values, self.stop, ready=int)
+                return math.nan
             if sweeping:
                 log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
                 done = session.finish(values, origin, folder, self.stop)
@@ -134,7 +142,8 @@ def single(arguments: list[str], task: Task) -> int:
         launch(arguments, task)
     if task.failures:
         raise task.failures[0]
-    say_result(*task.done[0])
+    for folder, result in task.done:
+        say_result(folder, result)
     return 0
 
 
@@ -151,7 +160,7 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
     if not task.failures and task.stop():
         task.failures.append(Stopped("stopped between two jobs", task.stop()))
     if stopped := [failure for failure in task.failures if isinstance(failure, Stopped)]:
-        raise Stopped(f"{stopped[0]}, or the whole sweep with: mcls resume {relative(path)}", stopped[0].status - 128)
+        raise Stopped(f"{stopped[0]}, or the whole sweep with: mcls resume {relative(path)}", stopped[0].signal_number)
     plan.conclude()
     return 0
 

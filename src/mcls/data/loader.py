@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from mcls.data.augment import Augmentation
 from mcls.data.datasets import Split, Stored
+from mcls.distributed import ALONE, Team
 from mcls.errors import MclsError
 
 ORDER, AUGMENT = 0, 1  # what a generator is for
@@ -131,35 +132,62 @@ class Loader:
         draws = torch.rand(self.samples, self.augment.draws, generator=generator(self.seed, epoch, AUGMENT))
         return draws.to(self.device)
 
-    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs float (N, ...) and targets int64 (N,) of every batch of `epoch` from number `first` on."""
+    def size(self, batch: int) -> int:
+        """Samples in batch number `batch` of an epoch."""
+        return min(self.batch_size, self.samples - batch * self.batch_size)
+
+    def epoch(self, epoch: int = 0, first: int = 0, team: Team = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs float (N, ...) and targets int64 (N,) of every batch of `epoch` from number `first` on.
+
+        A process of a team gets its share of each; none of a batch of fewer samples than processes.
+        """
+        if self.seed is None:
+            yield from self.in_order(first, team)
+            return
+
+        def cut(numbers: Tensor) -> list[Tensor]:
+            shares = map(team.share, numbers.split(self.batch_size)[first:])
+            return [share for share in shares if len(share)]
+
         order = self.order(epoch)
         uniforms = self.uniforms(epoch)
-        batches = list(order.split(self.batch_size))[first:]
-        on_device = order.to(self.device).split(self.batch_size)[first:]
-        places = torch.arange(self.samples, device=self.device) if self.balanced else order.to(self.device)
-        rows = places.split(self.batch_size)[first:]
+        batches, on_device = cut(order), cut(order.to(self.device))
+        rows = cut(torch.arange(self.samples, device=self.device)) if self.balanced else on_device
         for stored, indices, row in zip(self.stored(batches, on_device), on_device, rows, strict=True):
             if self.augment is not None and uniforms is not None:
                 stored = self.augment(stored, uniforms[row])
-            inputs = self.normalise(stored)
-            if inputs.ndim == 4:
-                inputs = inputs.contiguous(memory_format=self.memory_format)
-            yield inputs, self.targets[indices]
+            yield self.prepare(stored), self.targets[indices]
+
+    def in_order(self, first: int, team: Team) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a split whose samples are served in their own order: slices, not copies."""
+        starts = range(first * self.batch_size, self.samples, self.batch_size)
+        cuts = [team.cut(start, min(start + self.batch_size, self.samples)) for start in starts]
+        cuts = [(start, end) for start, end in cuts if start < end]
+        if self.resident:
+            batches: Iterator[Tensor] = (self.inputs[start:end] for start, end in cuts)
+        else:
+            batches = self.read([torch.arange(start, end) for start, end in cuts])
+        for stored, (start, end) in zip(batches, cuts, strict=True):
+            yield self.prepare(stored), self.targets[start:end]
+
+    def prepare(self, stored: Tensor) -> Tensor:
+        """A batch as a model is given it."""
+        inputs = self.normalise(stored)
+        return inputs.contiguous(memory_format=self.memory_format) if inputs.ndim == 4 else inputs
 
     def release(self) -> None:
         """Give back the memory of the samples, the split's own too where the loader shares it. Serves nothing after."""
         if isinstance(self.inputs, Tensor):
             self.inputs.set_()  # type: ignore[call-overload]
 
-    def stored(self, batches: list[Tensor], on_device: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    def stored(self, batches: list[Tensor], on_device: list[Tensor]) -> Iterator[Tensor]:
         """The inputs of each batch as they are stored, on the device."""
         if self.resident and isinstance(self.inputs, Tensor):
-            if self.seed is None:  # in their own order: slices, not copies
-                yield from self.inputs.split(self.batch_size)[len(self) - len(batches) :]
-                return
-            yield from (self.inputs.index_select(0, indices) for indices in on_device)
-            return
+            return (self.inputs.index_select(0, indices) for indices in on_device)
+        return self.read(batches)
+
+    def read(self, batches: list[Tensor]) -> Iterator[Tensor]:
+        """The same, of a split that is not on the device."""
         pin = self.device.type == "cuda"
         rows: Any = DataLoader(
             Rows(self.inputs),  # type: ignore[arg-type]

@@ -1,0 +1,61 @@
+"""What a run goes on from: its record and its newest good checkpoint, checked, for the folder may be a stranger's."""
+
+import logging
+from typing import Any
+
+from mcls import checkpoint
+from mcls.assembly import PARTS
+from mcls.errors import FolderError
+from mcls.opened import fitting
+from mcls.runs import RunFolder, read_json
+from mcls.trainer import Progress
+
+log = logging.getLogger("mcls")
+
+
+def read_about(folder: RunFolder) -> dict[str, Any]:
+    """What run.json says. Raises FolderError unless everything is there that a resumed run needs."""
+    about = read_json(folder.about)
+    kinds = {"command": str, "seed": int, "device_name": str, "choices": dict, "environment": dict}
+    kinds["hyperparameters"] = dict
+    wrong = [key for key, kind in kinds.items() if not isinstance(about.get(key), kind)]
+    if wrong or any(not isinstance(about["choices"].get(part), str) for part in PARTS):
+        raise FolderError(f"{folder.about}: damaged, it does not say {', '.join(wrong) or 'what was chosen'}.")
+    threads = about["environment"].get("threads")
+    if not isinstance(threads, int) or not 0 < threads <= 1024:
+        raise FolderError(f"{folder.about}: damaged, {threads!r} threads.")
+    return about
+
+
+def resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """`config` with a model whose weights come from `state`. Raises FolderError unless `state` fits it."""
+    try:
+        shape, classes = tuple(map(int, state["data"]["input_shape"])), state["data"]["classes"]
+        for weights in (state["model"], state["best"] or state["model"]):
+            node = fitting(config, shape, len(classes), weights, folder.last)
+        progress = Progress(**state["progress"])
+        whole = (progress.epoch, progress.step, progress.batch, progress.correct, progress.seen, progress.waited)
+        good = all(isinstance(number, int) and 0 <= number < 1 << 48 for number in whole)
+        if not good or not {"optimizer", "scaler", "rng"} <= state.keys():
+            raise ValueError("its progress makes no sense")
+        return {**config, "model": node}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FolderError(f"{folder.last}: refused, it is no checkpoint of mcls ({error}).") from error
+
+
+def newest(folder: RunFolder) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, None when none was written. Raises FolderError when all are damaged."""
+    there = [path for path in (folder.last, folder.previous) if path.exists()]
+    for path in there:
+        try:
+            state = checkpoint.load(path)
+        except FolderError as error:
+            if path == there[-1]:
+                raise
+            damaged = error
+            continue
+        if path != there[0]:
+            log.warning(f"{damaged} Going on from {path}.")
+            there[0].replace(there[0].with_suffix(".damaged"))  # or the next checkpoint would push the good one out
+        return state
+    return None
