@@ -35,7 +35,7 @@ ROWS = [
     ],
     ["mcls.distributed"],
     ["mcls.signals"],
-    ["mcls.errors"],
+    ["mcls.errors", "mcls.torchrun"],
     ["mcls"],
 ]
 # what may import its neighbour

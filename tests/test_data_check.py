@@ -20,13 +20,13 @@ def test_a_healthy_tree(tmp_path: Path, mcls: Main, capsys: Capture) -> None:
     assert mcls("data", "check", "dataset=image_folder", "dataset.root=own", "--output", "look/here") == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0] == "samples     42 train, 6 val, 12 test; 3 x 8 x 8, uint8"
+    assert lines[0] == "samples     43 train, 5 val, 12 test; 3 x 8 x 8, uint8"
     assert lines[1].startswith("statistics  mean 0.")
     assert lines[3:7] == [
         "class  train  val  test",
         "cat    14     2    4",
         "dog    14     2    4",
-        "emu    14     2    4",
+        "emu    15     1    4",
     ]
     assert lines[8:] == [
         "labels      0 to 2, all within 3 classes",
@@ -68,7 +68,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_looked_at(tmp_path: Path, 
     out, err = capsys.readouterr()
     listed = ["unreadable  own/cat/3.png: empty.", "unreadable  own/dog/5.png: cannot be read (not a picture)."]
     assert out.splitlines()[:2] == listed
-    assert "samples     148 train, 18 val, 42 test" in out
+    assert "samples     149 train, 17 val, 42 test" in out
     assert err.splitlines()[-1] == "mcls: data check: images can't be read (2)."
     for number in range(20, 50):
         (tmp_path / "own" / "emu" / f"{number}.png").write_bytes(b"")
@@ -92,7 +92,7 @@ def test_a_table(tmp_path: Path, mcls: Main, capsys: Capture) -> None:
     line = ("data", "check", "dataset=csv", "dataset.path=own.csv", "dataset.target=kind", "dataset.drop_columns=[id]")
     assert mcls(*line, "--output", "look") == 0
     out, err = capsys.readouterr()
-    assert "samples     44 train, 4 val, 12 test; 5, float32" in out
+    assert "samples     43 train, 5 val, 12 test; 5, float32" in out
     assert "\ncolumn  kind    in train\nsize    number  mean " in out
     assert "\ncolour  text    3 categories: blue, green, red\n" in out
     assert err == "columns 2 of numbers, standardised, 1 of text as 3 categories\n"
@@ -105,7 +105,7 @@ def test_a_table(tmp_path: Path, mcls: Main, capsys: Capture) -> None:
 
 def test_data_sets_of_mcls_itself(mcls: Main, capsys: Capture) -> None:
     assert mcls("data", "check") == 0
-    assert "samples     721 train, 79 val, 200 test; 2, float32" in capsys.readouterr().out
+    assert "samples     720 train, 80 val, 200 test; 2, float32" in capsys.readouterr().out
     assert mcls("data", "check", "dataset=mnist", "dataset.val_fraction=0") == 0
     assert "samples     300 train, 100 test; 1 x 28 x 28, uint8" in capsys.readouterr().out
 

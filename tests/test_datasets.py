@@ -1,6 +1,10 @@
 """Data sets against what was written, scikit-learn's own calls, and files that are wrong."""
 
+import gzip
+import hashlib
 import re
+import socket
+import tarfile
 import time
 
 import pytest
@@ -10,6 +14,7 @@ from sklearn.datasets import make_blobs
 from sklearn.model_selection import train_test_split
 
 import makers
+import real
 from makers import MNIST_FILES, write_idx, write_mnist
 from mcls.data import datasets
 from mcls.data.datasets import Split, check_labels, cut, stratified
@@ -239,6 +244,46 @@ def test_missing_files_are_named_with_their_folder_and_source(tmp_path, name, fo
     assert all(re.search(rf"\b{file}\b", message) for file in files)
     assert "\n" not in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_blobs_have_a_largest_size():
+    with pytest.raises(
+        RequestError, match=r"^dataset\.n_samples: these points are 2,000,000,000 numbers, more than 100"
+    ):
+        datasets.blobs(**{**BLOBS, "n_samples": 10**9}, **TEST, val_fraction=0.0, val_seed=0)
+
+
+def test_val_is_exactly_its_fraction():
+    """Ten classes whose own tenths round down: the rest is made up, each class within one of its tenth."""
+    targets = torch.arange(10).repeat_interleave(torch.tensor([54, 55, 53, 54, 52, 51, 54, 54, 59, 54]))
+    first, second = stratified(targets, 0.1, 0)
+    assert (len(first), len(second)) == (486, 54)
+    assert (targets[second].bincount() - 0.1 * targets.bincount()).abs().max() < 1
+
+
+def test_archives_that_are_there_need_no_network(tmp_path, monkeypatch):
+    """What somebody brought by hand, as it is published: gz files of MNIST, the tar of CIFAR-10."""
+    from torchvision.datasets import CIFAR10, MNIST
+
+    monkeypatch.setattr(socket.socket, "connect", lambda *arguments: pytest.fail("a connection"))
+    raw, made = tmp_path / "MNIST" / "raw", tmp_path / "made"
+    write_mnist(made)
+    raw.mkdir(parents=True)
+    sums = {}
+    for path in (made / "MNIST" / "raw").iterdir():
+        packed = gzip.compress(path.read_bytes())
+        (raw / f"{path.name}.gz").write_bytes(packed)
+        sums[f"{path.name}.gz"] = hashlib.md5(packed).hexdigest()
+    monkeypatch.setattr(MNIST, "resources", [(name, sums[name]) for name, _ in MNIST.resources])
+    assert len(read("mnist", tmp_path, download=True).train) == len(read("mnist", made).train)
+    makers.write_cifar10(made)
+    real.accept_cifar10(made, monkeypatch.setattr)
+    with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as archive:
+        archive.add(made / CIFAR10.base_folder, CIFAR10.base_folder)
+    tgz = hashlib.md5((tmp_path / CIFAR10.filename).read_bytes()).hexdigest()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", tgz)
+    assert len(read("cifar10", tmp_path, download=True).train) == 300
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["MNIST", CIFAR10.base_folder, "made"]
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])

@@ -70,13 +70,14 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("loss.class_weights=[1,2,3,4]", "loss.label_smoothing=0.1", "optimizer=adam")])
+def test_two_processes_train_as_one(more: tuple[str, ...], tmp_path: Path) -> None:
     folders = []
     for devices in (1, 2):
         root = tmp_path / str(devices)
         root.mkdir()
-        keys = ("trainer.epochs=3", "trainer.batch_size=31", "trainer.patience=3", "trainer.test_every_epoch=true")
-        done = run(root, "train", *TWO, *keys, f"trainer.devices={devices}")
+        keys = ("optimizer.lr=0.01", "trainer.epochs=3", "trainer.batch_size=31", "trainer.test_every_epoch=true")
+        done = run(root, "train", *TWO, *keys, *more, f"trainer.devices={devices}")
         assert done.returncode == 0, done.stderr
         assert len(done.stderr.splitlines()) == 4 + 3  # the others say nothing
         folders.append(only(root))
@@ -104,7 +105,13 @@ def test_torchrun_makes_one_folder_and_the_same_weights(tmp_path: Path) -> None:
         digests.append(result(only(root))["weights_sha256"])
     assert digests[0] == digests[1]
     done = run(tmp_path / "torchrun", "train", "-m", "seed=1,2", *TWO, command=TORCHRUN)
-    assert done.returncode != 0 and "-m: not under torchrun. Say trainer.devices=N instead." in done.stderr
+    assert done.returncode != 0 and "mcls: -m: not under torchrun. Say trainer.devices=N instead." in done.stderr
+    assert not (tmp_path / "torchrun" / "outputs" / "sweeps").exists()
+    again = run(tmp_path / "torchrun", "resume", str(only(tmp_path / "torchrun")), "trainer.epochs=4", command=TORCHRUN)
+    assert again.returncode == 0, again.stderr
+    run(tmp_path / "own", "resume", str(only(tmp_path / "own")), "trainer.epochs=4")
+    folders = [only(tmp_path / name) for name in ("own", "torchrun")]
+    assert result(folders[0])["weights_sha256"] == result(folders[1])["weights_sha256"] != digests[0]
 
 
 def children(pid: int) -> list[int]:
@@ -158,9 +165,9 @@ def test_a_signal_to_any_process_stops_all(whom: str, number: int, status: int, 
 
 @pytest.mark.slow
 def test_resumed_equals_whole(tmp_path: Path) -> None:
-    """Stopped in the middle of an epoch, in two processes with dropout, and gone on: bit for bit."""
+    """Three processes with dropout that finish and then go on for longer: bit for bit."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    keys = ("model.dropout=0.1", "trainer.batch_size=31")
+    keys = ("model.dropout=0.1", "trainer.batch_size=31", "trainer.devices=3")
     for root, epochs in ((whole, 4), (halves, 2)):
         root.mkdir()
         done = run(root, "train", *TWO, *keys, f"trainer.epochs={epochs}")
@@ -169,7 +176,7 @@ def test_resumed_equals_whole(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert result(only(halves))["weights_sha256"] == result(only(whole))["weights_sha256"]
     done = run(halves, "resume", str(only(halves)), "trainer.devices=1", "trainer.epochs=8")
-    assert done.returncode == 2 and "trainer.devices: 2 -> 1 would change what was trained" in done.stderr
+    assert done.returncode == 2 and "trainer.devices: 3 -> 1 would change what was trained" in done.stderr
 
 
 @LINUX_ONLY
@@ -180,8 +187,27 @@ def test_a_killed_process_ends_the_run_by_name(tmp_path: Path) -> None:
         os.kill(other, signal.SIGKILL)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1 and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("mcls: trainer.devices: process 1: ended with status -9.")
+    assert err.splitlines()[-1].startswith("mcls: trainer.devices: process 1: it ended with status -9.")
     assert checkpoint.load(only(tmp_path) / "last.pt")["progress"]["step"] > 0
+
+
+@pytest.mark.slow
+def test_what_is_in_the_way_of_another_process_is_told(tmp_path: Path) -> None:
+    """A process that can't begin ends the run with its own error and exit status."""
+    (tmp_path / "other.py").write_text(
+        "import sys\nfrom mcls.errors import DataError\nfrom mcls.models.mlp import MLP\n"
+        "class Net(MLP):\n    def __init__(self, input_shape, num_classes):\n"
+        "        super().__init__(input_shape, num_classes, [8], 0.0)\n"
+        "        if 'serve' in ''.join(sys.orig_argv):\n            raise DataError('a.png: empty.')\n"
+    )
+    (tmp_path / "configs" / "model").mkdir(parents=True)
+    (tmp_path / "configs" / "model" / "other.yaml").write_text("_target_: other.Net\n")
+    keys = ("--config-dir", "configs", "model=other", "trust=[other]", "trainer.epochs=1")
+    started = time.monotonic()
+    done = run(tmp_path, "train", *TWO, *keys)
+    assert done.returncode == 3 and time.monotonic() - started < 20
+    assert done.stderr.splitlines()[-1] == "mcls: trainer.devices: process 1: a.png: empty."
+    assert result(only(tmp_path))["status"] == "failed"
 
 
 @LINUX_ONLY
@@ -204,8 +230,8 @@ def test_no_process_outlives_a_killed_leader(tmp_path: Path) -> None:
         (["trainer.devices=4", "trainer.batch_size=3"], "trainer.batch_size: 3 is too few for trainer.devices=4."),
         (
             ["trainer.devices=4", "trainer.batch_size=359"],
-            "trainer.batch_size: 359 leaves 3 of the 721 training samples for the last batch, too few for "
-            "trainer.devices=4. Try 361.",
+            "trainer.batch_size: 359 leaves 2 of the 720 training samples for the last batch, too few for "
+            "trainer.devices=4. Try 360.",
         ),
         (
             ["trainer.devices=2", "device=cuda:0"],

@@ -136,7 +136,7 @@ def test_running_loss_returns_every_step_and_counts_the_right_ones():
     running, expected, right = RunningLoss(), [], 0
     for some, theirs in zip(logits.split(16), targets.split(16), strict=True):
         loss = functional.cross_entropy(some.requires_grad_(), theirs)
-        running.add(loss, some, theirs)
+        running.add(loss, some, theirs, len(theirs))
         expected.append(loss.item())
         right += int((some.argmax(1) == theirs).sum())
     assert running.flush() == (expected, [16, 16, 16, 2], right)

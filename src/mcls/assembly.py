@@ -1,7 +1,6 @@
 """From a checked configuration to the parts of a training, built, on their device, and known to go together."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, Normalise, forward_batch
-from mcls.distributed import Team
+from mcls.distributed import ALONE, Team
 from mcls.errors import MachineError, RequestError
 from mcls.machine import memory_bytes, resolve_device, resolve_precision, set_matrix_products
 from mcls.optim import Rates, spare_compiler
 from mcls.trainer import Settings
 
+THREADS = torch.get_num_threads()  # before any job of a sweep has changed it
 PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
 NOT_COMPARED = {"_target_", "download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
 
@@ -59,7 +59,7 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
     team = Team(rank, config["trainer"]["devices"])
     device, precision = prepare_machine(config, team)
     settings, trust, seed = config["trainer"], config["trust"], config["seed"]
-    dataset = open_dataset(config, device)
+    dataset = open_dataset(config, device, team)
     shape, num_classes = dataset.input_shape, len(dataset.classes)
     torch.manual_seed(seed)
     model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)
@@ -78,7 +78,7 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
     serve = {
         "device": device,
         "normalise": Normalise(dataset.mean, dataset.std, device),
-        "resident": is_resident(settings["resident"], dataset, device),
+        "resident": is_resident(settings["resident"], dataset, device, team),
         "workers": settings["workers"],
         "channels_last": channels_last,
     }
@@ -111,10 +111,7 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
 
 def prepare_machine(config: dict[str, Any], team: Team) -> tuple[torch.device, str]:
     """Set torch's threads and arithmetic as `config` wants them. Returns the device and the precision of the run."""
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
-    elif team.size > 1:  # threads of several processes on one core wait for each other
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // team.size))
+    torch.set_num_threads(config["threads"] or max(1, THREADS // team.size))
     if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:  # setting it costs 2 s of imports
         torch.use_deterministic_algorithms(config["deterministic"])
     device = resolve_device(config["device"], team)
@@ -148,7 +145,7 @@ def check_batches(samples: int, size: int, model: nn.Module, processes: int) -> 
         )
     normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     least = (2 if normalised else 1) * processes
-    if size < least:
+    if processes > 1 and size < least:
         norm = ", and batch norm can't train on one sample" if normalised else ""
         raise RequestError(f"trainer.batch_size: {size} is too few for trainer.devices={processes}{norm}.")
     if 0 < samples % size < least:
@@ -172,31 +169,31 @@ def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.devi
     return convolutional and (device.type == "cuda" or precision == "bf16")
 
 
-def open_dataset(config: dict[str, Any], device: torch.device) -> Dataset:
+def open_dataset(config: dict[str, Any], device: torch.device, team: Team = ALONE) -> Dataset:
     """Build the data set of `config`; files of images too big for `device` or for this machine stay files."""
     choice = config["trainer"]["resident"]
 
     def keeps(size: int) -> bool:
-        return fits(choice, size, device) and fits(choice, size, torch.device("cpu"))
+        return fits(choice, size, device, team) and fits(choice, size, torch.device("cpu"), team)
 
     dataset: Dataset = build("dataset", config["dataset"], config["trust"], fits=keeps)
     return dataset
 
 
-def is_resident(choice: str | bool, dataset: Dataset, device: torch.device) -> bool:
+def is_resident(choice: str | bool, dataset: Dataset, device: torch.device, team: Team) -> bool:
     """Whether train and val are kept on the device; see `fits`. What is read from files as it is wanted never is."""
     splits = [split.inputs for split in (dataset.train, dataset.val) if split is not None]
     tensors = [inputs for inputs in splits if isinstance(inputs, Tensor)]
     size = sum(inputs.numel() * inputs.element_size() for inputs in tensors)
-    return len(tensors) == len(splits) and fits(choice, size, device)
+    return len(tensors) == len(splits) and fits(choice, size, device, team)
 
 
-def fits(choice: str | bool, needed: int, device: torch.device) -> bool:
-    """`auto` is yes when `needed` bytes are at most a quarter of the device's memory.
+def fits(choice: str | bool, needed: int, device: torch.device, team: Team) -> bool:
+    """`auto` is yes when `needed` bytes are at most a quarter of the device's memory, which a team shares on the CPU.
 
     Raises MachineError when they are to be resident and are more than all of it.
     """
-    there = memory_bytes(device)
+    there = memory_bytes(device) // (team.size if device.type == "cpu" else 1)
     if choice is True and needed > there:
         raise MachineError(
             f"trainer.resident: the data take {needed / 1e9:.1f} GB and {device} has {there / 1e9:.1f} GB. Say auto."

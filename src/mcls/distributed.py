@@ -14,24 +14,29 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
-from mcls.errors import MclsError, RunError, Stopped
+from mcls.errors import DataError, FolderError, MachineError, MclsError, RequestError, RunError, Stopped
 from mcls.signals import ASKING, StopRequest
+from mcls.torchrun import rank_and_size
 
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 PATIENCE = 5  # seconds that a process is given to end by itself
 READY = "ready"
 
 
+Helper = subprocess.Popen[str]
+
+
 @dataclass(frozen=True)
 class Team:
-    """The processes of a run, seen from one of them. Every method but `cut`, `share` and `weigh` waits for all of them.
+    """The processes of a run, seen from one of them. Every method but `cut` and `share` waits for all of them.
 
     Args:
         rank: number of this process; 0 leads.
@@ -42,7 +47,7 @@ class Team:
     size: int = 1
 
     def cut(self, start: int, end: int) -> tuple[int, int]:
-        """This process's part of a row from `start` to `end`: the row is cut into `size` parts, equal but for one."""
+        """This process's part of a row from `start` to `end`; the sizes of the parts differ by one at most."""
         count = end - start
         return start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size
 
@@ -50,13 +55,28 @@ class Team:
         """This process's part of a batch."""
         return batch if self.size == 1 else batch[slice(*self.cut(0, len(batch)))]
 
-    def weigh(self, loss: Tensor, mine: int, whole: int) -> Tensor:
-        """The mean loss over `mine` samples, so weighed that the processes' mean is that over the `whole` batch."""
-        return loss if self.size == 1 else loss * (mine * self.size / whole)
+    def weigh(self, loss: Tensor, targets: Tensor, whole: int, weights: Tensor | None) -> Tensor:
+        """This process's part of the mean loss over a batch of `whole` samples; the parts add up to it.
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """`model`, with gradients that are the mean over all processes, and the leader's weights."""
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+        Args:
+            loss: mean over this process's `targets`.
+            weights: of each class, if the mean is weighed; float (C,).
+        """
+        if self.size == 1:
+            return loss
+        if weights is None:
+            return loss * (len(targets) / whole)
+        mine = weights[targets].sum()
+        return loss * (mine / self.sum(mine.clone()))
+
+    def add_gradients(self, weights: Iterable[Tensor]) -> None:
+        """Add the gradients of all processes up: in one buffer, so in the same order at every step."""
+        if self.size == 1:
+            return
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        sums = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, sums.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def sum(self, values: Tensor) -> Tensor:
         """`values`, added up in place."""
@@ -75,7 +95,7 @@ class Team:
     def follow(self, tensors: Iterable[Tensor]) -> None:
         """Take the leader's `tensors`."""
         for tensor in tensors if self.size > 1 else ():
-            distributed.broadcast(tensor, 0)
+            distributed.broadcast(tensor.detach(), 0)
 
     def told(self, value: Any) -> Any:
         """What the leader gives."""
@@ -107,12 +127,6 @@ class Team:
 ALONE = Team()
 
 
-def launched() -> Team | None:
-    """The team that `torchrun` made this process a part of, if it did."""
-    rank, size = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE"))
-    return Team(rank, size) if size > 1 else None
-
-
 @contextlib.contextmanager
 def leading(team: Team, device: torch.device, entry: str, given: dict[str, Any], stop: StopRequest) -> Iterator[None]:
     """As the first process: start the others, unless torchrun has, and join them. At the end they are gone.
@@ -122,34 +136,32 @@ def leading(team: Team, device: torch.device, entry: str, given: dict[str, Any],
             when it can join the team at `place`.
         given: goes there as JSON.
 
-    Raises RunError when one of them fails or is killed.
+    Raises RunError when one of them ends before its time, or the error that it ended with.
     """
     if team.size == 1:
         yield
         return
-    if launched() is not None:
+    if rank_and_size()[1] > 1:
         with team.joined("env://", device):
             yield
         return
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ends:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")  # this machine's alone
+    helpers: list[Helper] = []
+    with tempfile.TemporaryDirectory(prefix="mcls-") as folder, contextlib.ExitStack() as ends:
+        ends.callback(end, helpers)
         place = f"file://{folder}/meeting"
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"  # this machine's alone
-        helpers = []
-        for rank in range(1, team.size):
-            task = {"rank": rank, "size": team.size, "place": place, "entry": entry, "given": given}
-            helpers.append(start({**task, "parent": os.getpid()}))
-            ends.callback(end, helpers[-1])
+        task = {"size": team.size, "place": place, "entry": entry, "given": given, "parent": os.getpid()}
+        helpers.extend(start({**task, "rank": rank}) for rank in range(1, team.size))
         await_all(helpers, stop)
         try:
             with team.joined(place, device):
                 yield
         except RuntimeError as error:  # what torch raises when a process that it waits for is gone
-            if reason := blame(helpers):
-                raise RunError(reason) from error
+            blame(helpers, error)
             raise
 
 
-def start(task: dict[str, Any]) -> subprocess.Popen[str]:
+def start(task: dict[str, Any]) -> Helper:
     """Start a process that does `task`; on its stdout it says that it is ready, or what is in its way."""
     code = f"import sys; sys.path[:] = {sys.path!r}; from mcls.distributed import serve; serve()"
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # inherited: signals wait until its handlers stand
@@ -160,39 +172,58 @@ def start(task: dict[str, Any]) -> subprocess.Popen[str]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end(helper: subprocess.Popen[str]) -> None:
-    """Wait until a process has ended, and no longer than PATIENCE: nothing is its own."""
-    try:
-        helper.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        helper.kill()
-        helper.wait()
-    output(helper).close()
-
-
-def output(helper: subprocess.Popen[str]) -> IO[str]:
+def output(helper: Helper) -> IO[str]:
     """Where a process says how it goes."""
     return cast(IO[str], helper.stdout)
 
 
-def await_all(helpers: list[subprocess.Popen[str]], stop: StopRequest) -> None:
-    """Wait until every process is ready. Raises RunError when one is not, Stopped when a signal comes first."""
-    for rank, helper in enumerate(helpers, start=1):
-        while not select.select([output(helper)], [], [], 0.05)[0]:
-            if number := stop():
-                raise Stopped("stopped", number)
-        if (line := output(helper).readline().strip()) != READY:
-            raise RunError(f"trainer.devices: process {rank} can't begin: {line or 'it ended'}")
+def end(helpers: list[Helper]) -> None:
+    """Wait until the processes have ended, and no longer than PATIENCE: nothing is their own."""
+    deadline = time.monotonic() + PATIENCE
+    for helper in helpers:
+        try:
+            helper.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            helper.kill()
+            helper.wait()
+        output(helper).close()
 
 
-def blame(helpers: list[subprocess.Popen[str]]) -> str:
-    """Which processes have failed and why, or nothing when all are well."""
-    found = []
+def await_all(helpers: list[Helper], stop: StopRequest) -> None:
+    """Wait until every process is ready. Raises what is in the way of one, or Stopped when a signal comes first."""
+    try:
+        for rank, helper in enumerate(helpers, start=1):
+            while not select.select([output(helper)], [], [], 0.05)[0]:
+                if number := stop():
+                    raise Stopped("stopped", number)
+            if (line := output(helper).readline().strip()) != READY:
+                raise Stopped("stopped", stop()) if stop() else failure(rank, line)
+    except MclsError:
+        for helper in helpers:  # nothing is trained yet
+            helper.kill()
+        raise
+
+
+def blame(helpers: list[Helper], error: RuntimeError) -> None:
+    """Raise what a process ended with, if one has: it is why the others can't go on."""
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline and not any(helper.poll() for helper in helpers):
+        time.sleep(0.01)
     for rank, helper in enumerate(helpers, start=1):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if status := helper.wait(PATIENCE):
-                found.append(f"process {rank}: {output(helper).readline().strip() or f'ended with status {status}'}")
-    return f"trainer.devices: {'; '.join(found)}. What is saved is good: mcls resume." if found else ""
+        if status := helper.poll():
+            line = output(helper).readline().strip()
+            raise failure(
+                rank, line or f"1 it ended with status {status}. What is saved is good: mcls resume."
+            ) from error
+
+
+def failure(rank: int, line: str) -> MclsError:
+    """The error that a process told of as `status message`."""
+    status, _, message = line.partition(" ")
+    if status in {str(128 + number) for number in ASKING}:
+        return Stopped("stopped", int(status) - 128)
+    kinds = {str(kind.status): kind for kind in (RunError, RequestError, DataError, MachineError, FolderError)}
+    return kinds.get(status, RunError)(f"trainer.devices: process {rank}: {message or 'it ended'}")
 
 
 def serve() -> None:
@@ -210,8 +241,9 @@ def serve() -> None:
         try:
             work = getattr(importlib.import_module(module), name)
             work(Team(task["rank"], task["size"]), task["place"], task["given"], stop, lambda: line.write(f"{READY}\n"))
-        except (Stopped, RunError):
-            pass  # all processes raise these together
-        except BaseException as error:
-            line.write(f"{error if isinstance(error, MclsError) else repr(error)}".splitlines()[0] + "\n")
+        except MclsError as error:
+            line.write(f"{error.status} {error}\n")
+            sys.exit(0 if isinstance(error, Stopped | RunError) else 1)  # those all processes raise together
+        except Exception as error:
+            line.write(f"1 {error!r}".splitlines()[0] + "\n")
             sys.exit(1)

@@ -38,7 +38,7 @@ class FolderError(MclsError):
 
 
 class Stopped(MclsError):
-    """Stopped by a signal after everything was saved; the exit status is 128 + the signal's number."""
+    """Stopped by a signal, and what was trained is saved; the exit status is 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -12,6 +12,7 @@ import torch
 from mcls import __version__
 from mcls.distributed import ALONE, Team
 from mcls.errors import MachineError, RequestError
+from mcls.torchrun import rank_and_size
 
 PACKAGES = (
     "torch",
@@ -36,7 +37,12 @@ def resolve_device(name: str, team: Team = ALONE) -> torch.device:
             raise RequestError(
                 f"device: {name} is one GPU, trainer.devices={team.size} wants as many. Say device=cuda."
             )
-        return resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', team.rank)}")
+        launched, gpus = rank_and_size()[1] > 1, torch.cuda.device_count()
+        if not launched and gpus < team.size:
+            raise MachineError(
+                f"trainer.devices: {team.size} GPUs asked for, this machine has {gpus}. Say device=cpu, or fewer."
+            )
+        return resolve_device(f"cuda:{os.environ['LOCAL_RANK'] if launched else team.rank}")
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if name == "cpu":

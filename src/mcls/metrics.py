@@ -22,9 +22,14 @@ class RunningLoss:
         self.losses: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.targets: list[Tensor] = []
+        self.sizes: list[int] = []
 
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Remember one step: its mean loss, logits (N x C) and targets (N). Does not wait for the device."""
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, size: int) -> None:
+        """Remember one step: its mean loss, logits (N x C) and targets (N), and how many samples its batch has.
+
+        A process of a team gives its part of the loss and of the samples. Does not wait for the device.
+        """
+        self.sizes.append(size)
         self.losses.append(loss.detach())
         self.logits.append(logits.detach())
         self.targets.append(targets)
@@ -33,14 +38,13 @@ class RunningLoss:
         """Loss and size of each step since the last flush, and how many samples were right in all of them."""
         if not self.losses:
             return [], [], 0
-        steps, losses = len(self.losses), torch.stack(self.losses).double()
-        sizes = torch.tensor([len(targets) for targets in self.targets], device=losses.device)
         hits = (torch.cat(self.logits).argmax(1) == torch.cat(self.targets)).sum()
-        found = team.sum(torch.cat([losses * sizes, sizes, hits[None]])).tolist()
-        for kept in (self.losses, self.logits, self.targets):
+        found = torch.cat([torch.stack(self.losses).double(), hits.double()[None]])
+        *losses, correct = team.sum(found).tolist()
+        sizes = [*self.sizes]
+        for kept in (self.losses, self.logits, self.targets, self.sizes):
             kept.clear()
-        sums, counts, correct = found[:steps], [round(count) for count in found[steps:-1]], round(found[-1])
-        return [total / count for total, count in zip(sums, counts, strict=True)], counts, correct
+        return losses, sizes, round(correct)
 
 
 class Tally:

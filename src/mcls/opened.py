@@ -15,7 +15,7 @@ from mcls.config.stored import stored_config, untrained
 from mcls.data.loader import Normalise
 from mcls.errors import FolderError
 from mcls.machine import resolve_device
-from mcls.runs import RunFolder
+from mcls.runs import RunFolder, find_run
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
 
     Raises FolderError when the folder is no run, has no such checkpoint yet, or is damaged or refused.
     """
-    if not folder.about.is_file():
-        raise FolderError(f"{folder.path}: no run folder, it has no run.json.")
+    find_run(folder.path)
     config = stored_config(folder, changes)
     path = folder.best if which == "best" else folder.last
     if not path.is_file():

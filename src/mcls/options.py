@@ -2,10 +2,6 @@
 
 import argparse
 import re
-from pathlib import Path
-
-from mcls.errors import FolderError
-from mcls.runs import RunFolder
 
 
 def device(text: str) -> str:
@@ -34,11 +30,3 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=device, default="auto", help="auto (default), cpu, cuda or cuda:N; auto takes a GPU if any"
     )
-
-
-def find_run(path: Path) -> RunFolder:
-    """The run in `path`. Raises FolderError when there is none."""
-    folder = RunFolder(path)
-    if not folder.about.is_file():
-        raise FolderError(f"{path}: no run folder, it has no run.json.")
-    return folder

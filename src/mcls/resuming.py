@@ -31,7 +31,7 @@ def resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) 
     """`config` with a model whose weights come from `state`. Raises FolderError unless `state` fits it."""
     try:
         shape, classes = tuple(map(int, state["data"]["input_shape"])), state["data"]["classes"]
-        for weights in (state["model"], state["best"] or state["model"]):
+        for weights in filter(None, (state["best"], state["model"])):
             node = fitting(config, shape, len(classes), weights, folder.last)
         progress = Progress(**state["progress"])
         whole = (progress.epoch, progress.step, progress.batch, progress.correct, progress.seen, progress.waited)

@@ -140,6 +140,14 @@ class RunFolder:
         return read_json(self.result) if self.result.is_file() else None
 
 
+def find_run(path: Path) -> RunFolder:
+    """The run in `path`. Raises FolderError when there is none."""
+    folder = RunFolder(path)
+    if not folder.about.is_file():
+        raise FolderError(f"{path}: no run folder, it has no run.json.")
+    return folder
+
+
 def as_yaml(config: dict[str, Any]) -> str:
     """`config` as it stands in config.yaml."""
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 from textwrap import indent
 from typing import Any
 
-import torch
-
 from mcls import checkpoint, results
 from mcls.assembly import Parts, assemble, flat
+from mcls.config.stored import untrained
 from mcls.data.loader import Loader
 from mcls.distributed import Team, leading
 from mcls.errors import FolderError, MclsError, RunError, Stopped
@@ -76,8 +75,8 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
     about = read_about(folder)
     with folder.lock(), keeping_record(folder):
         state = newest(folder)
-        torch.set_num_threads(about["environment"]["threads"])
         wanted = config if state is None else resumable(folder, config, state)
+        wanted = {**wanted, "threads": about["environment"]["threads"]}
         with stop.at_once():
             parts = assemble(wanted)
         if state is not None and state["data"] != parts.data:
@@ -242,8 +241,8 @@ class Silent:
 def assist(team: Team, place: str, config: dict[str, Any], stop: StopRequest, ready: Callable[[], object]) -> None:
     """What a process does that does not lead its team: it trains with the others. The rest is the leader's."""
     log.setLevel(logging.ERROR)
-    with stop.at_once():
-        parts = assemble(config, team.rank)
+    with stop.at_once():  # the weights come from the leader
+        parts = assemble({**config, "model": untrained(config["model"], config["trust"])}, team.rank)
     ready()
     with team.joined(place, parts.device):
         fit(make_trainer(parts, Silent(), lambda state, best_is_new: None, stop), parts, config, None)

@@ -23,6 +23,9 @@ class StopRequest:
         self.impatient = False
         self.before: dict[int, object] = {}
 
+    def __reduce__(self) -> tuple[type["StopRequest"], tuple[()]]:
+        return StopRequest, ()  # a launcher's worker process has handlers of its own
+
     def __enter__(self) -> "StopRequest":
         for number in ASKING:
             if signal.getsignal(number) is not signal.SIG_IGN:

@@ -1,5 +1,6 @@
 """The training loop. Read `Trainer.fit`, then `Trainer.train_epoch`: nothing happens that is not written there."""
 
+import contextlib
 import logging
 import math
 import time
@@ -98,7 +99,8 @@ class Trainer:
         self.model, self.loss, self.optimizer, self.rates, self.settings = model, loss, optimizer, rates, settings
         self.num_classes, self.device, self.precision = num_classes, device, precision
         self.recorder, self.save, self.stop, self.team = recorder, save, stop, team
-        self.network = team.wrap(model)
+        team.follow([*model.parameters(), *model.buffers()])
+        self.class_weights = getattr(loss, "weight", None)
         self.asked = 0  # the signal that all processes agreed to stop for
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.step = plain_step(optimizer)
@@ -146,16 +148,18 @@ class Trainer:
             for inputs, targets in batches:
                 self.rates.set(progress.step)
                 with autocast(self.device, self.precision):
-                    logits = self.network(inputs)
+                    logits = self.model(inputs)
                     loss = self.loss(logits, targets)
+                size = train.size(progress.batch)
+                loss = self.team.weigh(loss, targets, size, self.class_weights)
                 self.optimizer.zero_grad()
-                share = self.team.weigh(loss, len(targets), train.size(progress.batch))
-                self.scaler.scale(share).backward()
+                self.scaler.scale(loss).backward()
+                self.team.add_gradients(self.model.parameters())
                 if settings.clip_norm is not None:
                     self.scaler.unscale_(self.optimizer)
                     nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
                 self.update()
-                self.running.add(loss, logits, targets)
+                self.running.add(loss, logits, targets, size)
                 progress.step += 1
                 progress.batch += 1
                 bar.update()
@@ -209,8 +213,11 @@ class Trainer:
     def evaluate(self, loader: Loader) -> Measures:
         """Measure the current weights on everything that `loader` serves. Raises Stopped after a signal."""
         self.team.follow(self.model.buffers())
-        stop = self.stop if self.team.size == 1 else int  # a process may not leave the others there
-        return evaluate(self.model, loader, self.num_classes, self.precision, stop, self.team).measure(self.team)
+        with contextlib.suppress(Stopped):
+            tally = evaluate(self.model, loader, self.num_classes, self.precision, self.stop, self.team)
+        if number := self.team.largest(self.stop()):
+            raise Stopped("stopped while measuring", number)  # in every process
+        return tally.measure(self.team)
 
     def select(self, val: Measures) -> None:
         """Keep a copy of the weights if they are the best so far on `val`; a tie goes to the smaller loss.
@@ -275,6 +282,7 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Save everything. Raises RunError rather than save weights that are not finite."""
+        self.team.follow(self.model.buffers())
         weights = dict(self.model.state_dict())
         for number, values in enumerate(self.optimizer.state.values()):
             weights |= {f"the optimizer's {key} of weight {number}": item for key, item in values.items()}
@@ -289,7 +297,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes, as tensors and plain values."""
+        """All that changes, as tensors and plain values. Every process of a team has to ask for it."""
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)

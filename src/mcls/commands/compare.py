@@ -11,8 +11,8 @@ from mcls.config.stored import stored_config
 from mcls.console import percent
 from mcls.errors import FolderError, MachineError, RequestError
 from mcls.files import describe
-from mcls.options import add_device, find_run
-from mcls.runs import RunFolder, relative, slug
+from mcls.options import add_device
+from mcls.runs import RunFolder, find_run, relative, slug
 
 if TYPE_CHECKING:
     from mcls.metrics import Measures

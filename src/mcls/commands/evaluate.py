@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mcls import tables
 from mcls.console import console, percent
 from mcls.files import publish
-from mcls.options import add_checkpoint, add_device, find_run
-from mcls.runs import RunFolder, read_json, relative
+from mcls.options import add_checkpoint, add_device
+from mcls.runs import RunFolder, find_run, read_json, relative
 
 if TYPE_CHECKING:
     from mcls.evaluation import Evaluation
@@ -35,19 +35,19 @@ def run(arguments: list[str]) -> int:
     add_device(parser)
     parser.add_argument("--mistakes", action="store_true", help="list the samples whose label the model doubts most")
     options = parser.parse_intermixed_args(arguments)
-    find_run(options.run)
+    folder = find_run(options.run)
     with console():
-        measure(options)
+        measure(folder, options)
     return 0
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     """Open the run and its data, measure, print and write."""
     from mcls import evaluation
     from mcls.opened import open_run
 
-    opened = open_run(RunFolder(options.run), options.checkpoint, options.device, options.changes)
-    folder, classes = opened.folder, opened.classes
+    opened = open_run(folder, options.checkpoint, options.device, options.changes)
+    classes = opened.classes
     asked = any(change.startswith("dataset.download=") for change in options.changes)
     folder.refuse_links()
     dataset = evaluation.rebuild(opened, download=asked)

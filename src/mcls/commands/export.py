@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from mcls.files import publish
-from mcls.options import add_checkpoint, find_run
-from mcls.runs import RunFolder, relative
+from mcls.options import add_checkpoint
+from mcls.runs import find_run, relative
 
 FORMATS = ("onnx", "pt2", "safetensors")
 
@@ -24,11 +24,11 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="where; default RUN/model.FORMAT")
     add_checkpoint(parser)
     options = parser.parse_intermixed_args(arguments)
-    find_run(options.run)
+    folder = find_run(options.run)
     from mcls.exporting import export
     from mcls.opened import open_run
 
-    opened = open_run(RunFolder(options.run), options.checkpoint, "cpu", options.changes)
+    opened = open_run(folder, options.checkpoint, "cpu", options.changes)
     content, differences = export(opened, options.format)
     path = options.output or options.run / f"model.{options.format}"
     publish(path, content)

@@ -14,7 +14,8 @@ from mcls import tables
 from mcls.console import console
 from mcls.errors import DataError, MachineError, RequestError
 from mcls.files import describe, sync_folder
-from mcls.options import add_device, find_run, positive
+from mcls.options import add_device, positive
+from mcls.runs import find_run
 
 if TYPE_CHECKING:
     from mcls.inference import Array, Classifier

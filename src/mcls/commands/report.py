@@ -5,9 +5,8 @@ from pathlib import Path
 
 from mcls.errors import FolderError
 from mcls.files import publish
-from mcls.options import find_run
 from mcls.page import page
-from mcls.runs import relative
+from mcls.runs import find_run, relative
 
 
 def run(arguments: list[str]) -> int:

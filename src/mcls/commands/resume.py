@@ -7,8 +7,9 @@ from pathlib import Path
 from mcls.config.stored import stored_config
 from mcls.console import console, say_result
 from mcls.errors import FolderError, RequestError, Stopped
-from mcls.runs import RunFolder
+from mcls.runs import find_run
 from mcls.sweeps import Sweep, read_sweep, record_failure
+from mcls.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
 
@@ -23,11 +24,12 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of a sweep")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for example trainer.epochs=30")
     options = parser.parse_args(arguments)
+    rank, size = rank_and_size()
     if (options.run / "sweep.json").is_file():
+        if size > 1:
+            raise RequestError(f"{options.run}: a sweep is not resumed under torchrun. Say mcls resume {options.run}.")
         return resume_sweep(options.run, options.changes)
-    folder = RunFolder(options.run)
-    if not folder.about.is_file():
-        raise FolderError(f"{folder.path}: no run folder, it has no run.json.")
+    folder = find_run(options.run)
     config = stored_config(folder, options.changes)
     result = folder.read_result() or {}
     grown = config["trainer"]["epochs"] > stored_config(folder)["trainer"]["epochs"]
@@ -35,16 +37,15 @@ def run(arguments: list[str]) -> int:
         epochs = result["epochs"]
         print(f"already finished, {epochs} epochs; for more: mcls resume {options.run} trainer.epochs={2 * epochs}")
         return 0
+    if size not in (1, devices := config["trainer"]["devices"]):
+        raise RequestError(f"trainer.devices: the run has {devices}, torchrun started {size} processes.")
     from mcls import session
-    from mcls.distributed import launched
+    from mcls.distributed import Team
     from mcls.signals import StopRequest
 
-    team, devices = launched(), config["trainer"]["devices"]
-    if team and team.size != devices:
-        raise RequestError(f"trainer.devices: the run has {devices} processes, torchrun started {team.size}.")
     with console(), StopRequest() as stop:
-        if team and team.rank:
-            session.assist(team, "env://", config, stop, ready=int)
+        if rank:
+            session.assist(Team(rank, size), "env://", config, stop, ready=int)
             return 0
         result = session.resume(folder, config, stop)
     say_result(folder, result)

@@ -23,6 +23,7 @@ from mcls.errors import RequestError, Stopped
 from mcls.runs import RunFolder, claim, relative, timestamp
 from mcls.signals import StopRequest
 from mcls.sweeps import Sweep, record_failure
+from mcls.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
 
@@ -41,6 +42,8 @@ def run(arguments: list[str]) -> int:
     if shows:
         launch(arguments, str)
         return 0
+    if request.sweep and rank_and_size()[1] > 1:
+        raise RequestError("-m: not under torchrun. Say trainer.devices=N instead.")
     with console(), StopRequest() as stop:
         task = Task(shlex.join(["mcls", "train", *arguments]), request.folder is not None, stop)
         return sweep(request, arguments, task) if request.sweep else single(arguments, task)
@@ -90,45 +93,51 @@ class Task:
 
     def __call__(self, config: DictConfig) -> float:
         """Train; returns the validation accuracy (the test's without one), or nan, for whoever optimises it."""
-        from mcls import session
-        from mcls.distributed import launched
-
         given: Any = HydraConfig.get()
-        sweeping = given.mode == RunMode.MULTIRUN
         folder = RunFolder(Path(given.runtime.output_dir))
-        try:
-            values, choices = checked(config, given)
-            origin = {"command": self.command, "overrides": list(given.overrides.task), "choices": choices}
-
-            if self.folder_given and not sweeping and folder.about.exists():
-                raise RequestError(f"hydra.run.dir: {folder.path} already holds a run. Name a new folder.")
-            if number := self.stop():
-                raise Stopped("stopped before it began", number)
-            if team := launched():
-                values["trainer"]["devices"] = team.size
-                if sweeping:
-                    raise RequestError("-m: not under torchrun. Say trainer.devices=N instead.")
-            if team and team.rank:
-                session.assist(team, "env://", values, self.stop, ready=int)
+        with contextlib.ExitStack() as here:
+            if not self.stop.before:  # in the worker process of one of Hydra's launchers
+                here.enter_context(self.stop)
+            try:
+                done = self.train(*checked(config, given), given, folder)
+            except Stopped as error:
+                self.failures.append(error)
+                raise KeyboardInterrupt from error
+            except Exception as error:
+                self.failures.append(error)
+                if given.mode == RunMode.MULTIRUN:
+                    record_failure(folder, error, list(given.overrides.task))
                 return math.nan
-            if sweeping:
-                log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
-                done = session.finish(values, origin, folder, self.stop)
-            else:
-                place = partial(new_folder, values, choices, folder if self.folder_given else None)
-                done = session.train(values, origin, place, self.stop)
-        except Stopped as error:
-            self.failures.append(error)
-            raise KeyboardInterrupt from error
-        except Exception as error:
-            self.failures.append(error)
-            if sweeping:
-                record_failure(folder, error, list(given.overrides.task))
+            finally:
+                gc.collect()
+        if done is None:
             return math.nan
-        finally:
-            gc.collect()
         self.done.append(done)
         return float((done[1]["val"] or done[1]["test"])["accuracy"])
+
+    def train(
+        self, values: dict[str, Any], choices: dict[str, str], given: Any, folder: RunFolder
+    ) -> tuple[RunFolder, dict[str, Any]] | None:
+        """Train under the checked `values`. Returns folder and result, None where another process leads."""
+        from mcls import session
+        from mcls.distributed import Team
+
+        origin = {"command": self.command, "overrides": list(given.overrides.task), "choices": choices}
+        if number := self.stop():
+            raise Stopped("stopped before it began", number)
+        rank, size = rank_and_size()
+        if size > 1:
+            values["trainer"]["devices"] = size
+        if rank:
+            session.assist(Team(rank, size), "env://", values, self.stop, ready=int)
+            return None
+        if given.mode == RunMode.MULTIRUN:
+            log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
+            return session.finish(values, origin, folder, self.stop)
+        if self.folder_given and folder.about.exists():
+            raise RequestError(f"hydra.run.dir: {folder.path} already holds a run. Name a new folder.")
+        place = partial(new_folder, values, choices, folder if self.folder_given else None)
+        return session.train(values, origin, place, self.stop)
 
 
 def new_folder(values: dict[str, Any], choices: dict[str, str], given: RunFolder | None) -> RunFolder:

@@ -48,6 +48,7 @@ class Stored(Protocol):
 
 
 PATIENCE = 30.0  # seconds of silence after which a download is given up
+MOST = 100_000_000  # numbers in blobs: a run folder may be a stranger's
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,19 @@ class Dataset:
 
 
 def stratified(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Cut sample numbers in two, `fraction` of each class in the second part, the same for the same seed.
+    """Cut sample numbers in two, `fraction` of all and of each class in the second part, the same for the same seed.
 
-    Returns two sorted int64 tensors. A class always keeps at least one sample in the first part.
+    What rounding leaves over goes to the classes with the largest remainders. Returns two sorted int64 tensors. A class
+    always keeps at least one sample in the first part.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(targets), dtype=torch.bool)
-    for label in targets.unique().tolist():
+    labels, sizes = targets.unique(return_counts=True)
+    counts = (fraction * sizes).floor().long()
+    missing = max(0, round(fraction * len(targets)) - int(counts.sum()))
+    counts[(fraction * sizes - counts).argsort(descending=True, stable=True)[:missing]] += 1
+    for label, count in zip(labels.tolist(), counts.minimum(sizes - 1).tolist(), strict=True):
         members = (targets == label).nonzero()[:, 0]
-        count = min(round(fraction * len(members)), len(members) - 1)
         chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
@@ -156,6 +161,9 @@ def blobs(
     from sklearn.datasets import make_blobs
     from sklearn.model_selection import train_test_split
 
+    numbers = max(n_samples, centers) * n_features
+    if numbers > MOST:
+        raise RequestError(f"dataset.n_samples: these points are {numbers:,} numbers, more than {MOST:,}. Lower it.")
     points, labels = make_blobs(
         n_samples=n_samples,
         n_features=n_features,
@@ -274,9 +282,14 @@ def fetch(reader: Any, root: Path, folder: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
         socket.setdefaulttimeout(PATIENCE)
         try:
+            part.mkdir()
+            if (root / top).exists():  # archives, or what an older download left: torchvision takes what is good of it
+                shutil.copytree(root / top, part / top)
+            if (archive := root / getattr(reader, "filename", top)).is_file():
+                shutil.copy(archive, part)
             with contextlib.redirect_stdout(io.StringIO()):
                 reader(str(part), train=True, download=True)
-            if (root / top).exists():  # what an older download left
+            if (root / top).exists():
                 (root / top).replace(part / "before")
             (part / top).replace(root / top)
         finally:

@@ -153,7 +153,7 @@ class Loader:
         uniforms = self.uniforms(epoch)
         batches, on_device = cut(order), cut(order.to(self.device))
         rows = cut(torch.arange(self.samples, device=self.device)) if self.balanced else on_device
-        for stored, indices, row in zip(self.stored(batches, on_device), on_device, rows, strict=True):
+        for stored, indices, row in zip(self.gather(batches, on_device), on_device, rows, strict=True):
             if self.augment is not None and uniforms is not None:
                 stored = self.augment(stored, uniforms[row])
             yield self.prepare(stored), self.targets[indices]
@@ -180,7 +180,7 @@ class Loader:
         if isinstance(self.inputs, Tensor):
             self.inputs.set_()  # type: ignore[call-overload]
 
-    def stored(self, batches: list[Tensor], on_device: list[Tensor]) -> Iterator[Tensor]:
+    def gather(self, batches: list[Tensor], on_device: list[Tensor]) -> Iterator[Tensor]:
         """The inputs of each batch as they are stored, on the device."""
         if self.resident and isinstance(self.inputs, Tensor):
             return (self.inputs.index_select(0, indices) for indices in on_device)
