@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -244,3 +245,18 @@ def test_what_can_not_be_shared_out(
 ) -> None:
     assert mcls("train", *keys) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"mcls: {said}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["trainer.devices=256", "device=cpu"], rf"mcls: trainer\.devices: 256 processes on {os.cpu_count()} cores\."),
+        (["trainer.devices=200", "device=cuda"], r"mcls: trainer\.devices: 200 GPUs asked for, this machine has \d+\."),
+    ],
+)
+def test_what_the_machine_has_too_little_of(
+    keys: list[str], said: str, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert mcls("train", *keys) == 4
+    assert re.match(said, capsys.readouterr().err.splitlines()[-1])
+    assert not (tmp_path / "outputs").exists()

@@ -32,17 +32,8 @@ def resolve_device(name: str, team: Team = ALONE) -> torch.device:
 
     Raises MachineError for a GPU that is not there.
     """
-    if team.size > 1 and name != "cpu" and (name != "auto" or torch.cuda.is_available()):
-        if ":" in name:
-            raise RequestError(
-                f"device: {name} is one GPU, trainer.devices={team.size} wants as many. Say device=cuda."
-            )
-        launched, gpus = rank_and_size()[1] > 1, torch.cuda.device_count()
-        if not launched and gpus < team.size:
-            raise MachineError(
-                f"trainer.devices: {team.size} GPUs asked for, this machine has {gpus}. Say device=cpu, or fewer."
-            )
-        return resolve_device(f"cuda:{os.environ['LOCAL_RANK'] if launched else team.rank}")
+    if team.size > 1:
+        return device_of(team, name)
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
@@ -53,6 +44,24 @@ def resolve_device(name: str, team: Team = ALONE) -> torch.device:
         there = f"this machine has {count}" if count else "there is no usable GPU here"
         raise MachineError(f"device: {name} asked for, but {there}. device=auto would take {resolve_device('auto')}.")
     return device
+
+
+def device_of(team: Team, name: str) -> torch.device:
+    """The device of a process of a team: the CPU, which they share, or a GPU of its own."""
+    launched = rank_and_size()[1] > 1
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        cores = os.cpu_count() or 1
+        if team.size > 4 * cores and not launched:
+            raise MachineError(f"trainer.devices: {team.size} processes on {cores} cores. Lower it.")
+        return torch.device("cpu")
+    if ":" in name:
+        raise RequestError(f"device: {name} is one GPU, trainer.devices={team.size} wants as many. Say device=cuda.")
+    gpus = torch.cuda.device_count()
+    if not launched and gpus < team.size:
+        raise MachineError(
+            f"trainer.devices: {team.size} GPUs asked for, this machine has {gpus}. Say device=cpu, or fewer."
+        )
+    return resolve_device(f"cuda:{os.environ['LOCAL_RANK'] if launched else team.rank}")
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -62,11 +62,12 @@ class Sweep:
         place = relative(self.path)
         print(f"\n{tables.plain(header, shown)}\n")
         print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {place}")
-        if failed := [row[0] for row in rows if row[2] == "failed"]:
-            names = ", ".join(map(str, failed))
-            raise RunError(
-                f"{len(failed)} of the sweep's jobs failed ({names}), see the table. Again: mcls resume {place}"
-            )
+        for status, said in (("failed", "failed"), ("stopped", "were stopped")):
+            if jobs := [row[0] for row in rows if row[2] == status]:
+                names = ", ".join(map(str, jobs))
+                raise RunError(
+                    f"{len(jobs)} of the sweep's jobs {said} ({names}), see the table. Again: mcls resume {place}"
+                )
 
     def row(self, folder: RunFolder) -> list[Any]:
         """Number, changes, status, val and test accuracy, epochs, seconds and reason of one job."""
