@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from steps import QUICK, STEPS, TRAIN, only_run, outcome, result
+from steps import QUICK, TRAIN, only_run, outcome, result
 
 from mcls.data.augment import CropFlip
 from mcls.data.datasets import Split
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 Count = Callable[[str], None]
 STREAM = ("trainer.resident=false",)
+SIXTY, STEPS = (*TRAIN, "trainer.batch_size=12"), 60  # as many steps, in three epochs
 CPU = torch.device("cpu")
 
 
@@ -28,7 +29,7 @@ def wholes(server: Any, digits: Path, tmp_path_factory: pytest.TempPathFactory) 
     found = {}
     for workers in (0, 2):
         root = tmp_path_factory.mktemp(f"workers{workers}")
-        child = server.run(*TRAIN, *streaming(workers), cwd=root, MCLS_DATA=str(digits))
+        child = server.run(*SIXTY, *streaming(workers), cwd=root, MCLS_DATA=str(digits))
         assert child.status == 0, child.stderr
         folder = only_run(root)
         assert folder is not None
@@ -55,7 +56,7 @@ def test_stopped_at_every_step(
         root = tmp_path / str(point)
         root.mkdir()
         ask = [["signal_before", "mcls.optim.Rates.set", point, signal.SIGTERM]]
-        child = mcls(*TRAIN, *streaming(workers), cwd=root, setup=ask)
+        child = mcls(*SIXTY, *streaming(workers), cwd=root, setup=ask)
         assert child.status == 143, child.stderr
         folder = only_run(root)
         assert folder is not None and not (folder / "figures").exists()
@@ -73,7 +74,7 @@ def test_control_weights_differ_from_step_to_step(wholes: Any, mcls: Run, tmp_pa
     for number, key in enumerate(("seed=1", "trainer.epochs=2")):
         root = tmp_path / str(number)
         root.mkdir()
-        assert mcls(*TRAIN, key, cwd=root).status == 0
+        assert mcls(*SIXTY, key, cwd=root).status == 0
         folder = only_run(root)
         assert folder is not None
         assert outcome(folder)["best"] != wholes[0]["best"]
