@@ -294,17 +294,23 @@ CONTESTANTS: dict[str, Callable[[Work, str], Epoch | None]] = {
 }
 
 
-def bare_pass(work: Work, device: str) -> Epoch:
-    """One forward pass over the test split as float tensors, 1,024 at a time."""
+def bare_pass(work: Work, device: str, measured: bool) -> Epoch:
+    """One forward pass over the test split as floats, 1,024 at a time; loss and accuracy too if `measured`."""
     parts, _ = assembled(work, device)
     split = parts.dataset.open_test()
-    inputs = parts.train.normalise(split.inputs.to(parts.device))
+    inputs, targets = parts.train.normalise(split.inputs.to(parts.device)), split.targets.to(parts.device)
 
     def once() -> None:
         parts.model.eval()
+        loss, correct = torch.zeros((), device=parts.device), torch.zeros((), dtype=torch.int64, device=parts.device)
         with torch.inference_mode(), autocast(parts):
-            for batch in inputs.split(1024):
-                parts.model(batch)
+            for batch, truth in zip(inputs.split(1024), targets.split(1024), strict=True):
+                logits = parts.model(batch)
+                if measured:
+                    loss += nn.functional.cross_entropy(logits, truth, reduction="sum")
+                    correct += (logits.argmax(1) == truth).sum()
+        if measured:
+            loss.item(), correct.item()
 
     return once
 

@@ -1,5 +1,6 @@
 """`mcls COMMAND ...`: looks at the first word, imports that one command, hands over the rest."""
 
+import gc
 import sys
 
 from mcls import __version__
@@ -77,3 +78,6 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
             file=sys.stderr,
         )
         return 1
+    finally:
+        if "triton" not in sys.modules:  # which complains of what is never freed
+            gc.freeze()  # or the interpreter's end walks all that torch made, for half a second

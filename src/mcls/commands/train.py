@@ -109,7 +109,8 @@ class Task:
                     record_failure(folder, error, list(given.overrides.task))
                 return math.nan
             finally:
-                gc.collect()
+                if given.mode == RunMode.MULTIRUN:
+                    gc.collect()  # before the next job takes memory
         if done is None:
             return math.nan
         self.done.append(done)
