@@ -108,6 +108,9 @@ def test_json_is_strict() -> None:
     expected = {"a": None, "b": [1.5, None, [None, 2]], "c": {"d": None, "e": True}, "f": "ü"}
     assert json.loads(to_json(value), parse_constant=forbid) == expected
     assert "\n" not in to_json(value, indent=None)
+    confusion = {"confusion": [[1, 2], [3, math.nan]], "name": "[\n1,\n2]", "empty": [], "words": ["a"]}
+    assert to_json(confusion).splitlines()[1:5] == [' "confusion": [', "  [1, 2],", "  [3, null]", " ],"]
+    assert json.loads(to_json(confusion)) == {**confusion, "confusion": [[1, 2], [3, None]]}
     assert math.isnan(value["a"])  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         to_json({"a": object()})

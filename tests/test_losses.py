@@ -28,6 +28,16 @@ def test_nll_equals_cross_entropy_in_value_and_gradient(smoothing, weighted):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_nll_equals_cross_entropy_under_autocast(smoothing):
+    logits, targets = (values.float().bfloat16() if values.is_floating_point() else values for values in batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = NegativeLogLikelihood(label_smoothing=smoothing)(logits, targets)
+        expected = nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, targets)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 def test_nll_of_huge_logits_is_finite():
     logits, targets = batch(scale=1e6)
     loss = NegativeLogLikelihood(label_smoothing=0.1)(logits, targets)

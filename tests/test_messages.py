@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mcls.cli import COMMANDS
 
@@ -97,12 +98,16 @@ COMBINATIONS = [  # seen when the parts are built
         "dataset.n_samples=20 dataset.val_fraction=0.01",
         "dataset.val_fraction: 0.01 of 16 samples leaves none to validate on. Raise it, or say 0.",
     ),
+    (
+        "trainer.patience=1 dataset.val_fraction=0",
+        "trainer.patience: there is no val to wait for. Raise dataset.val_fraction, or say null.",
+    ),
 ]
 
 
 def test_the_lists_are_long_enough() -> None:
     assert len(MESSAGES) == len(dict(MESSAGES)) >= 45
-    assert len(COMBINATIONS) == len(dict(COMBINATIONS)) >= 7
+    assert len(COMBINATIONS) == len(dict(COMBINATIONS)) >= 8
 
 
 @pytest.mark.parametrize(("line", "message"), MESSAGES, ids=[line for line, _ in MESSAGES])
@@ -128,6 +133,25 @@ def test_parts_that_do_not_go_together(
     assert capsys.readouterr() == ("", f"mcls: {message}\n")
     assert status == 2
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError], ids=lambda error: error.__name__)
+def test_memory_that_is_not_there(
+    error: type[Exception], mcls: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+    monkeypatch.setattr("mcls.session.assemble", fail)
+    assert mcls("train") == 4
+    told = "CUDA out of memory. Tried to allocate 2.00 GiB. Ask for less data or a smaller batch."
+    assert capsys.readouterr().err == f"mcls: not enough memory: {told}\n"
+
+
+def test_memory_that_the_processor_does_not_have(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", "model.hidden_units=[100000000,100000000]") == 4
+    error = capsys.readouterr().err
+    assert error.startswith("mcls: not enough memory: ") and error.count("\n") == 1
 
 
 def test_unknown_commands(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,9 @@ def test_ratio_of_nothing_is_zero():
     assert (ratio(3, 0), ratio(0, 0), ratio(1, 4)) == (0.0, 0.0, 0.25)
 
 
-def test_running_loss_returns_every_step_and_counts_the_right_ones():
+@pytest.mark.parametrize("kept", [1, 100, 1 << 20])
+def test_running_loss_returns_every_step_and_counts_the_right_ones(kept, monkeypatch):
+    monkeypatch.setattr("mcls.metrics.KEPT", kept)
     logits, targets = sample(50)
     running, expected, right = RunningLoss(), [], 0
     for some, theirs in zip(logits.split(16), targets.split(16), strict=True):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,17 @@ def test_patience_stops_early(mcls: Main, tmp_path: Path) -> None:
     assert result["epochs"] == result["best_epoch"] + 2
 
 
+def test_a_smaller_loss_alone_does_not_renew_patience(mcls: Main, tmp_path: Path) -> None:
+    """Two far clouds: every epoch is right on all of val, and its loss is smaller than the last one's."""
+    clouds = ["dataset.centers=2", "dataset.cluster_std=0.01", "trainer.patience=3", "trainer.epochs=50"]
+    assert mcls("train", *clouds, "trainer.figures=false") == 0
+    lines = lines_of(only(tmp_path))
+    first = next(line["epoch"] for line in lines if line["val"]["accuracy"] == 1)
+    assert len(lines) == first + 3
+    assert lines[-1]["val"]["loss"] < lines[first - 1]["val"]["loss"]
+    assert result_of(only(tmp_path))["best_epoch"] == len(lines)
+
+
 @pytest.mark.parametrize("epochs", [1, 5])
 @pytest.mark.parametrize(
     "lines", [[], ["trainer.log_every=1"], ["dataset.val_fraction=0"], ["trainer.checkpoint_steps=1"]], ids=" ".join
@@ -334,6 +346,19 @@ def test_other_ways_to_train(lines: list[str], mcls: Main, tmp_path: Path) -> No
     torch.use_deterministic_algorithms(False)
 
 
+def test_half_precision_that_overflows_at_first(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16 is for GPUs, but CPUs can do it too; the first scale of the loss, 65,536, is too large for large inputs."""
+    monkeypatch.setattr("mcls.assembly.resolve_precision", lambda *_: "fp16")
+    rates = "optimizer.lr=1e-4", "dataset.cluster_std=100", "trainer.epochs=3", "trainer.figures=false"
+    poison = [torch.full((size,), 1e30) for size in range(1, 20_000, 7)]
+    del poison  # memory that is not zero, for a momentum that nobody writes
+    assert mcls("train", *rates, "optimizer.momentum=0.9") == 0
+    state = checkpoint.load(only(tmp_path) / "last.pt")
+    assert state["scaler"]["scale"] < 65536
+    assert state["optimizer"]["param_groups"][0]["fused"] is None
+    assert_finite(tmp_path)
+
+
 def test_clipping_keeps_the_steps_small(mcls: Main, tmp_path: Path) -> None:
     for name, norm in (("free", "null"), ("clipped", "1e-9")):
         assert mcls("train", *QUICK, f"trainer.clip_norm={norm}", f"outputs={name}") == 0
@@ -371,6 +396,19 @@ def test_a_sweep_where_a_job_cannot_be_built(mcls: Main, tmp_path: Path, capsys:
     assert [row["status"] for row in rows] == ["finished", "failed"]
     assert "wants images" in rows[1]["reason"]
     assert "a bug" not in capsys.readouterr().err
+
+
+def test_a_failed_job_of_a_sweep_lets_go_of_its_memory(mcls: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+
+    def fail(*_: object) -> None:
+        model = torch.nn.Linear(2, 2)
+        kept.append((weakref.ref(model), [there() is None for there, _ in kept]))
+        raise RuntimeError(f"a job of {model}")
+
+    monkeypatch.setattr("mcls.session.assemble", fail)
+    assert mcls("train", "-m", "seed=1,2,3") == 1
+    assert [gone for _, gone in kept] == [[], [True], [True, True]]
 
 
 def test_a_sweep_in_folders_that_the_user_names(mcls: Main, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Parts:
     def data(self) -> dict[str, Any]:
         """What a checkpoint must know of the data to be used without them."""
         found: dict[str, Any] = {"classes": list(self.dataset.classes), "input_shape": list(self.dataset.input_shape)}
+        found["samples"] = [0 if split is None else len(split) for split in (self.dataset.train, self.dataset.val)]
         if self.dataset.mean is not None and self.dataset.std is not None:
             found |= {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
         if self.dataset.encoder is not None:
@@ -61,6 +62,8 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
     settings, trust, seed = config["trainer"], config["trust"], config["seed"]
     dataset = open_dataset(config, device, team)
     shape, num_classes = dataset.input_shape, len(dataset.classes)
+    if settings["patience"] is not None and dataset.val is None:
+        raise RequestError("trainer.patience: there is no val to wait for. Raise dataset.val_fraction, or say null.")
     torch.manual_seed(seed)
     model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)
     check_model(model, config["model"]["_target_"], shape, num_classes, device)
@@ -91,7 +94,8 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     torch.manual_seed(seed + rank)  # of dropout
     spare_compiler()
-    optimizer = build("optimizer", config["optimizer"], trust, params=weights, fused=True)  # one kernel for all weights
+    fused = None if precision == "fp16" else True  # one kernel; with fp16, SGD's takes momentum that was never written
+    optimizer = build("optimizer", config["optimizer"], trust, params=weights, fused=fused)
     return Parts(
         dataset=dataset,
         model=model,
@@ -126,6 +130,8 @@ def check_model(model: nn.Module, name: str, shape: tuple[int, ...], num_classes
     got = " x ".join(map(str, shape))
     try:
         logits = model.eval()(torch.zeros(2, *shape, device=device))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(f"model: {name} does not take samples of shape {got}: {reason}.") from error

@@ -63,16 +63,15 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
             raise
         print("mcls: interrupted.", file=sys.stderr)
         return 130
-    except MemoryError as error:
-        print(f"mcls: not enough memory: {error}. Ask for less data or a smaller batch.", file=sys.stderr)
-        if debug:
-            raise
-        return 4
     except BrokenPipeError:
         return 141
     except Exception as error:
         if debug:
             raise
+        if out_of_memory(error):
+            reason = [*str(error).splitlines(), "the system gives no more"][0].rstrip(".")
+            print(f"mcls: not enough memory: {reason}. Ask for less data or a smaller batch.", file=sys.stderr)
+            return 4
         print(
             f"mcls: a bug in mcls: {type(error).__name__}: {error}. Run it again with --debug to see where.",
             file=sys.stderr,
@@ -81,3 +80,9 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
     finally:
         if "triton" not in sys.modules:  # which complains of what is never freed
             gc.freeze()  # or the interpreter's end walks all that torch made, for half a second
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch on the CPU or on a GPU, got no memory: each says so in its own way."""
+    told = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error))
+    return told or isinstance(error, MemoryError)

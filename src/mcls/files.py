@@ -5,12 +5,14 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 from mcls.errors import MachineError
 
+NUMBERS = re.compile(r'\[\n[^][{}"]*\]')  # a list without texts, lists and objects
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -73,8 +75,9 @@ def describe(path: Path, error: OSError, needed: int) -> str:
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:
-    """Strict JSON: a number that is not finite becomes null."""
-    return json.dumps(finite(value), indent=indent, allow_nan=False)
+    """Strict JSON, a list of numbers in one line: a number that is not finite becomes null."""
+    text = json.dumps(finite(value), indent=indent, allow_nan=False)
+    return NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
 
 
 def finite(value: Any) -> Any:

@@ -71,7 +71,8 @@ class NegativeLogLikelihood(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over the batch; logits float (N, C), targets int64 (N,)."""
-        log_probabilities = functional.log_softmax(logits, dim=1)
+        exact = torch.promote_types(logits.dtype, torch.float32)  # as autocast does for cross-entropy
+        log_probabilities = functional.log_softmax(logits, dim=1, dtype=exact)
         loss = functional.nll_loss(log_probabilities, targets, weight=self.weight)
         if not self.label_smoothing:
             return loss

@@ -76,11 +76,12 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def set_matrix_products(precision: str) -> None:
-    """Choose the library for fp32 matrix products on the CPU: oneDNN for `fp32_fast`, torch's own choice otherwise.
+    """Have fp32 computed in fp32: on GPUs without TF32, on the CPU by torch's own choice or, `fp32_fast`, by oneDNN.
 
     Raises MachineError where oneDNN would round to bf16, as it may on CPUs with AMX: measured, not guessed.
     """
     torch.set_float32_matmul_precision("medium" if precision == "fp32_fast" else "highest")
+    torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the convolutions of fp32 to 10 bits
     if precision == "fp32_fast":
         left, right = torch.linspace(-1, 1, 256 * 256).view(256, 256), torch.linspace(1, -2, 256 * 256).view(256, 256)
         exact = left.double() @ right.double()

@@ -16,13 +16,17 @@ KEPT = 1 << 20  # logits, 4 MiB of them
 
 
 class RunningLoss:
-    """Losses, logits and targets of training steps, kept on the device until `flush` reads them in one go."""
+    """Losses and hits of training steps, kept on the device until `flush` reads them in one go.
+
+    Logits wait until there are KEPT numbers of them: counted at every step they would cost more.
+    """
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
-        self.logits: list[Tensor] = []
-        self.targets: list[Tensor] = []
         self.sizes: list[int] = []
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.numbers = 0
+        self.hits = torch.tensor(0)  # on the CPU; added to a GPU's number it gives a GPU's
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor, size: int) -> None:
         """Remember one step: its mean loss, logits (N x C) and targets (N), and how many samples its batch has.
@@ -31,19 +35,27 @@ class RunningLoss:
         """
         self.sizes.append(size)
         self.losses.append(loss.detach())
-        self.logits.append(logits.detach())
-        self.targets.append(targets)
+        self.waiting.append((logits.detach(), targets))
+        self.numbers += logits.numel()
+        if self.numbers >= KEPT:
+            self.count()
+
+    def count(self) -> None:
+        """Turn the logits that wait into hits."""
+        logits, targets = zip(*self.waiting, strict=True)
+        self.hits = self.hits + (torch.cat(logits).argmax(1) == torch.cat(targets)).sum()
+        self.waiting, self.numbers = [], 0
 
     def flush(self, team: Team = ALONE) -> tuple[list[float], list[int], int]:
         """Loss and size of each step since the last flush, and how many samples were right in all of them."""
         if not self.losses:
             return [], [], 0
-        hits = (torch.cat(self.logits).argmax(1) == torch.cat(self.targets)).sum()
-        found = torch.cat([torch.stack(self.losses).double(), hits.double()[None]])
+        if self.waiting:
+            self.count()
+        found = torch.cat([torch.stack(self.losses).double(), self.hits.double()[None]])
         *losses, correct = team.sum(found).tolist()
-        sizes = [*self.sizes]
-        for kept in (self.losses, self.logits, self.targets, self.sizes):
-            kept.clear()
+        sizes = self.sizes
+        self.losses, self.sizes, self.hits = [], [], torch.tensor(0)
         return losses, sizes, round(correct)
 
 

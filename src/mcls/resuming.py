@@ -16,8 +16,8 @@ log = logging.getLogger("mcls")
 def read_about(folder: RunFolder) -> dict[str, Any]:
     """What run.json says. Raises FolderError unless everything is there that a resumed run needs."""
     about = read_json(folder.about)
-    kinds = {"command": str, "seed": int, "device_name": str, "choices": dict, "environment": dict}
-    kinds["hyperparameters"] = dict
+    kinds = {"command": str, "seed": int, "choices": dict, "environment": dict, "hyperparameters": dict}
+    kinds |= {"device": str, "device_name": str, "precision": str, "channels_last": bool}
     wrong = [key for key, kind in kinds.items() if not isinstance(about.get(key), kind)]
     if wrong or any(not isinstance(about["choices"].get(part), str) for part in PARTS):
         raise FolderError(f"{folder.about}: damaged, it does not say {', '.join(wrong) or 'what was chosen'}.")

@@ -17,7 +17,7 @@ import yaml
 from mcls.errors import FolderError, MachineError
 from mcls.files import describe, open_plain, publish, to_json
 
-LIMIT = 10_000_000  # bytes of a file of text that is read back
+LIMIT = 40_000_000  # bytes of a file of text that is read back, as much as two confusion matrices of 2,000 classes
 YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
 DEPTH = 20  # of nested YAML
 

@@ -14,7 +14,7 @@ from mcls.assembly import Parts, assemble, flat
 from mcls.config.stored import untrained
 from mcls.data.loader import Loader
 from mcls.distributed import Team, leading
-from mcls.errors import FolderError, MclsError, RunError, Stopped
+from mcls.errors import FolderError, MachineError, MclsError, RunError, Stopped
 from mcls.files import move
 from mcls.forward import evaluate
 from mcls.machine import describe, environment
@@ -80,7 +80,11 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
         with stop.at_once():
             parts = assemble(wanted)
         if state is not None and state["data"] != parts.data:
-            raise FolderError(f"{folder.path}: refused, the data set's classes, shape or statistics are not the run's.")
+            raise FolderError(f"{folder.path}: refused, the data set's classes, shape, statistics or sizes are others.")
+        here = {"device": parts.device.type, "precision": parts.precision, "channels_last": parts.channels_last}
+        for key, found in here.items():
+            if (was := str(about[key]).split(":")[0]) != str(found):
+                raise MachineError(f"{key}: the run began with {was}, here it is {found}. Resume it where it began.")
         folder.write_config(config)
         return fill(folder, parts, wanted, about, state, stop, started)
 
@@ -257,17 +261,24 @@ def run(
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Train, select, then open the test set, measure and draw. Returns what stands in result.json."""
+    begun, followed = 0 if state is None else state["progress"]["epoch"], config["trainer"]["test_every_epoch"]
+    openings = folder.openings()
     with leading(parts.team, parts.device, "mcls.session:assist", config, stop):
         trainer = make_trainer(parts, recorder, saver(folder, parts, recorder), stop)
-        fit(trainer, parts, config, state)
-    progress, classes, followed = trainer.progress, parts.dataset.classes, config["trainer"]["test_every_epoch"]
+        try:
+            fit(trainer, parts, config, state)
+        finally:
+            if followed:  # every epoch opens the test set, those before a kill -9 did too
+                openings = max(openings, begun) + max(0, trainer.progress.epoch - begun)
+                folder.write_json(folder.result, {"status": "running", "test_openings": openings})
+    progress, classes = trainer.progress, parts.dataset.classes
 
     def measure(loader: Loader) -> Tally:
         return evaluate(parts.model, loader, len(classes), parts.precision, stop)
 
     if trainer.best is not None:
         parts.model.load_state_dict(trainer.best)
-    openings = folder.openings() + (progress.epoch + 1 if followed else 1)
+    openings += 1
     folder.write_json(folder.result, {"status": "running", "test_openings": openings})
     split = parts.dataset.open_test()
     tally = measure(parts.load(split))

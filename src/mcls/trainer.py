@@ -51,7 +51,7 @@ class Progress:
     seconds: float = 0.0  # in all
     best: list[float] = field(default_factory=list)  # the best epoch's value, larger is better; then minus its loss
     best_epoch: int = 0
-    waited: int = 0  # epochs since
+    waited: int = 0  # epochs without a larger value
 
 
 class Recorder(Protocol):
@@ -228,10 +228,10 @@ class Trainer:
         if not math.isfinite(val.loss):
             raise RunError(f"epoch {progress.epoch + 1}: the validation loss is {val.loss}. Lower optimizer.lr.")
         value = -val.loss if self.settings.monitor == "loss" else val.scalars()[self.settings.monitor]
+        progress.waited = progress.waited + 1 if progress.best and value <= progress.best[0] else 0
         if progress.best and [value, -val.loss] <= progress.best:
-            progress.waited += 1
             return
-        progress.best, progress.best_epoch, progress.waited = [value, -val.loss], progress.epoch + 1, 0
+        progress.best, progress.best_epoch = [value, -val.loss], progress.epoch + 1
         self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.best_is_new = True
 

@@ -32,10 +32,13 @@ def run(arguments: list[str]) -> int:
     folder = find_run(options.run)
     config = stored_config(folder, options.changes)
     result = folder.read_result() or {}
-    grown = config["trainer"]["epochs"] > stored_config(folder)["trainer"]["epochs"]
+    planned = stored_config(folder)["trainer"]["epochs"]
+    grown = config["trainer"]["epochs"] > planned
+    if result.get("status") == "finished" and result["epochs"] < planned:
+        print(f"already finished: trainer.patience ran out after {result['epochs']} of {planned} epochs")
+        return 0
     if result.get("status") == "finished" and not grown:
-        epochs = result["epochs"]
-        print(f"already finished, {epochs} epochs; for more: mcls resume {options.run} trainer.epochs={2 * epochs}")
+        print(f"already finished, {planned} epochs; for more: mcls resume {options.run} trainer.epochs={2 * planned}")
         return 0
     if size not in (1, devices := config["trainer"]["devices"]):
         raise RequestError(f"trainer.devices: the run has {devices}, torchrun started {size} processes.")
@@ -47,6 +50,8 @@ def run(arguments: list[str]) -> int:
         if rank:
             session.assist(Team(rank, size), "env://", config, stop, ready=int)
             return 0
+        if grown and config["schedule"] != {"_target_": "mcls.optim.constant", "warmup": 0}:
+            log.warning("the schedule is stretched over all epochs: the learning rate goes back to where it was before")
         result = session.resume(folder, config, stop)
     say_result(folder, result)
     return 0

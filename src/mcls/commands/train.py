@@ -104,9 +104,10 @@ class Task:
                 self.failures.append(error)
                 raise KeyboardInterrupt from error
             except Exception as error:
-                self.failures.append(error)
                 if given.mode == RunMode.MULTIRUN:
                     record_failure(folder, error, list(given.overrides.task))
+                else:
+                    self.failures.append(error)  # a sweep's would hold their models and data by their tracebacks
                 return math.nan
             finally:
                 if given.mode == RunMode.MULTIRUN:

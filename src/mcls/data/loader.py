@@ -47,7 +47,7 @@ class Normalise:
     def __call__(self, inputs: Tensor) -> Tensor:
         """float32 of the shape of `inputs`."""
         if self.scale is None or self.shift is None:
-            return inputs
+            return inputs.clone()  # a model may change its inputs in place
         scaled = inputs.to(torch.float32, copy=True).mul_(self.scale)  # twice as fast as mixing the types
         return scaled.add_(self.shift) if self.centres else scaled
 

@@ -50,12 +50,11 @@ class SmallResNet(nn.Module):
             convolution(2 * width, 4 * width),
             nn.MaxPool2d(2),
             Residual(4 * width),
-            nn.AdaptiveMaxPool2d(1),
-            nn.Flatten(),
+            nn.Flatten(2),
         )
         self.head = nn.Linear(4 * width, num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, C, H, W)."""
-        logits: Tensor = self.head(self.features(inputs))
+        logits: Tensor = self.head(self.features(inputs).max(dim=2).values)
         return logits
