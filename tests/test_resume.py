@@ -1,6 +1,7 @@
 """`mcls resume` in this process: what it goes on with, what it refuses, what it says."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,102 @@ def test_a_schedule_that_is_stretched_is_told(
     assert HARMLESS[0] == "trainer.epochs"
     assert mcls("resume", str(only(tmp_path)), "trainer.epochs=4") == 0
     assert ("the learning rate goes back" in capsys.readouterr().err) is warns
+
+
+def test_a_finished_result_survives_data_that_are_gone(
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mcls("train", *QUICK, "dataset=mnist", "model=linear-softmax") == 0
+    run = only(tmp_path)
+    before = (run / "result.json").read_bytes()
+    moved = [f"dataset.root={tmp_path / 'none'}", "trainer.epochs=5"]
+    assert mcls("resume", str(run), moved) == 4
+    assert (run / "result.json").read_bytes() == before
+
+
+SWEEP = ("train", "-m", "dataset=mnist", "model=linear-softmax", *QUICK, "hydra.sweep.dir=sweep")
+
+
+def jobs_of(sweep: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sweep.glob("*/result.json")}
+
+
+def test_finished_jobs_are_left_alone(
+    mcls: Main, tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the data gone, with the data elsewhere, and by the command that began the sweep."""
+    assert mcls(*SWEEP, "seed=1,2") == 0
+    before = jobs_of(tmp_path / "sweep")
+    (tmp_path / "link").symlink_to(data_root)
+    for place in ("none", "link"):
+        monkeypatch.setenv("MCLS_DATA", str(tmp_path / place))
+        assert mcls("resume", "sweep") == 0
+        assert mcls(*SWEEP, "seed=1,2") == 0
+        assert jobs_of(tmp_path / "sweep") == before
+
+
+def test_a_job_goes_on_under_its_own_configuration(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mcls(*SWEEP, "seed=1,2") == 0
+    job = tmp_path / "sweep" / "0_seed=1"
+    weights = result_of(job)["weights_sha256"]
+    (job / "result.json").unlink()
+    monkeypatch.setenv("MCLS_DATA", str(tmp_path / "none"))
+    assert mcls("resume", "sweep") == 0
+    assert result_of(job)["weights_sha256"] == weights
+    (job / "result.json").unlink()
+    root = json.loads((job / "run.json").read_text())
+    assert "dataset.root" not in str(root["overrides"])
+    assert mcls("resume", "sweep", f"dataset.root={tmp_path / 'none'}") == 1
+    assert result_of(job)["status"] == "failed"
+
+
+def test_a_folder_with_another_sweep_is_refused(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls(*SWEEP, "seed=1,2") == 0
+    before = jobs_of(tmp_path / "sweep")
+    capsys.readouterr()
+    assert mcls(*SWEEP, "seed=1,2", "optimizer.lr=0.3") == 2
+    told = "mcls: hydra.sweep.dir: sweep already holds another sweep. Name a new folder.\n"
+    assert capsys.readouterr() == ("", told)
+    (tmp_path / "sweep" / "sweep.json").unlink()
+    assert mcls(*SWEEP, "seed=1,2", "optimizer.lr=0.3") == 1
+    told = "mcls: optimizer.lr: sweep/0_seed=1 holds a run with 0.05, not 0.3. Name a new hydra.sweep.dir.\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert jobs_of(tmp_path / "sweep") == before
+
+
+@pytest.mark.parametrize("line", ["seed=shuffle(range(2))", "seed=0,1 hydra.sweep.subdir=${hydra.job.num}"])
+def test_a_sweep_whose_jobs_only_hydra_knows(
+    line: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mcls("train", "-m", *QUICK, "hydra.sweep.dir=sweep", line.split()) == 0
+    assert len(jobs_of(tmp_path / "sweep")) == 2
+    capsys.readouterr()
+    assert mcls("resume", "sweep") == 2
+    assert capsys.readouterr().err.startswith("mcls: sweep: it does not say what its jobs are. Give its own command ")
+
+
+def test_a_sweep_with_a_package_of_ones_own(
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder alone trusts nobody; who resumes it says so again, and where the configuration files are."""
+    (tmp_path / "ones_own.py").write_text(
+        "from torch import nn\ndef net(input_shape, num_classes):\n    return nn.Linear(*input_shape, num_classes)\n"
+    )
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "own.yaml").write_text("_target_: ones_own.net\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = ("--config-dir", "conf", "model=own", "trust=[ones_own]", "hydra.sweep.dir=sweep")
+    assert mcls("train", "-m", *QUICK, *lines, "seed=1,2") == 0
+    whole = {name: json.loads(result)["weights_sha256"] for name, result in jobs_of(tmp_path / "sweep").items()}
+    (tmp_path / "sweep" / "0_seed=1" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "sweep" / "1_seed=2")
+    capsys.readouterr()
+    assert mcls("resume", "sweep") == 5
+    told = "mcls: sweep/sweep.json: refused, trust=[ones_own] is only for a command line.\n"
+    assert capsys.readouterr().err == told
+    assert mcls("resume", "sweep", "trust=[ones_own]", "--config-dir", "conf") == 0
+    again = {name: json.loads(result)["weights_sha256"] for name, result in jobs_of(tmp_path / "sweep").items()}
+    assert again == whole
+    run = tmp_path / "sweep" / "1_seed=2"
+    assert mcls("resume", str(run), "trust=[ones_own]", "trainer.epochs=4") == 0
+    assert result_of(run)["epochs"] == 4

@@ -398,6 +398,19 @@ def test_a_sweep_where_a_job_cannot_be_built(mcls: Main, tmp_path: Path, capsys:
     assert "a bug" not in capsys.readouterr().err
 
 
+def test_curves_do_not_depend_on_when_checkpoints_are_written(mcls: Main, tmp_path: Path) -> None:
+    """Of steps that are recorded four at a time, with checkpoints at every third one and at none."""
+    found = []
+    for steps in ("null", "3"):
+        lines = [f"trainer.checkpoint_steps={steps}", "trainer.log_every=4", f"hydra.run.dir=every_{steps}"]
+        assert mcls("train", *QUICK, *lines) == 0
+        events = events_of(tmp_path / f"every_{steps}")
+        tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
+        found.append({tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags})
+    assert found[0] == found[1]
+    assert [step for step, _ in found[0]["train/loss_step"]] == [4, 6, 8, 12]
+
+
 def test_a_failed_job_of_a_sweep_lets_go_of_its_memory(mcls: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
 

@@ -135,6 +135,16 @@ class RunFolder:
         """How often the test set has been opened so far, as result.json says."""
         return int((self.read_result() or {}).get("test_openings", 0))
 
+    @property
+    def begun(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.is_file() and self.about.is_file()
+
+    def finished(self) -> dict[str, Any] | None:
+        """What result.json says of a run that came to its end; None of any other."""
+        result = self.read_result() or {}
+        return result if result.get("status") == "finished" else None
+
     def read_result(self) -> dict[str, Any] | None:
         """What result.json says, or None when there is none. Raises FolderError when it is damaged."""
         return read_json(self.result) if self.result.is_file() else None

@@ -11,10 +11,12 @@ from typing import Any
 
 from mcls import checkpoint, results
 from mcls.assembly import Parts, assemble, flat
-from mcls.config.stored import untrained
+from mcls.config.compose import leaves
+from mcls.config.schema import show
+from mcls.config.stored import HARMLESS, untrained
 from mcls.data.loader import Loader
 from mcls.distributed import Team, leading
-from mcls.errors import FolderError, MachineError, MclsError, RunError, Stopped
+from mcls.errors import FolderError, MachineError, MclsError, RequestError, RunError, Stopped
 from mcls.files import move
 from mcls.forward import evaluate
 from mcls.machine import describe, environment
@@ -92,21 +94,21 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
 def finish(
     config: dict[str, Any], origin: dict[str, Any], folder: RunFolder, stop: StopRequest
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Bring a job of a sweep to its end: nothing is done if it is finished, what is missing if it was begun."""
-    begun = folder.config.is_file() and folder.about.is_file()
-    if not begun or without_download(read_yaml(folder.config)) != without_download(config):
+    """Bring a job of a sweep to its end: nothing is done if it is finished, what is missing if it was begun.
+
+    Raises RequestError when the folder holds a run under another configuration.
+    """
+    if not folder.begun:
         return train(config, origin, lambda: folder, stop)
-    result = folder.read_result()
-    if result is not None and result["status"] == "finished":
+    wanted = dict(leaves(config))
+    for key, was in leaves(read_yaml(folder.config)):
+        if key not in HARMLESS[1:] and key in wanted and wanted[key] != was:
+            place, asked = relative(folder.path), show(wanted[key])
+            raise RequestError(f"{key}: {place} holds a run with {show(was)}, not {asked}. Name a new hydra.sweep.dir.")
+    if (result := folder.finished()) is not None:
         log.info("already finished")
         return folder, result
     return folder, resume(folder, config, stop)
-
-
-def without_download(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` but for the one key that changes nothing once the data are there."""
-    dataset = {key: value for key, value in config["dataset"].items() if key != "download"}
-    return {**config, "dataset": dataset}
 
 
 def fill(
@@ -156,8 +158,9 @@ def keeping_record(folder: RunFolder) -> Iterator[None]:
         reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
         handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, reason, (), None))
         with contextlib.suppress(MclsError):
-            opened = {"test_openings": folder.openings()}
-            folder.write_json(folder.result, {"status": status, "reason": reason, **opened})
+            if folder.finished() is None:  # or nothing of it was changed yet
+                opened = {"test_openings": folder.openings()}
+                folder.write_json(folder.result, {"status": status, "reason": reason, **opened})
         raise
     finally:
         log.removeHandler(handler)

@@ -28,13 +28,21 @@ class Sweep:
         path: the folder.
         command: what was typed.
         fixed: keys that have one value for all jobs.
-        jobs: the overrides of each job, in the order of their numbers; empty where an optimizer chooses them.
+        jobs: the overrides of each job, in the order of their numbers; empty where Hydra alone knows them.
     """
 
     path: Path
     command: str
     fixed: Sequence[str]
     jobs: Sequence[Sequence[str]]
+
+    @property
+    def again(self) -> str:
+        """What to type to go on with what is missing."""
+        place = relative(self.path)
+        if self.jobs or "hydra.sweep.dir=" in self.command:
+            return f"mcls resume {place}" if self.jobs else self.command
+        return f"{self.command} hydra.sweep.dir={place}"
 
     def write(self) -> None:
         """Publish sweep.json."""
@@ -44,6 +52,17 @@ class Sweep:
     def folder(self, number: int) -> RunFolder:
         """The run folder of a job, as Hydra names it."""
         return RunFolder(self.path / job_name(number, ",".join(sorted(self.changed(self.jobs[number])))))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every job is known and has come to an end, good or bad."""
+        results = [self.folder(number).read_result() or {} for number in range(len(self.jobs))]
+        return bool(results) and all(result.get("status") in ("finished", "failed") for result in results)
+
+    def same(self, other: "Sweep") -> bool:
+        """Whether `other` trains the same."""
+        keys = ({key for key in plan.fixed if not key.startswith("hydra")} for plan in (self, other))
+        return [*map(list, self.jobs)] == [*map(list, other.jobs)] and next(keys) == next(keys)
 
     def changed(self, overrides: Sequence[str]) -> list[str]:
         """The overrides of a job that are not the same for all."""
@@ -65,9 +84,7 @@ class Sweep:
         for status, said in (("failed", "failed"), ("stopped", "were stopped")):
             if jobs := [row[0] for row in rows if row[2] == status]:
                 names = ", ".join(map(str, jobs))
-                raise RunError(
-                    f"{len(jobs)} of the sweep's jobs {said} ({names}), see the table. Again: mcls resume {place}"
-                )
+                raise RunError(f"{len(jobs)} of the sweep's jobs {said} ({names}), see the table. Again: {self.again}")
 
     def row(self, folder: RunFolder) -> list[Any]:
         """Number, changes, status, val and test accuracy, epochs, seconds and reason of one job."""
@@ -100,7 +117,9 @@ def record_failure(folder: RunFolder, error: Exception, overrides: Sequence[str]
     """Say at once that a job failed, and leave it in its folder."""
     reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
     log.error(f"failed: {reason}")
-    with contextlib.suppress(MclsError):
+    with contextlib.suppress(MclsError), folder.lock():  # a job that another process is at is not this one's
         if not folder.about.exists():
             folder.write_json(folder.about, {"overrides": list(overrides)})
-        folder.write_json(folder.result, {"status": "failed", "reason": reason})
+        if folder.finished() is None:
+            opened = {"test_openings": folder.openings()}
+            folder.write_json(folder.result, {"status": "failed", "reason": reason, **opened})

@@ -47,6 +47,7 @@ class Progress:
     loss_sum: float = 0.0  # of the current epoch, over samples
     correct: int = 0
     seen: int = 0
+    window: list[float] = field(default_factory=lambda: [0.0, 0, 0])  # loss sum, correct, seen since the last record
     train_seconds: float = 0.0  # in the current epoch's updates
     seconds: float = 0.0  # in all
     best: list[float] = field(default_factory=list)  # the best epoch's value, larger is better; then minus its loss
@@ -158,30 +159,28 @@ class Trainer:
                 if settings.clip_norm is not None:
                     self.scaler.unscale_(self.optimizer)
                     nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-                self.update()
+                if self.precision == "fp16":
+                    self.scaler.step(self.optimizer)  # none where gradients overflowed, which the scaler then mends
+                    self.scaler.update()
+                else:
+                    self.step()
                 self.running.add(loss, logits, targets, size)
                 progress.step += 1
                 progress.batch += 1
                 bar.update()
                 if progress.step % settings.log_every == 0:
                     started = self.flush(started)
+                    self.record()
                     bar.set_postfix_str(f"loss {self.last_loss:.4f}", refresh=False)
                 if self.pause_due() and progress.batch < len(train):
                     self.flush(started)
                     self.pause()
                     started = time.monotonic()
         self.flush(started)
-
-    def update(self) -> None:
-        """One step of the optimizer; none where fp16 gradients overflowed, which the scaler then mends."""
-        if self.precision == "fp16":
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self.step()
+        self.record()
 
     def flush(self, started: float) -> float:
-        """Read the losses of the steps since the last call, the one wait for the device; report them. Returns the time.
+        """Read the losses of the steps since the last call, the one wait for the device. Returns the time.
 
         Raises RunError at the first loss that is not finite.
         """
@@ -191,7 +190,6 @@ class Trainer:
             return now
         progress = self.progress
         rate = self.optimizer.param_groups[0]["lr"]
-        before = progress.loss_sum
         for number, (loss, size) in enumerate(zip(losses, sizes, strict=True), start=progress.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise RunError(
@@ -200,15 +198,23 @@ class Trainer:
                 )
             self.last_loss = loss
             progress.loss_sum += loss * size
-        count = sum(sizes)
+            progress.window[0] += loss * size
         progress.correct += correct
-        progress.seen += count
+        progress.seen += sum(sizes)
+        progress.window[1] += correct
+        progress.window[2] += sum(sizes)
         progress.train_seconds += now - started
         progress.seconds += now - started
-        mean = (progress.loss_sum - before) / count
-        scalars = {"train/loss_step": mean, "train/accuracy_step": correct / count, "lr": rate}
-        self.recorder.steps(progress.step, scalars)
         return now
+
+    def record(self) -> None:
+        """Report the steps since the last record, wherever a checkpoint was written between them."""
+        loss, correct, seen = self.progress.window
+        if seen:
+            rate = self.optimizer.param_groups[0]["lr"]
+            scalars = {"train/loss_step": loss / seen, "train/accuracy_step": correct / seen, "lr": rate}
+            self.recorder.steps(self.progress.step, scalars)
+        self.progress.window = [0.0, 0, 0]
 
     def evaluate(self, loader: Loader) -> Measures:
         """Measure the current weights on everything that `loader` serves. Raises Stopped after a signal."""

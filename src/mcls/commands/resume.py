@@ -2,12 +2,13 @@
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 
-from mcls.config.stored import stored_config
+from mcls.config.stored import HARMLESS, stored_config
 from mcls.console import console, say_result
 from mcls.errors import FolderError, RequestError, Stopped
-from mcls.runs import find_run
+from mcls.runs import RunFolder, find_run, read_yaml
 from mcls.sweeps import Sweep, read_sweep, record_failure
 from mcls.torchrun import rank_and_size
 
@@ -23,16 +24,17 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of a sweep")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for example trainer.epochs=30")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--config-dir", metavar="DIR", help="of a sweep that was begun with it")
+    options = parser.parse_intermixed_args(arguments)
     rank, size = rank_and_size()
     if (options.run / "sweep.json").is_file():
         if size > 1:
             raise RequestError(f"{options.run}: a sweep is not resumed under torchrun. Say mcls resume {options.run}.")
-        return resume_sweep(options.run, options.changes)
+        return resume_sweep(options.run, options.changes, options.config_dir)
     folder = find_run(options.run)
     config = stored_config(folder, options.changes)
     result = folder.read_result() or {}
-    planned = stored_config(folder)["trainer"]["epochs"]
+    planned = read_yaml(folder.config)["trainer"]["epochs"]
     grown = config["trainer"]["epochs"] > planned
     if result.get("status") == "finished" and result["epochs"] < planned:
         print(f"already finished: trainer.patience ran out after {result['epochs']} of {planned} epochs")
@@ -57,10 +59,11 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def resume_sweep(path: Path, changes: list[str]) -> int:
+def resume_sweep(path: Path, changes: list[str], config_dir: str | None) -> int:
     """Bring every job of a sweep that is not finished to its end, then show the table. Returns the exit status.
 
-    The overrides in the folder choose and set like a command line's, but trust no package and place nothing elsewhere.
+    The overrides in the folder choose and set like a command line's, but trust no package and place nothing elsewhere;
+    `changes` say what to trust and where the data are now.
     """
     from mcls import session
     from mcls.config.compose import checker
@@ -68,10 +71,11 @@ def resume_sweep(path: Path, changes: list[str]) -> int:
 
     plan = read_sweep(path)
     if not plan.jobs:
-        raise RequestError(f"{path}: its jobs were chosen by an optimizer. Give its own command again: {plan.command}")
-    if changes:
-        raise RequestError(f"{changes[0]}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
-    refuse_harm(plan)
+        raise RequestError(f"{path}: it does not say what its jobs are. Give its own command again: {plan.again}")
+    for line in changes:
+        if line.split("=")[0] not in HARMLESS[1:]:
+            raise RequestError(f"{line}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
+    refuse_harm(plan, changes)
     with console(), StopRequest() as stop:
         for number, overrides in enumerate(plan.jobs):
             folder = plan.folder(number)
@@ -79,26 +83,33 @@ def resume_sweep(path: Path, changes: list[str]) -> int:
             try:
                 if signal_number := stop():
                     raise Stopped("stopped between two jobs", signal_number)
-                with checker() as check:
-                    values, choices = check.values(list(overrides))
+                if folder.finished() is not None:
+                    log.info("already finished")
+                    continue
+                if folder.begun:
+                    session.resume(folder, stored_config(folder, changes), stop)
+                    continue
+                folder.path.mkdir(exist_ok=True)
+                with checker(config_dir) as check:
+                    values, choices = check.values([*overrides, *changes])
                 if "download" in values["dataset"]:
                     values["dataset"]["download"] = False  # the data were there, or a stranger wants a connection
-                folder.path.mkdir(exist_ok=True)
                 origin = {"command": plan.command, "overrides": overrides, "choices": choices}
-                session.finish(values, origin, folder, stop)
+                session.train(values, origin, partial(RunFolder, folder.path), stop)
             except Stopped as error:
-                raise Stopped(f"{error}, or the whole sweep with: mcls resume {path}", error.signal_number) from error
+                raise Stopped(f"{error}, or the whole sweep with: {plan.again}", error.signal_number) from error
             except Exception as error:
                 record_failure(folder, error, overrides)
     plan.conclude()
     return 0
 
 
-def refuse_harm(plan: Sweep) -> None:
+def refuse_harm(plan: Sweep, changes: list[str]) -> None:
     """Raise FolderError when a sweep's folder asks for what only a command line may, or leads elsewhere."""
     for number, overrides in enumerate(plan.jobs):
         for line in overrides:
-            if "${" in line or line.lstrip("+~").startswith(("hydra", "trust")):
+            trusted = line.startswith("trust=") and line in changes
+            if "${" in line or (line.lstrip("+~").startswith(("hydra", "trust")) and not trusted):
                 raise FolderError(f"{plan.path / 'sweep.json'}: refused, {line} is only for a command line.")
         if (place := plan.folder(number).path).is_symlink():
             raise FolderError(f"{place}: refused, a link.")

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import logging
-import math
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ from omegaconf import DictConfig
 
 from mcls.config.compose import CONFIGS, Request, checked, checker
 from mcls.console import console, say_result
-from mcls.errors import RequestError, Stopped
-from mcls.runs import RunFolder, claim, relative, timestamp
+from mcls.errors import RequestError, RunError, Stopped
+from mcls.runs import RunFolder, claim, timestamp
 from mcls.signals import StopRequest
-from mcls.sweeps import Sweep, record_failure
+from mcls.sweeps import Sweep, read_sweep, record_failure
 from mcls.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
@@ -89,15 +88,17 @@ class Task:
     folder_given: bool
     stop: StopRequest
     failures: list[BaseException] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     done: list[tuple[RunFolder, dict[str, Any]]] = field(default_factory=list)
 
     def __call__(self, config: DictConfig) -> float:
-        """Train; returns the validation accuracy (the test's without one), or nan, for whoever optimises it."""
+        """Train; returns the validation accuracy (the test's without one), 0 after a failure, for whoever maximises."""
         given: Any = HydraConfig.get()
         folder = RunFolder(Path(given.runtime.output_dir))
         with contextlib.ExitStack() as here:
             if not self.stop.before:  # in the worker process of one of Hydra's launchers
                 here.enter_context(self.stop)
+                log.setLevel(logging.INFO)
             try:
                 done = self.train(*checked(config, given), given, folder)
             except Stopped as error:
@@ -106,14 +107,15 @@ class Task:
             except Exception as error:
                 if given.mode == RunMode.MULTIRUN:
                     record_failure(folder, error, list(given.overrides.task))
+                    self.failed.append(str(error))  # without its traceback, which holds model and data
                 else:
-                    self.failures.append(error)  # a sweep's would hold their models and data by their tracebacks
-                return math.nan
+                    self.failures.append(error)
+                return 0.0
             finally:
                 if given.mode == RunMode.MULTIRUN:
                     gc.collect()  # before the next job takes memory
         if done is None:
-            return math.nan
+            return 0.0
         self.done.append(done)
         return float((done[1]["val"] or done[1]["test"])["accuracy"])
 
@@ -163,16 +165,22 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
     path = Path(request.folder) if request.folder else new_sweep_folder(request.config)
     path.mkdir(parents=True, exist_ok=True)
     plan = Sweep(path, task.command, request.fixed, request.jobs)
+    if (path / "sweep.json").exists() and not plan.same(read_sweep(path)):
+        raise RequestError(f"hydra.sweep.dir: {path} already holds another sweep. Name a new folder.")
     plan.write()
     extra = [] if request.folder else [f"hydra.sweep.dir='{path}'"]
     extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(request.fixed)}]")
+    if "optuna" in request.sweeper and "hydra.sweeper.direction" not in request.fixed:
+        extra.append("hydra.sweeper.direction=maximize")  # the accuracy
     with contextlib.suppress(KeyboardInterrupt):
         launch([*arguments, *extra], task)
-    if not task.failures and task.stop():
+    if not task.failures and task.stop() and not plan.complete:
         task.failures.append(Stopped("stopped between two jobs", task.stop()))
     if stopped := [failure for failure in task.failures if isinstance(failure, Stopped)]:
-        raise Stopped(f"{stopped[0]}, or the whole sweep with: mcls resume {relative(path)}", stopped[0].signal_number)
+        raise Stopped(f"{stopped[0]}, or the whole sweep with: {plan.again}", stopped[0].signal_number)
     plan.conclude()
+    if task.failed:  # and has left what it found in its folder as it was
+        raise RunError(task.failed[0])
     return 0
 
 

@@ -50,7 +50,8 @@ class Request:
         sweep: whether many runs were asked for.
         folder: hydra.run.dir or hydra.sweep.dir, where the command line gives it.
         fixed: the keys that have one value for all jobs of a sweep.
-        jobs: the overrides of each job of a sweep; empty where an optimizer chooses them.
+        jobs: the overrides of each job of a sweep; empty where Hydra alone knows them.
+        sweeper: the class of Hydra's that goes through them.
     """
 
     config: dict[str, Any]
@@ -59,6 +60,7 @@ class Request:
     folder: str | None
     fixed: list[str]
     jobs: list[list[str]]
+    sweeper: str
 
 
 def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,8 +142,13 @@ class Checker:
             for override in parsed
             if not override.key_or_group.startswith("hydra")
         ]
-        jobs = [list(job) for job in itertools.product(*lines)] if sweep else []
-        return Request(values, choices, sweep, folder, keys, jobs)
+        sweeper = str(hydra.sweeper["_target_"])
+        plain = (
+            sweeper.endswith(".BasicSweeper") and not hydra.sweeper.get("params") and "hydra.sweep.subdir" not in keys
+        )
+        drawn = any("shuffle(" in (override.input_line or "") for override in swept)  # Hydra will draw another order
+        jobs = [list(job) for job in itertools.product(*lines)] if sweep and plain and not drawn else []
+        return Request(values, choices, sweep, folder, keys, jobs, sweeper)
 
     def values(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         """The checked configuration of one run, and its choices. Raises RequestError."""
