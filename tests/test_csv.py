@@ -17,7 +17,7 @@ import yaml
 from mcls import checkpoint, session
 from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
-from mcls.data.tabular import encode
+from mcls.data.encoding import Table, encode_table
 from mcls.errors import DataError, MclsError, RequestError
 
 CONFIG = Path(__file__).parents[1] / "configs" / "dataset" / "csv.yaml"
@@ -109,7 +109,7 @@ def test_a_second_file_is_the_test(tmp_path: Path) -> None:
     assert [len(split) for split in splits(found)] == [60, 10]
     assert found.encoder is not None
     dicts = [dict(zip(HEADER[::-1], row, strict=True)) for row in body]
-    assert torch.equal(encode(dicts, found.encoder, "x"), inputs(found.open_test()))
+    assert torch.equal(encode(dicts, found.encoder), inputs(found.open_test()))
     body[3][0] = "maybe"
     write(test, body, HEADER[::-1])
     with pytest.raises(
@@ -355,6 +355,13 @@ def test_mutated_files_are_one_line(tmp_path: Path) -> None:
     assert 50 < refused < 300
 
 
+def encode(rows: list[dict[str, str]], encoder: dict[str, Any], first: int = 2) -> torch.Tensor:
+    """The inputs that rows of a table called x become, the first of them row `first`."""
+    there = [name for name in encoder["columns"] if all(name in row for row in rows)]
+    columns = {name: [row[name].strip() for row in rows] for name in there}
+    return torch.from_numpy(encode_table(Table("x", columns, list(range(first, first + len(rows)))), encoder))
+
+
 def encoder(tmp_path: Path, **keys: Any) -> dict[str, Any]:
     found = read(write(tmp_path / "t.csv", rows()), drop_columns=["id"], **keys).encoder
     assert found is not None
@@ -365,8 +372,8 @@ def test_new_rows_are_encoded_as_the_training_rows_were(tmp_path: Path) -> None:
     found = read(write(tmp_path / "t.csv", rows()), drop_columns=["id"])
     assert found.encoder is not None
     body = [dict(zip(HEADER, rows()[int(name.split()[1]) - 2], strict=True)) for name in found.train.names]
-    assert torch.equal(encode(body, found.encoder, "x"), inputs(found.train))
-    assert encode([], found.encoder, "x").shape == (0, 5)
+    assert torch.equal(encode(body, found.encoder), inputs(found.train))
+    assert encode([], found.encoder).shape == (0, 5)
 
 
 def test_an_encoder_is_plain_data_that_a_checkpoint_holds(tmp_path: Path) -> None:
@@ -403,23 +410,23 @@ ROW = {"size": "1.5", "weight": "2000", "colour": "red"}
 )
 def test_new_rows_that_do_not_fit(tmp_path: Path, change: dict[str, str], keys: dict[str, Any], message: str) -> None:
     found = encoder(tmp_path, **keys)
-    assert encode([ROW, ROW], found, "x").shape == (2, 5)  # the healthy twin
+    assert encode([ROW, ROW], found).shape == (2, 5)  # the healthy twin
     with pytest.raises(DataError) as caught:
-        encode([ROW, {**ROW, **change}], found, "x")
+        encode([ROW, {**ROW, **change}], found)
     assert str(caught.value) == f"x, row 3, {message}"
     with pytest.raises(DataError, match=r"^x, row 70, "):
-        encode([{**ROW, **change}], found, "x", numbers=[70])
+        encode([{**ROW, **change}], found, first=70)
 
 
 def test_new_rows_without_a_column(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^inputs: x has no column 'colour'\. It has 'size', 'weight'\.$"):
-        encode([{"size": "1", "weight": "2"}], encoder(tmp_path), "x")
+        encode([{"size": "1", "weight": "2"}], encoder(tmp_path))
 
 
 def test_new_rows_that_were_allowed_for(tmp_path: Path) -> None:
     found = encoder(tmp_path, unseen="ignore", missing="mean")
-    assert encode([{**ROW, "colour": "mauve"}], found, "x")[0, 2:].tolist() == [0, 0, 0]
-    assert encode([{"size": "?", "weight": "", "colour": "NA"}], found, "x").tolist() == [[0, 0, 0, 0, 0]]
+    assert encode([{**ROW, "colour": "mauve"}], found)[0, 2:].tolist() == [0, 0, 0]
+    assert encode([{"size": "?", "weight": "", "colour": "NA"}], found).tolist() == [[0, 0, 0, 0, 0]]
 
 
 def test_encoding_needs_no_torch() -> None:

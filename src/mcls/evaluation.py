@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from mcls import figures
 from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, forward_batch
-from mcls.errors import DataError, FolderError, RequestError
+from mcls.errors import DataError, RequestError
 from mcls.files import publish
 from mcls.forward import autocast
 from mcls.machine import resolve_precision
@@ -185,9 +184,3 @@ def by_class(found: Evaluation, order: Tensor, classes: Sequence[str]) -> tuple[
     labels = [f"{row[1]} {float(str(row[2])):.0%}\n{row[3]}" for row in rows]
     texts = iter(labels)
     return chosen, [next(texts) if index >= 0 else "" for index in chosen.tolist()]
-
-
-def refuse_link(path: Path) -> None:
-    """Raise FolderError when `path` is a link: what is written into a run folder stays in it."""
-    if path.is_symlink():
-        raise FolderError(f"{path}: refused, a link. Nothing is written outside the run's folder.")

@@ -84,8 +84,7 @@ def text(value: object) -> str:
 
 def section(title: str, content: str) -> str:
     """A box with a heading, or nothing where there is no content."""
-    heading = f"<h2>{escape(title)}</h2>" if title else ""
-    return f"<section>{heading}{content}</section>" if content else ""
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str] = (), kind: str = "text") -> str:

@@ -85,7 +85,7 @@ class Dataset:
         val: what choices are made on, cut from train; None when all of train is trained on.
         open_test: reads the test split. Called once, at the end, when every choice has been made.
         mean, std: of each channel, in 0..1, for uint8 images; None leaves float inputs as they are.
-        encoder: what turns rows of a table into inputs (`tabular.encode`): text, floats and lists; None for others.
+        encoder: what turns rows of a table into inputs (`encode_table`): text, floats and lists; None for others.
     """
 
     classes: tuple[str, ...]

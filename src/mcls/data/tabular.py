@@ -66,23 +66,6 @@ def csv_file(
     return Dataset(classes, train, val, lambda: test, encoder=encoder)
 
 
-def encode(
-    rows: list[dict[str, str]], encoder: dict[str, Any], source: str, numbers: Sequence[int] | None = None
-) -> Tensor:
-    """Inputs float32 (N, F) of `rows` (column to cell), as `encoder`, a Dataset's, says.
-
-    Args:
-        source: what messages call the rows.
-        numbers: of the rows, for messages; without them the first is row 2, after a header.
-
-    Raises DataError, naming the row, for a missing column, what is no number, and unseen categories if that is wrong.
-    """
-    there = [name for name in encoder["columns"] if all(name in row for row in rows)]
-    columns = {name: [str(row[name] or "").strip() for row in rows] for name in there}
-    table = Table(source, columns, list(numbers if numbers is not None else range(2, len(rows) + 2)))
-    return torch.from_numpy(encode_table(table, encoder))
-
-
 def input_columns(table: Table, target: str, drop_columns: Sequence[str], text_columns: Sequence[str]) -> list[str]:
     """The columns that are inputs. Raises DataError when a column that is named is not there, or none is left."""
     table.column(target, "dataset.target")
