@@ -7,7 +7,6 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
 DEPTH = 20  # of nested YAML
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The paths of one run.
 
@@ -30,57 +28,20 @@ class RunFolder:
         path: the folder.
     """
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration, YAML."""
-        return self.path / "config.yaml"
-
-    @property
-    def about(self) -> Path:
-        """The command, the choices and the machine, JSON."""
-        return self.path / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object an epoch."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def result(self) -> Path:
-        """Status and measures, JSON."""
-        return self.path / "result.json"
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "last.pt"
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before it."""
-        return self.path / "previous.pt"
-
-    @property
-    def best(self) -> Path:
-        """The selected weights."""
-        return self.path / "best.pt"
-
-    @property
-    def figures(self) -> Path:
-        """PNG files."""
-        return self.path / "figures"
-
-    @property
-    def log(self) -> Path:
-        """What was said, with times."""
-        return self.path / "train.log"
-
-    @property
-    def name(self) -> str:
-        """The last two parts of the path, as TensorBoard shows them."""
-        return f"{self.path.parent.name}/{self.path.name}"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # the resolved configuration
+        self.about = path / "run.json"  # the command, the choices and the machine
+        self.metrics = path / "metrics.jsonl"  # one object an epoch
+        self.result = path / "result.json"  # status and measures
+        self.last = path / "last.pt"  # the newest checkpoint
+        self.previous = path / "previous.pt"  # the one before it
+        self.best = path / "best.pt"  # the selected weights
+        self.figures = path / "figures"  # PNG files
+        self.log = path / "train.log"  # what was said, with times
+        checkpoints = [self.last, self.previous, self.best]
+        self.files = [*checkpoints, self.config, self.about, self.metrics, self.result, self.log, path / "lock"]
+        self.name = f"{path.parent.name}/{path.name}"  # as TensorBoard shows it
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -101,12 +62,6 @@ class RunFolder:
         finally:
             HELD.discard(descriptor)
             os.close(descriptor)
-
-    @property
-    def files(self) -> list[Path]:
-        """All files that a run writes under a fixed name."""
-        checkpoints = [self.last, self.previous, self.best]
-        return [*checkpoints, self.config, self.about, self.metrics, self.result, self.log, self.path / "lock"]
 
     def sweep_up(self) -> None:
         """Delete what a process that was killed while it wrote left behind."""
