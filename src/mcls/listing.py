@@ -9,13 +9,14 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError, RequestError
+from mcls.files import open_plain
 from mcls.runs import RunFolder, read_json, relative
 
 MEASURES = ("accuracy", "loss", "f1_macro", "ece")
@@ -24,14 +25,7 @@ HIGH_FIRST = ("accuracy", "f1_macro", "started")  # keys, or their endings, that
 DATA = ("dataset.root=", "dataset.path=")  # changes that hyper-parameters leave out and that may mean other data
 TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
 FILTER = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
-COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "=": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    ">": lambda a, b: a > b,
-    "<": lambda a, b: a < b,
-    ">=": lambda a, b: a >= b,
-    "<=": lambda a, b: a <= b,
-}
+COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": ne, ">": gt, "<": lt, ">=": ge, "<=": le}
 
 
 @dataclass(frozen=True)
@@ -119,12 +113,11 @@ def status_of(folder: RunFolder, result: dict[str, Any] | None) -> str:
 def locked(path: Path) -> bool:
     """Whether a process holds the lock file `path`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = open_plain(path, os.O_RDONLY)
     except OSError:
         return False
     try:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except BlockingIOError:
         return True

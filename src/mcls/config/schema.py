@@ -12,6 +12,7 @@ be followed by limits (`> 0`, `<= 1`); `list of` makes it a list; anything else 
 import math
 import re
 from dataclasses import dataclass
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,7 @@ from mcls.errors import RequestError
 KEY = re.compile(r"^( *)([A-Za-z_][\w-]*):")
 RULE = re.compile(r"^ *# \((.+?)\) (.+)$")
 LIMIT = re.compile(r"(>=|<=|>|<) *(-?[\d.]+)")
-COMPARE = {
-    ">": lambda value, limit: value > limit,
-    ">=": lambda value, limit: value >= limit,
-    "<": lambda value, limit: value < limit,
-    "<=": lambda value, limit: value <= limit,
-}
+COMPARE = {">": gt, ">=": ge, "<": lt, "<=": le}
 WORDS: dict[str, Any] = {"null": None, "true": True, "false": False}
 
 
@@ -93,14 +89,9 @@ def describe(text: str) -> str:
 
 def show(value: Any) -> str:
     """A value as YAML users write it."""
-    names = {None: "null", True: "true", False: "false"}
-    return (
-        names[value]
-        if value is None or isinstance(value, bool)
-        else repr(value)
-        if isinstance(value, str)
-        else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def read_rules(path: Path) -> dict[str, Rule]:
