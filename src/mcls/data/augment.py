@@ -19,11 +19,9 @@ class Augmentation(Protocol):
     @property
     def draws(self) -> int:
         """Uniform random numbers wanted for each sample."""
-        ...
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """New images (N x C x H x W) from `images` of that shape and `uniforms` (N x draws), each in [0, 1)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,35 +17,8 @@ from torch import Tensor
 
 from mcls.errors import DataError, MachineError, RequestError
 
-
-class Stored(Protocol):
-    """Inputs too big for memory: what is asked of a tensor (N, ...) of them, read from files at each indexing."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """N and the shape of a sample."""
-        ...
-
-    @property
-    def ndim(self) -> int:
-        """Length of the shape."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what is read."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: Any) -> Tensor:
-        """The samples that a tensor would give for `indices`: int64 (M,), a slice, a mask, or one number."""
-        ...
-
-    def select(self, indices: Tensor) -> "Stored":
-        """The samples with these numbers, unread."""
-        ...
-
+if TYPE_CHECKING:
+    from mcls.data.pictures import Files
 
 PATIENCE = 30.0  # seconds of silence after which a download is given up
 MOST = 100_000_000  # numbers in blobs: a run folder may be a stranger's
@@ -56,12 +29,13 @@ class Split:
     """Samples and their classes.
 
     Args:
-        inputs: (N, ...), uint8 for images (N, C, H, W) and float32 for anything else.
+        inputs: (N, ...), uint8 for images (N, C, H, W) and float32 for anything else; `Files` are images too big for
+            memory, read at each indexing.
         targets: int64 (N,), class numbers.
         names: where each sample comes from, a file or a row; empty where there is no more to say than its number.
     """
 
-    inputs: Tensor | Stored
+    inputs: "Tensor | Files"
     targets: Tensor
     names: tuple[str, ...] = ()
 

@@ -2,7 +2,7 @@
 of (seed, epoch) and the augmentation of a sample one of (seed, epoch, sample), whoever reads them and from where."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mcls.data.augment import Augmentation
-from mcls.data.datasets import Split, Stored
+from mcls.data.datasets import Split
 from mcls.distributed import ALONE, Team
 from mcls.errors import MclsError
+
+if TYPE_CHECKING:
+    from mcls.data.pictures import Files
 
 ORDER, AUGMENT = 0, 1  # what a generator is for
 
@@ -55,7 +58,7 @@ class Normalise:
 class Rows:
     """A split as a map-style data set of whole batches, for `DataLoader`."""
 
-    def __init__(self, inputs: Tensor | Stored) -> None:
+    def __init__(self, inputs: "Tensor | Files") -> None:
         self.inputs = inputs
 
     def __getitem__(self, indices: Tensor) -> Tensor | MclsError:
@@ -77,7 +80,7 @@ class Loader:
         augment: applied to every batch as it is stored; None for val and test.
         seed: of the order and the augmentation; None serves the samples in their own order.
         balanced: an epoch draws as many samples, of each class as probably as of another, some more than once.
-        resident: keep the whole split on the device; otherwise, and always when its inputs are `Stored`, it stays where
+        resident: keep the whole split on the device; otherwise, and always when its inputs are `Files`, it stays where
             it is and batches are brought over.
         workers: processes that read the batches of a split that is not resident.
         channels_last: memory order of image batches.

@@ -27,7 +27,7 @@ Shape = tuple[int, int, int]
 
 
 class Files:
-    """Images in files, brought to one shape at each reading; stands for a tensor uint8 (N, C, H, W), see `Stored`.
+    """Images in files, brought to one shape at each reading; stands for a tensor uint8 (N, C, H, W).
 
     Args:
         paths: of the files.
