@@ -7,8 +7,9 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mcls.errors import MachineError
 
@@ -21,19 +22,28 @@ def publish(path: Path, content: bytes) -> None:
 
     Raises MachineError when the file system refuses; the old file is then still there.
     """
+    with replacing(path, "xb", needed=len(content)) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str, encoding: str | None = None, needed: int = 0) -> Iterator[IO[Any]]:
+    """A new file, to be written inside, that is put at `path` at the end; as `publish`, of `needed` bytes if known."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:  # x: never through a link that somebody left there
-            file.write(content)
+        with temporary.open(mode, encoding=encoding) as file:  # x: never through a link that somebody left there
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise MachineError(describe(path, error, len(content))) from error
+        if isinstance(error, OSError):
+            raise MachineError(describe(path, error, needed)) from error
+        raise
 
 
 def move(path: Path, target: Path) -> None:

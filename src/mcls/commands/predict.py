@@ -4,16 +4,15 @@ import argparse
 import contextlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from mcls import tables
 from mcls.console import console
-from mcls.errors import DataError, MachineError, RequestError
-from mcls.files import describe, sync_folder
+from mcls.errors import DataError, RequestError
+from mcls.files import replacing
 from mcls.options import add_device, positive
 from mcls.runs import find_run
 
@@ -35,11 +34,12 @@ def run(arguments: list[str]) -> int:
             raise RequestError(f"--top {options.top}: there are {len(model.classes)} classes.")
         counter = Counter(options.strict)
         found = classified(model, options, counter)
-        with destination(options.output) as file:
+        path = options.output
+        with contextlib.nullcontext(sys.stdout) if path is None else replacing(path, "x", "utf-8") as file:
             for text in WRITERS[options.format](found, model.classes, options.top):
                 file.write(text)
                 file.flush()
-        where = f", in {tables.clean(str(options.output))}" if options.output else ""
+        where = f", in {tables.clean(str(path))}" if path else ""
         skipped = f"; {counter.skipped:,} unreadable, skipped" if counter.skipped else ""
         log.info(f"{counter.done:,} classified{where}{skipped}")
     return 0
@@ -158,24 +158,3 @@ def as_table(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
 
 
 WRITERS = {"csv": as_csv, "jsonl": as_jsonl, "table": as_table}
-
-
-@contextlib.contextmanager
-def destination(path: Path | None) -> Iterator[IO[str]]:
-    """Where to write: stdout, or a file that is put at `path` when all is written. Raises MachineError."""
-    if path is None:
-        yield sys.stdout
-        return
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("x", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise MachineError(describe(path, error, 0)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
