@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from mcls.runs import RunFolder, relative
+from mcls.tables import clean
 
 log = logging.getLogger("mcls")
 
 
 def plain(text: str) -> str:
     """`text` with control characters, but for ends of lines, written out: no text from a file commands a terminal."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else repr(character)[1:-1] for character in text
-    )
+    return "\n".join(map(clean, text.split("\n")))
 
 
 class Plain(logging.Formatter):

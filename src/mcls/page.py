@@ -54,10 +54,7 @@ pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; 
 
 def page(folder: RunFolder) -> str:
     """The page of a finished run. Raises FolderError when the folder holds none or is damaged."""
-    about, result = read_json(folder.about), folder.read_result()
-    status = "never started" if result is None else str(result.get("status"))
-    if result is None or status != "finished":
-        raise FolderError(f"{folder.path}: not finished, {clean(status)}. Go on with: mcls resume {folder.path}")
+    about, result = read_json(folder.about), folder.read_finished()
     try:
         title = f"{about['choices']['dataset']} · {about['choices']['model']}"
         body = [

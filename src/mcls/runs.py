@@ -15,6 +15,7 @@ import yaml
 
 from mcls.errors import FolderError, MachineError
 from mcls.files import describe, open_plain, publish, to_json
+from mcls.tables import clean
 
 LIMIT = 40_000_000  # bytes of a file of text that is read back, as much as two confusion matrices of 2,000 classes
 YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
@@ -103,6 +104,14 @@ class RunFolder:
     def read_result(self) -> dict[str, Any] | None:
         """What result.json says, or None when there is none. Raises FolderError when it is damaged."""
         return read_json(self.result) if self.result.is_file() else None
+
+    def read_finished(self) -> dict[str, Any]:
+        """What result.json says of a finished run. Raises FolderError when it is damaged or the run not finished."""
+        result = self.read_result() or {}
+        status = clean(str(result.get("status", "never started")))
+        if status != "finished":
+            raise FolderError(f"{self.path}: not finished, {status}. Go on with: mcls resume {self.path}")
+        return result
 
 
 def find_run(path: Path) -> RunFolder:

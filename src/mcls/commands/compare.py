@@ -26,7 +26,7 @@ def run(arguments: list[str]) -> int:
     options = parse(arguments)
     folders = [find_run(options.a), find_run(options.b)]
     for folder in folders:
-        check_finished(folder)
+        folder.read_finished()
     if folders[0].path.resolve() == folders[1].path.resolve():
         raise RequestError(f"{options.a} and {options.b}: one and the same run. Name two.")
     configs = [dict(leaves(stored_config(folder, options.changes))) for folder in folders]
@@ -59,15 +59,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add_device(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="for the list and the pictures; default A/compare/B")
     return parser.parse_intermixed_args(arguments)
-
-
-def check_finished(folder: RunFolder) -> None:
-    """Raise FolderError unless `folder` holds a finished run."""
-    status = (folder.read_result() or {}).get("status", "never started")
-    if status != "finished":
-        raise FolderError(
-            f"{folder.path}: not finished, {tables.clean(str(status))}. Go on with: mcls resume {folder.path}"
-        )
 
 
 def differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
