@@ -72,6 +72,14 @@ def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def put(node: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a nested dictionary."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+
+
 def nearest(word: str, known: Sequence[str]) -> str | None:
     """What `word` was probably meant to be, out of `known`."""
     endings = [key for key in known if key.split(".")[-1] == word.split(".")[-1]]
@@ -274,11 +282,7 @@ def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict
     for key, value in list(leaves(values)):
         if key not in rules:
             raise RequestError(f"{key}: no such key, got {show(value)}. {suggestion(key, list(rules))}")
-        place = values
-        *parents, last = key.split(".")
-        for parent in parents:
-            place = place[parent]
-        place[last] = rules[key].check(key, value)
+        put(values, key, rules[key].check(key, value))
     for group in OWN:
         if not isinstance(values.get(group), dict):
             raise RequestError(f"{group}: must be one of the choices of its group, got {show(values.get(group))}.")

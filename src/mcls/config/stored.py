@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mcls.config.build import OWN, check_target, resolve
-from mcls.config.compose import CONFIGS, leaves, suggestion
+from mcls.config.compose import CONFIGS, leaves, put, suggestion
 from mcls.config.schema import Rule, read_rules, show
 from mcls.errors import FolderError, RequestError
 from mcls.runs import RunFolder, read_json, read_yaml
@@ -114,11 +114,7 @@ def change(config: dict[str, Any], known: dict[str, Any], rules: dict[str, Rule]
         )
     if key == HARMLESS[0] and isinstance(value, int) and value < known[key]:
         raise RequestError(f"{key}: {known[key]} -> {value} would take back what was trained. Give a larger number.")
-    place = config
-    *parents, last = key.split(".")
-    for parent in parents:
-        place = place[parent]
-    place[last] = rules[key].check(key, value) if key in rules else value
+    put(config, key, rules[key].check(key, value) if key in rules else value)
 
 
 def shipped_rules(choices: dict[str, str]) -> dict[str, Rule]:
