@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mcls import figures
 from mcls.config.build import build
@@ -97,8 +98,8 @@ def evaluate(opened: OpenedRun, split: Split, name: str, val: Split | None) -> E
     logits, count = logits_of(opened, split), len(opened.classes)
     tally = tallied(logits, split.targets, count)
     measures = tally.measure()
-    fitted = logits if val is None or name == "val" else logits_of(opened, val)
-    temperature = fit_temperature(fitted, split.targets if fitted is logits or val is None else val.targets)
+    fitted = split if val is None or name == "val" else val
+    temperature = fit_temperature(logits if fitted is split else logits_of(opened, fitted), fitted.targets)
     mended = tallied(logits / temperature, split.targets, count).measure()
     report = {
         "split": name,
@@ -108,7 +109,7 @@ def evaluate(opened: OpenedRun, split: Split, name: str, val: Split | None) -> E
         "brier": brier(logits, split.targets),
         "temperature": {
             "value": temperature,
-            "fitted_on": name if fitted is logits else "val",
+            "fitted_on": name if fitted is split else "val",
             "ece": mended.ece,
             "loss": mended.loss,
         },
@@ -174,13 +175,9 @@ def by_class(found: Evaluation, order: Tensor, classes: Sequence[str]) -> tuple[
     """
     targets = found.split.targets[order]
     counts = torch.bincount(targets, minlength=len(classes))
-    fullest = counts.argsort(descending=True, stable=True)[:ROWS]
-    chosen = torch.full((len(fullest), EACH), -1)
-    for row, label in enumerate(fullest[counts[fullest] > 0].sort().values.tolist()):
-        members = order[targets == label][:EACH]
-        chosen[row, : len(members)] = members
-    chosen = chosen[(chosen >= 0).any(dim=1)].flatten()
-    rows = iter(doubts(found, chosen[chosen >= 0], classes))
-    labels = [f"{row[1]} {float(str(row[2])):.0%}\n{row[3]}" for row in rows]
-    texts = iter(labels)
-    return chosen, [next(texts) if index >= 0 else "" for index in chosen.tolist()]
+    fullest = counts.argsort(descending=True, stable=True)[: min(ROWS, len(targets.unique()))].sort().values
+    rows = [order[targets == label][:EACH] for label in fullest]
+    chosen = torch.cat([functional.pad(row, (0, EACH - len(row)), value=-1) for row in rows])
+    told = iter(doubts(found, chosen[chosen >= 0], classes))
+    labels = (f"{label} {float(str(part)):.0%}\n{guess}" for _, label, part, guess, _ in told)
+    return chosen, [next(labels) if index >= 0 else "" for index in chosen.tolist()]
