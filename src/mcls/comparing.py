@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mcls import figures, tables
-from mcls.data.datasets import Dataset, Split
+from mcls.data.datasets import Split
 from mcls.errors import RequestError
 from mcls.evaluation import logits_of, rebuild, take, tallied
 from mcls.files import publish
@@ -46,20 +46,15 @@ def split_of(first: OpenedRun, second: OpenedRun, name: str) -> tuple[Split, tup
     if first.classes != second.classes:
         raise RequestError(f"classes: {first.classes} and {second.classes} differ, such runs can't be compared.")
     split, openings = take(first.folder, data, name)
-    theirs, other_openings = take(second.folder, shared(data, split, name) if same_place else other, name)
+    if same_place and name == "test":
+        other = replace(data, open_test=lambda: split)  # it has been read already
+    theirs, other_openings = take(second.folder, other, name)
     if not same_samples(split, theirs):
         raise RequestError(
             f"dataset: {first.folder.path} and {second.folder.path} have different {name} samples, "
             "such runs can't be compared."
         )
     return split, (openings, other_openings)
-
-
-def shared(data: Dataset, split: Split, name: str) -> Dataset:
-    """`data` whose test set is `split`, which has been read already."""
-    if name != "test":
-        return data
-    return replace(data, open_test=lambda: split)
 
 
 def same_samples(first: Split, second: Split) -> bool:
