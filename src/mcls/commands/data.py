@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,29 +124,24 @@ def doubles(splits: "dict[str, Split]", images: bool, faults: list[str]) -> None
     for name, split in splits.items():
         if again := len(split) - len(set(places[name])):
             print(f"doubles     {again:,} of {len(split):,} in {name} are there before")
-    names = list(splits)
-    for number, later in enumerate(names):
-        for earlier in names[:number]:
-            first = {digest: index for index, digest in reversed(list(enumerate(places[earlier])))}
-            pairs = [(index, first[digest]) for index, digest in enumerate(places[later]) if digest in first]
-            if not pairs:
-                continue
-            told = [f"{called(splits[later], a)} = {called(splits[earlier], b)}" for a, b in pairs[:EXAMPLES]]
-            differ = sum(bool(splits[later].targets[a] != splits[earlier].targets[b]) for a, b in pairs)
-            other = f", {differ:,} of them with another label" if differ else ""
-            print(f"leak        {len(pairs):,} of {len(splits[later]):,} in {later} are in {earlier} too{other}")
-            print(f"            {tables.clean('; '.join(told))}")
-            if images:
-                faults.append(f"{later} images are in {earlier} too ({len(pairs):,})")
+    for earlier, later in itertools.combinations(splits, 2):
+        first = {digest: index for index, digest in reversed(list(enumerate(places[earlier])))}
+        pairs = [(index, first[digest]) for index, digest in enumerate(places[later]) if digest in first]
+        if not pairs:
+            continue
+        told = [f"{called(splits[later], a)} = {called(splits[earlier], b)}" for a, b in pairs[:EXAMPLES]]
+        differ = sum(bool(splits[later].targets[a] != splits[earlier].targets[b]) for a, b in pairs)
+        other = f", {differ:,} of them with another label" if differ else ""
+        print(f"leak        {len(pairs):,} of {len(splits[later]):,} in {later} are in {earlier} too{other}")
+        print(f"            {tables.clean('; '.join(told))}")
+        if images:
+            faults.append(f"{later} images are in {earlier} too ({len(pairs):,})")
 
 
 def digests(split: "Split") -> list[bytes]:
     """sha256 of the bytes of each sample."""
-    found = []
-    for start in range(0, len(split), CHUNK):
-        chunk = split.inputs[slice(start, start + CHUNK)]
-        found += [hashlib.sha256(sample.tobytes()).digest() for sample in chunk.numpy()]
-    return found
+    chunks = (split.inputs[start : start + CHUNK].numpy() for start in range(0, len(split), CHUNK))
+    return [hashlib.sha256(sample.tobytes()).digest() for chunk in chunks for sample in chunk]
 
 
 def called(split: "Split", index: int) -> str:
