@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from mcls.optim import Rates, constant, cosine, one_cycle, plain_step, step_decay, warm
+from mcls.optim import Rates, constant, cosine, one_cycle, plain_step, step_decay
 
 BASE, STEPS = 0.4, 40
 
@@ -101,7 +101,7 @@ def test_one_cycle_equals_torchs(initial, final):
 def test_boundaries():
     """Where each schedule begins, turns and ends."""
     assert [constant(part, warmup=0.0) for part in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
-    assert [warm(part, 0.5) for part in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+    assert [constant(part, warmup=0.5) for part in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
     assert [cosine(part, final=0.0, warmup=0.0) for part in (0.0, 1.0)] == pytest.approx([1.0, 0.0])
     assert [cosine(part, final=0.1, warmup=0.2) for part in (0.0, 0.2, 1.0)] == pytest.approx([0.0, 1.0, 0.1])
     assert [one_cycle(part, warmup=0.3, initial=0.04, final=0.0) for part in (0.0, 0.3, 1.0)] == pytest.approx(

@@ -16,31 +16,26 @@ from torch.optim import Optimizer
 Schedule = Callable[[float], float]
 
 
-def warm(progress: float, warmup: float) -> float:
-    """Factor of the warm-up: a straight line from 0 to 1 over the first `warmup` of the run, then 1."""
-    return progress / warmup if progress < warmup else 1.0
-
-
 def half_cosine(part: float, start: float, end: float) -> float:
     """From `start` at part 0 to `end` at part 1 along half a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
 
 
 def constant(progress: float, *, warmup: float) -> float:
-    """1 after the warm-up."""
-    return warm(progress, warmup)
+    """A straight line from 0 to 1 over the first `warmup` of the run, then 1."""
+    return progress / warmup if progress < warmup else 1.0
 
 
 def step_decay(progress: float, *, milestones: Sequence[float], factor: float, warmup: float) -> float:
     """`factor` to the power of how many `milestones` (parts of the run) have been reached."""
     reached = sum(progress >= milestone for milestone in milestones)
-    return warm(progress, warmup) * float(factor**reached)
+    return constant(progress, warmup=warmup) * float(factor**reached)
 
 
 def cosine(progress: float, *, final: float, warmup: float) -> float:
     """Half a cosine from 1 at the end of the warm-up to `final` at the end of the run."""
     if progress < warmup:
-        return warm(progress, warmup)
+        return progress / warmup
     return half_cosine((progress - warmup) / (1 - warmup), 1.0, final)
 
 
