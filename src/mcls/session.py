@@ -184,7 +184,7 @@ def introduce(parts: Parts, about: dict[str, Any], folder: RunFolder) -> None:
     log.info(f"folder  {relative(folder.path)}")
 
 
-def saver(folder: RunFolder, parts: Parts, recorder: Recorder) -> Callable[[dict[str, Any], bool], None]:
+def saver(folder: RunFolder, parts: Parts) -> Callable[[dict[str, Any], bool], None]:
     """What writes a trainer's checkpoints to `folder`."""
 
     def save(state: dict[str, Any], best_is_new: bool) -> None:
@@ -193,7 +193,6 @@ def saver(folder: RunFolder, parts: Parts, recorder: Recorder) -> Callable[[dict
         checkpoint.save(folder.last, {**state, "data": parts.data})
         if best_is_new:
             save_best(folder, state["best"], state["progress"]["best_epoch"], parts.data)
-        recorder.flush()
 
     return save
 
@@ -267,7 +266,7 @@ def run(
     begun, followed = 0 if state is None else state["progress"]["epoch"], config["trainer"]["test_every_epoch"]
     openings = folder.openings()
     with leading(parts.team, parts.device, "mcls.session:assist", config, stop):
-        trainer = make_trainer(parts, recorder, saver(folder, parts, recorder), stop)
+        trainer = make_trainer(parts, recorder, saver(folder, parts), stop)
         try:
             fit(trainer, parts, config, state)
         finally:

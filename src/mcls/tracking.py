@@ -154,14 +154,8 @@ class Recorder:
         value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
         self.add(Summary(value=[value]))
 
-    def flush(self) -> None:
-        """Hand everything to the system."""
-        for file in (self.metrics, self.events):
-            if file is not None:
-                self.guard(file.flush)
-
     def close(self) -> None:
-        """Flush and let go of the files."""
+        """Let go of the files."""
         for file in (self.metrics, self.events):
             if file is not None:
                 self.guard(file.close)
