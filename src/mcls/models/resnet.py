@@ -91,14 +91,14 @@ def resnet18_finetune(input_shape: Sequence[int], num_classes: int, weights: str
             f"model=resnet18-finetune wants images of 1 or 3 channels, got {channels}. Try model=resnet18."
         )
     network = resnet.resnet18()
+    network.fc = nn.Identity()
     if weights is not None:
         load_weights(network, weights)
-    network.fc = nn.Identity()
     return FineTuned(network, 512, num_classes, freeze)
 
 
 def load_weights(network: nn.Module, weights: str) -> None:
-    """Fill `network` from a file, or from torchvision's weights of that name, which are downloaded once.
+    """Fill `network`, without a last layer, from a file or torchvision's weights of that name, downloaded once.
 
     Raises RequestError for a name that torchvision does not know, MachineError when the weights can't be had and
     DataError when the file does not fit.
@@ -109,17 +109,12 @@ def load_weights(network: nn.Module, weights: str) -> None:
     else:
         source, state = weights, fetch_state(weights)
     wanted = network.state_dict()
-    wrong = [name for name in wanted if name not in state and not name.startswith("fc.")]
-    wrong += [
-        name
-        for name, tensor in state.items()
-        if name not in wanted or (tensor.shape != wanted[name].shape and not name.startswith("fc."))
-    ]
+    given = {name: tensor for name, tensor in state.items() if name not in ("fc.weight", "fc.bias")}
+    wrong = [name for name in wanted if name not in given]
+    wrong += [name for name, tensor in given.items() if name not in wanted or tensor.shape != wanted[name].shape]
     if wrong:
         raise DataError(f"model.weights: {source} does not fit ResNet-18, first at {wrong[0]!r} ({len(wrong)} in all).")
-    network.load_state_dict(
-        {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, strict=False
-    )
+    network.load_state_dict(given)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
