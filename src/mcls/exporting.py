@@ -117,11 +117,7 @@ def to_safetensors(deployed: Deployed, opened: OpenedRun) -> tuple[bytes, Run]:
     return content, copied
 
 
-FORMS: dict[str, Callable[[Deployed, OpenedRun], tuple[bytes, Run]]] = {
-    "onnx": to_onnx,
-    "pt2": to_pt2,
-    "safetensors": to_safetensors,
-}
+FORMS = {"onnx": to_onnx, "pt2": to_pt2, "safetensors": to_safetensors}
 
 
 def about(opened: OpenedRun) -> dict[str, str]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mcls.data.pictures import Files
 
 PATIENCE = 30.0  # seconds of silence after which a download is given up
+# what torchvision's readers raise for files that are missing, a RuntimeError, or damaged
+UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, AssertionError, EOFError, OSError)
 MOST = 100_000_000  # numbers in blobs: a run folder may be a stranger's
 
 
@@ -221,12 +223,10 @@ def read_torchvision(name: str, root: str, train: bool, download: bool) -> Any:
     folder = Path(root) / (reader.base_folder if name == "CIFAR10" else f"{name}/raw")
     try:
         return reader(root, train=train)
-    except RuntimeError as error:
-        if "not found" not in str(error):
+    except UNREADABLE as error:
+        if not isinstance(error, RuntimeError) or "not found" not in str(error):
             raise DataError(f"{folder}: {one_line(error)}. Delete the damaged file and run again.") from error
         reason = "dataset.download=false"
-    except (ValueError, TypeError, KeyError, AssertionError, EOFError, OSError) as error:
-        raise DataError(f"{folder}: {one_line(error)}. Delete the damaged file and run again.") from error
     if download:
         try:
             fetch(reader, Path(root), folder)
@@ -252,7 +252,7 @@ def fetch(reader: Any, root: Path, folder: Path) -> None:
         try:
             reader(str(root), train=True)
             return  # another process was faster
-        except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, EOFError, OSError):
+        except UNREADABLE:
             shutil.rmtree(part, ignore_errors=True)
         socket.setdefaulttimeout(PATIENCE)
         try:
