@@ -192,15 +192,13 @@ class Measures:
     def report(self, classes: Sequence[str]) -> dict[str, Any]:
         """Everything, as it stands in result.json; `classes` are the names in the order of their numbers."""
         rows = self.per_class()
-        macro = {key: sum(row[key] for row in rows) / len(rows) for key in ("precision", "recall", "f1")}
+        macro = {f"{key}_macro": sum(row[key] for row in rows) / len(rows) for key in ("precision", "recall", "f1")}
         named = [{"class": name, **row} for name, row in zip(classes, rows, strict=True)]
         return {
             "accuracy": self.accuracy,
             "interval": list(wilson(self.correct, self.count)),
             "loss": self.loss,
-            "precision_macro": macro["precision"],
-            "recall_macro": macro["recall"],
-            "f1_macro": macro["f1"],
+            **macro,
             "ece": self.ece,
             "n": self.count,
             "per_class": named,

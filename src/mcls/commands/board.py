@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from mcls.errors import MachineError, RequestError
 from mcls.runs import find
 from mcls.signals import StopRequest
 
-PINNED = ("val/accuracy",)
+PINNED = '[{"plugin":"scalars","tag":"val/accuracy"}]'  # cards on top, as JSON
 # one colour for each <dataset>-<model>, one for each job of a sweep
 COLOURS = r"^((?:.*/)?sweeps/.+|.+(?=/[^/]+$))"
 IMAGES = 100  # steps of an image that are kept; TensorBoard's own 10 would drop some
@@ -74,8 +73,7 @@ def serve(folder: Path, port: int | None) -> str:
 
 def address(url: str, folder: Path) -> str:
     """`url` with the arrangement, which the time series page reads out of it."""
-    cards = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
-    query = {"pinnedCards": json.dumps(cards, separators=(",", ":")), "smoothing": 0}
+    query: dict[str, object] = {"pinnedCards": PINNED, "smoothing": 0}
     if any(run.path.parent != folder for run in find(folder)):  # without a folder in its name every run has a colour
         query["runColorGroup"] = f"regex:{COLOURS}"
     return f"{url}?{urlencode(query)}#timeseries"
