@@ -5,12 +5,10 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mcls.errors import FolderError
 from mcls.files import open_plain, publish
@@ -102,17 +100,6 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise FolderError(f"{path}: refused, it is no checkpoint of mcls.")
     return state
-
-
-def check_fits(make: Callable[[], nn.Module], weights: Any, path: Path) -> None:
-    """Raise FolderError unless the model that `make` makes takes `weights`. It takes no memory, however large."""
-    try:
-        with torch.device("meta"):
-            wanted = {name: tensor.shape for name, tensor in make().state_dict().items()}
-    except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
-        raise FolderError(f"{path}: refused, the run's model can't be made for its data ({error}).") from error
-    if not isinstance(weights, dict) or wanted != {name: getattr(item, "shape", 0) for name, item in weights.items()}:
-        raise FolderError(f"{path}: refused, its weights do not fit the run's model.")
 
 
 def weights_digest(weights: dict[str, torch.Tensor]) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,14 @@ def fitting(
     Raises FolderError unless `weights`, read from `path`, fit that model; it takes no memory to find out.
     """
     node = untrained(config["model"], config["trust"])
-    if not config["trust"]:  # somebody's own code may need real tensors
-        make = partial(build, "model", node, config["trust"], input_shape=shape, num_classes=num_classes)
-        checkpoint.check_fits(make, weights, path)
+    if config["trust"]:  # somebody's own code may need real tensors
+        return node
+    try:
+        with torch.device("meta"):
+            model = build("model", node, input_shape=shape, num_classes=num_classes)
+    except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise FolderError(f"{path}: refused, the run's model can't be made for its data ({error}).") from error
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if not isinstance(weights, dict) or wanted != {name: getattr(item, "shape", 0) for name, item in weights.items()}:
+        raise FolderError(f"{path}: refused, its weights do not fit the run's model.")
     return node
