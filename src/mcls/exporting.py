@@ -81,13 +81,9 @@ def to_onnx(deployed: Deployed, opened: OpenedRun) -> tuple[bytes, Run]:
     import onnxscript  # noqa: F401, torch's exporter uses it
 
     shapes: Any = ({0: torch.export.Dim("batch")},)
+    inputs = (example(opened, 2),)
     program: Any = torch.onnx.export(
-        deployed,
-        (example(opened, 2),),
-        input_names=["inputs"],
-        output_names=["probabilities"],
-        dynamic_shapes=shapes,
-        verbose=False,
+        deployed, inputs, input_names=["inputs"], output_names=["probabilities"], dynamic_shapes=shapes, verbose=False
     )
     program.model.metadata_props.update(about(opened))
     content: bytes = program.model_proto.SerializeToString()

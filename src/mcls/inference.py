@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +102,10 @@ def checked(encoder: Any, shape: Sequence[int], path: Path) -> dict[str, Any] | 
         return None
     try:
         names, texts = encoder["columns"], encoder["categories"]
-        settings = [
-            encoder["missing"],
-            encoder["unseen"],
-            *names,
-            *encoder["missing_values"],
-            *(word for row in texts for word in row),
-        ]
+        words = [encoder["missing"], encoder["unseen"], *encoder["missing_values"], *names, *chain(*texts)]
         numbers = [*encoder["means"], *encoder["stds"]]
         fits = len(names) == len(texts) == len(numbers) / 2 and tuple(shape) == (sum(len(row) or 1 for row in texts),)
-        if fits and all(isinstance(word, str) for word in settings) and all(abs(value) < 1e30 for value in numbers):
+        if fits and all(isinstance(word, str) for word in words) and all(abs(value) < 1e30 for value in numbers):
             return dict(encoder)
     except (KeyError, TypeError):
         pass

@@ -75,10 +75,8 @@ def show(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> Non
     rows: list[tuple[str, str]] = [("top-5 accuracy", f"{report['top_5']:.4f}")] if "top_5" in report else []
     rows += [(name, f"{report[key]:.4f}") for name, key in MACRO.items()]
     rows += [("log-loss", f"{report['loss']:.4f}"), ("Brier score", f"{report['brier']:.4f}")]
-    rows += [
-        ("ECE", f"{report['ece']:.4f}"),
-        ("temperature", f"{mended['value']:.3f}, fitted on {mended['fitted_on']}"),
-    ]
+    rows += [("ECE", f"{report['ece']:.4f}")]
+    rows += [("temperature", f"{mended['value']:.3f}, fitted on {mended['fitted_on']}")]
     rows += [("log-loss at it", f"{mended['loss']:.4f}"), ("ECE at it", f"{mended['ece']:.4f}")]
     print("\n" + tables.plain(["measure", "value"], rows))
     show_classes(report, classes)
@@ -91,13 +89,8 @@ def show_classes(report: dict[str, Any], classes: tuple[str, ...]) -> None:
         print(f"\nthe {CLASSES} classes of {len(rows)} with the lowest F1:")
         rows = sorted(rows, key=lambda row: row["f1"])[:CLASSES]
     keys = ("precision", "recall", "f1")
-    print(
-        "\n"
-        + tables.plain(
-            ["class", *keys, "samples"],
-            [[row["class"], *(f"{row[key]:.4f}" for key in keys), row["support"]] for row in rows],
-        )
-    )
+    cells = [[row["class"], *(f"{row[key]:.4f}" for key in keys), row["support"]] for row in rows]
+    print("\n" + tables.plain(["class", *keys, "samples"], cells))
     if len(classes) <= MATRIX:
         lines = [[name, *row] for name, row in zip(classes, report["confusion"], strict=True)]
         print("\n" + tables.plain(["true \\ predicted", *map(tables.clean, classes)], lines))

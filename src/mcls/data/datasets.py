@@ -141,11 +141,7 @@ def blobs(
     if numbers > MOST:
         raise RequestError(f"dataset.n_samples: these points are {numbers:,} numbers, more than {MOST:,}. Lower it.")
     points, labels = make_blobs(
-        n_samples=n_samples,
-        n_features=n_features,
-        centers=centers,
-        cluster_std=cluster_std,
-        random_state=random_state,
+        n_samples, n_features, centers=centers, cluster_std=cluster_std, random_state=random_state
     )
     parts = train_test_split(points, labels, test_size=test_size, random_state=test_random_state)
     inputs, test_inputs, targets, test_targets = map(torch.from_numpy, parts)

@@ -72,14 +72,8 @@ def image_folder(
     tell_absent(found.classes, parts)
     middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
     splits = {name: filled(part, files, looked.pixels) for name, part in parts.items()}
-    return Dataset(
-        found.classes,
-        splits["train"],
-        splits.get("val"),
-        lambda: splits["test"],
-        given("mean", mean, middle),
-        given("std", std, spread),
-    )
+    middle, spread = given("mean", mean, middle), given("std", std, spread)
+    return Dataset(found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread)
 
 
 def choose_shape(paths: Sequence[Path], size: int | None, channels: str | int) -> Shape:
