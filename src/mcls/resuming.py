@@ -46,16 +46,12 @@ def resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) 
 def newest(folder: RunFolder) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, None when none was written. Raises FolderError when all are damaged."""
     there = [path for path in (folder.last, folder.previous) if path.exists()]
-    for path in there:
-        try:
-            state = checkpoint.load(path)
-        except FolderError as error:
-            if path == there[-1]:
-                raise
-            damaged = error
-            continue
-        if path != there[0]:
-            log.warning(f"{damaged} Going on from {path}.")
-            there[0].replace(there[0].with_suffix(".damaged"))  # or the next checkpoint would push the good one out
+    try:
+        return checkpoint.load(there[0]) if there else None
+    except FolderError as error:
+        if len(there) == 1:
+            raise
+        state = checkpoint.load(folder.previous)
+        log.warning(f"{error} Going on from {folder.previous}.")
+        folder.last.replace(folder.last.with_suffix(".damaged"))  # or the next checkpoint would push the good one out
         return state
-    return None
