@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import eq, ge, gt, le, lt, ne
@@ -162,8 +163,7 @@ def merge(rows: list[Listed]) -> Listed:
     for key in rows[0].values.keys() - {"started"}:
         found = [row.values[key] for row in rows if row.values.get(key) is not None]
         if len(found) == len(rows):
-            mean = values[key] = math.fsum(found) / len(found)
-            deviation[key] = math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1))
+            values[key], deviation[key] = statistics.fmean(found), statistics.stdev(found)
     settings = {key: value for key, value in rows[0].settings.items() if key != "seed"}
     return replace(
         rows[0], folders=tuple(row.folders[0] for row in rows), settings=settings, values=values, deviation=deviation

@@ -21,9 +21,8 @@ def run(arguments: list[str]) -> int:
     """Print the table. Returns the exit status."""
     options = parse(arguments)
     words = list(options.words)
-    root = (
-        Path(words.pop(0)) if words and (Path(words[0]).is_dir() or not FILTER.fullmatch(words[0])) else Path("outputs")
-    )
+    named = words and (Path(words[0]).is_dir() or not FILTER.fullmatch(words[0]))
+    root = Path(words.pop(0) if named else "outputs")
     if not root.is_dir():
         raise RequestError(f"{root}: no such folder. Begin with mcls train, or name the folder: mcls runs DIR.")
     everything = [*(read(folder) for folder in find(root)), *unstarted(root)]

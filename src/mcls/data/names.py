@@ -13,14 +13,11 @@ LONG = 60  # characters of a value in a message
 def natural(names: Iterable[str]) -> list[str]:
     """`names` in the order in which people count: 1, 2, 10."""
 
-    def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-        parts = []
-        for part in re.split(r"([0-9]+)", name):
-            digits = part.lstrip("0") if part[:1] in tuple("0123456789") else None
-            parts.append((1, 0, part) if digits is None else (0, len(digits), digits))
-        return [part for part in parts if part != (1, 0, "")], name
+    def place(part: str) -> tuple[int, int, str]:
+        digits = part.lstrip("0")
+        return (0, len(digits), digits) if part[0] in "0123456789" else (1, 0, part)
 
-    return sorted(names, key=key)
+    return sorted(names, key=lambda name: ([place(part) for part in re.findall(r"[0-9]+|[^0-9]+", name)], name))
 
 
 def listed(names: Sequence[str]) -> str:
