@@ -25,7 +25,6 @@ ROWS = [
     ["mcls.trainer"],
     ["mcls.forward"],
     ["mcls.data.image_folder", "mcls.data.tabular"],
-    ["mcls.data.own"],
     ["mcls.data.datasets", "mcls.data.loader", "mcls.checkpoint", "mcls.tracking", "mcls.samples"],
     ["mcls.runs", "mcls.data.encoding", "mcls.data.folders", "mcls.data.pictures"],
     ["mcls.data.names"],

@@ -4,9 +4,10 @@ import contextlib
 import fcntl
 import http.client
 import io
+import logging
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcls.data.names import listed
 from mcls.errors import DataError, MachineError, RequestError
 
 if TYPE_CHECKING:
     from mcls.data.pictures import Files
+
+log = logging.getLogger("mcls")
 
 PATIENCE = 30.0  # seconds of silence after which a download is given up
 # what torchvision's readers raise for files that are missing, a RuntimeError, or damaged
@@ -46,9 +50,13 @@ class Split:
 
     def rows(self, indices: Tensor) -> "Split":
         """The samples with these numbers."""
-        inputs = self.inputs[indices] if isinstance(self.inputs, Tensor) else self.inputs.select(indices)
         names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
-        return Split(inputs, self.targets[indices], names)
+        return Split(select(self.inputs, indices), self.targets[indices], names)
+
+
+def select(inputs: "Tensor | Files", indices: Tensor) -> "Tensor | Files":
+    """The inputs with these numbers; files stay unread."""
+    return inputs[indices] if isinstance(inputs, Tensor) else inputs.select(indices)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,39 @@ def cut(whole: Split, val_fraction: float, val_seed: int) -> tuple[Split, Split 
             "Raise it, or say 0."
         )
     return whole.rows(first), whole.rows(second)
+
+
+def cut_test(whole: Split, test_fraction: float, test_seed: int) -> tuple[Split, Split]:
+    """`whole` cut into train and test (`stratified`), for data that come without a test split."""
+    first, second = stratified(whole.targets, test_fraction, test_seed)
+    if not len(second):
+        raise RequestError(
+            f"dataset.test_fraction: {test_fraction} of {len(whole)} samples leaves none to test on. Raise it."
+        )
+    return whole.rows(first), whole.rows(second)
+
+
+def filled(part: Split, inputs: "Tensor | Files") -> Split:
+    """`part`, which has numbers of samples in place of inputs, with those of `inputs`."""
+    return Split(select(inputs, torch.as_tensor(part.inputs)), part.targets, part.names)
+
+
+def tell_absent(classes: Sequence[str], splits: Mapping[str, Split | None]) -> None:
+    """Warn of classes that a split has no sample of."""
+    for name, split in splits.items():
+        if split is None:
+            continue
+        counts = torch.bincount(split.targets, minlength=len(classes)).tolist()
+        absent = [label for label, count in zip(classes, counts, strict=True) if not count]
+        if absent:
+            effect = "they are never learnt" if name == "train" else "nothing is measured of them there"
+            log.warning(f"data    {name} has no sample of {listed(absent)}: {effect}.")
+
+
+def check_classes(classes: Sequence[str], place: str) -> None:
+    """Raise DataError, naming `place`, unless there are two classes or more."""
+    if len(classes) < 2:
+        raise DataError(f"{place}: only one class, {listed(classes)}. A classifier needs two.")
 
 
 def check_labels(targets: Tensor, num_classes: int, name: str) -> None:

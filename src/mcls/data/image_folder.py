@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mcls.data.datasets import Dataset, Split, cut
+from mcls.data.datasets import Dataset, Split, check_classes, cut, cut_test, filled, tell_absent
 from mcls.data.folders import Found, find
 from mcls.data.names import listed
-from mcls.data.own import check_classes, cut_test, tell_absent
 from mcls.data.pictures import Files, Looked, Shape, header_of, look_through, threaded
 from mcls.errors import DataError, RequestError
 from mcls.machine import memory_bytes
@@ -71,7 +70,7 @@ def image_folder(
         parts |= {"val": val} if val is not None else {}
     tell_absent(found.classes, parts)
     middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
-    splits = {name: filled(part, files, looked.pixels) for name, part in parts.items()}
+    splits = {name: filled(part, files if looked.pixels is None else looked.pixels) for name, part in parts.items()}
     middle, spread = given("mean", mean, middle), given("std", std, spread)
     return Dataset(found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread)
 
@@ -149,9 +148,3 @@ def given(key: str, value: str | Sequence[float], computed: tuple[float, ...]) -
             f"dataset.{key}: {len(value)} numbers for {len(computed)} channels. Give one a channel, or say auto."
         )
     return tuple(value)
-
-
-def filled(part: Split, files: Files, pixels: Tensor | None) -> Split:
-    """`part`, of numbers of images, with the images: a tensor where they were kept."""
-    numbers = torch.as_tensor(part.inputs)
-    return Split(files.select(numbers) if pixels is None else pixels[numbers], part.targets, part.names)

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcls.data.datasets import Dataset, Split, cut
+from mcls.data.datasets import Dataset, Split, check_classes, cut, cut_test, filled, tell_absent
 from mcls.data.encoding import Table, encode_table, fit, lacking, read_table
 from mcls.data.names import listed, natural, quoted
-from mcls.data.own import check_classes, cut_test, tell_absent
 from mcls.errors import DataError, RequestError
 
 log = logging.getLogger("mcls")
@@ -150,11 +149,6 @@ def encoded(table: Table, encoder: dict[str, Any]) -> Tensor:
         told = f"{unseen:,} cells hold categories that train does not have; they count as none"
         log.warning(f"data    {table.source}: {told}")
     return inputs
-
-
-def filled(split: Split, inputs: Tensor) -> Split:
-    """`split`, of places of rows, with their inputs."""
-    return Split(inputs[torch.as_tensor(split.inputs)], split.targets, split.names)
 
 
 def describe(encoder: dict[str, Any]) -> None:
