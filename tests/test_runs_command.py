@@ -5,10 +5,10 @@ import fcntl
 import io
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,8 +260,9 @@ def test_a_thousand_runs_in_a_second(tmp_path: Path) -> None:
     script += "assert not {'torch', 'hydra', 'numpy'} & set(sys.modules); sys.exit(code)"
     seconds = []
     for _ in range(3):
-        started = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)  # processor time: other programs may be at work beside it
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
-        seconds.append(time.monotonic() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert len(done.stdout.splitlines()) == 1001
     assert min(seconds) < 1
