@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn import metrics
 
 from mcls import evaluation
 from mcls.commands.evaluate import ordinal
+from mcls.data.datasets import Split
+from mcls.evaluation import EACH, Evaluation, by_class, doubted, tallied
 from mcls.metrics import brier, fit_temperature, top_k
 from mcls.opened import open_run
 from mcls.runs import RunFolder
@@ -141,8 +146,23 @@ def test_mistakes(mcls: Main, mnist: Path, capsys: Capture) -> None:
     assert doubts == sorted(doubts)
     assert all(row["label"] != row["predicted"] and row["its probability"] >= row["probability"] for row in rows)
     assert f"{len(rows)} of 270 labels doubted" in capsys.readouterr().out
-    grid = mnist / "figures" / "evaluation-train-mistakes.png"
-    assert grid.stat().st_size > 10_000
+    with Image.open(mnist / "figures" / "evaluation-train-mistakes.png") as drawn:
+        assert drawn.width > 300 and drawn.height > 100
+
+
+def test_the_grid_of_mistakes_has_a_row_for_each_class_the_most_doubted_first() -> None:
+    """Three classes of 1, 3 and no doubted samples, in the order of their numbers."""
+    logits = torch.tensor([[2.0, 0, 0], [4, 0, 0], [3, 0, 0], [0, 0, 9], [0, 0, 9]])
+    targets = torch.tensor([1, 1, 1, 0, 2])
+    split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), targets)
+    tally = tallied(logits, targets, 3)
+    found = Evaluation(split, logits, tally, tally.measure(), {})
+    chosen, labels = by_class(found, doubted(found), ("a", "b", "c"))
+    rows = chosen.view(-1, EACH).tolist()
+    assert [[index for index in row if index >= 0] for row in rows] == [[3], [1, 2, 0]]
+    assert [label.split()[0] for label in labels if label] == ["a", "b", "b", "b"]
+    assert [label.splitlines()[-1] for label in labels if label] == ["c", "a", "a", "a"]
+    assert labels[1] == "" and len(labels) == 2 * EACH
 
 
 def test_no_mistakes_at_all(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
@@ -194,12 +214,15 @@ def test_folders_that_are_refused(mcls: Main, blobs: Path, tmp_path: Path, capsy
     assert list(outside.iterdir()) == []
 
 
-def test_wrong_arguments_come_without_torch(mcls: Main, blobs: Path, capsys: Capture) -> None:
-    for arguments in (["--device", "gpu"], ["--split", "all"], ["--checkpoint", "first"]):
-        with pytest.raises(SystemExit) as stopped:
-            mcls("evaluate", str(blobs), *arguments)
-        assert stopped.value.code == 2
-    assert "must be auto, cpu, cuda or cuda:N, got 'gpu'" in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [["--device", "gpu"], ["--split", "all"], ["--checkpoint", "first"]])
+def test_wrong_arguments_come_without_torch(arguments: list[str], blobs: Path) -> None:
+    script = (
+        "import sys; from mcls.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", script, "evaluate", str(blobs), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "AssertionError" not in done.stderr
+    assert arguments[0] != "--device" or "must be auto, cpu, cuda or cuda:N, got 'gpu'" in done.stderr
 
 
 def test_ordinals() -> None:

@@ -1,10 +1,11 @@
-"""Figures: PNG files of a sane size that show something."""
+"""Figures: PNG files of a sane size that show something, and what stands where in them."""
 
 import io
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import same_color
 from PIL import Image
 
 from mcls import figures
@@ -36,6 +37,16 @@ def test_confusion(count: int) -> None:
     assert first.shape == other.shape and (first != other).any()
 
 
+def test_confusion_has_the_true_class_in_rows() -> None:
+    (axes,) = figures.confusion([[3, 1, 0], [0, 0, 0], [5, 0, 5]], ["a", "b", "c"], "title").axes
+    share = [[0.75, 0.25, 0], [0, 0, 0], [0.5, 0, 0.5]]
+    assert np.asarray(axes.images[0].get_array()).tolist() == share and axes.images[0].origin == "upper"
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {(0, 0): "3", (1, 0): "1", (0, 2): "5", (2, 2): "5"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+
+
 def test_confusion_with_long_and_strange_names() -> None:
     for name in ("a class with a rather long name", "$x_1", "<b>&", "^ _ {"):
         figures.png(figures.confusion([[3, 1], [0, 2]], [name, "b"], name))
@@ -50,6 +61,18 @@ def test_reliability(filled: int) -> None:
     picture_of(figures.reliability(bins, 0.123, "title"))
 
 
+def test_reliability_shows_accuracy_over_confidence() -> None:
+    bins = [[0.0] * 15 for _ in range(3)]
+    for place, (count, confidence, correct) in {4: (10, 3, 2), 14: (20, 19.6, 15)}.items():
+        for row, value in zip(bins, (count, confidence, correct), strict=True):
+            row[place] = value
+    (axes,) = figures.reliability(bins, 0.1, "title").axes
+    bars = [(bar.get_x(), bar.get_height(), bar.get_width()) for bar in axes.patches]
+    np.testing.assert_allclose(bars, [(4 / 15, 0.2, 1 / 15), (14 / 15, 0.75, 1 / 15)])
+    np.testing.assert_allclose(axes.lines[1].get_xydata(), [(0.3, 0.2), (0.98, 0.75)])
+    assert axes.lines[0].get_xydata().tolist() == [[0, 0], [1, 1]]
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize(("count", "side"), [(1, 28), (5, 32), (20, 28), (7, 96)])
 def test_pictures(channels: int, count: int, side: int) -> None:
@@ -58,10 +81,18 @@ def test_pictures(channels: int, count: int, side: int) -> None:
     picture_of(figures.pictures(images, labels, [number % 2 == 0 for number in range(count)], "title"))
 
 
-def test_right_and_wrong_are_told_apart() -> None:
-    images = np.full((2, 1, 28, 28), 128, dtype=np.uint8)
-    drawn = [picture_of(figures.pictures(images, ["a", "b"], right, "t")) for right in ([True, True], [True, False])]
-    assert (drawn[0] != drawn[1]).any()
+def test_each_picture_has_its_label_in_green_where_right_and_in_red_where_wrong() -> None:
+    images = np.stack([np.full((1, 8, 8), 10 * number, dtype=np.uint8) for number in range(7)])
+    right = [number != 5 for number in range(7)]
+    (axes,) = figures.pictures(images, [f"label {number}" for number in range(7)], right, "title").axes
+    sheet = np.asarray(axes.images[0].get_array())
+    assert [text.get_text() for text in axes.texts] == [f"label {number}" for number in range(7)]
+    for number, text in enumerate(axes.texts):
+        x, y = text.get_position()
+        above = sheet[int(y) - 8 : int(y) - 4, int(x) - 2 : int(x) + 2]
+        assert (above == 10 * number).all()
+        red, green, _ = (int(text.get_color()[start : start + 2], 16) for start in (1, 3, 5))
+        assert (green > red) is right[number]
 
 
 @pytest.mark.parametrize("count", [2, 4, 10, 11, 40])
@@ -75,6 +106,24 @@ def test_regions(count: int) -> None:
         return np.clip(grid.mean(axis=1).astype(int), 0, count - 1)
 
     picture_of(figures.regions(points, targets, classify, names(count), "title"))
+
+
+def test_regions_are_where_they_are_decided() -> None:
+    """Class 1 is where x is positive, class 2 where y is above 2 besides."""
+    points = np.array([[-1, -4], [1, 0], [1, 4]], dtype=np.float32)
+
+    def classify(grid: np.ndarray) -> np.ndarray:
+        return (grid[:, 0] > 0).astype(int) + ((grid[:, 0] > 0) & (grid[:, 1] > 2))
+
+    (axes,) = figures.regions(points, np.arange(3), classify, ["a", "b", "c"], "title").axes
+    shown, (left, right, bottom, top) = axes.images[0], axes.images[0].get_extent()
+    assert shown.origin == "lower" and left < -1 < 1 < right and bottom < -4 < 4 < top
+    array = np.asarray(shown.get_array())
+    for number, (x, y) in enumerate(points):
+        column, row = int((x - left) / (right - left) * 200), int((y - bottom) / (top - bottom) * 200)
+        assert array[row, column] == number
+        assert axes.collections[number].get_offsets().tolist() == [[x, y]]
+        assert same_color(axes.collections[number].get_facecolor()[0], shown.cmap(shown.norm(number)))
 
 
 def test_regions_of_a_single_class_seen_everywhere() -> None:

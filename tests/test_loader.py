@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mcls.data.augment import CropFlip
 from mcls.data.datasets import Split
-from mcls.data.loader import Loader, Normalise
+from mcls.data.loader import AUGMENT, ORDER, Loader, Normalise, generator
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.3, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -55,6 +55,9 @@ def test_random_numbers_of_augmentation_are_new_each_epoch_and_not_those_of_the_
     assert torch.equal(served.uniforms(1), served.uniforms(1))
     assert not torch.equal(served.uniforms(1), served.uniforms(2))
     assert served.uniforms(0).shape == (37, 3)
+    drawn = {purpose: torch.rand(37, 3, generator=generator(0, 0, purpose)) for purpose in (ORDER, AUGMENT)}
+    assert torch.equal(served.uniforms(0), drawn[AUGMENT])
+    assert not torch.equal(served.uniforms(0), drawn[ORDER])
     assert loader().uniforms(0) is None
 
 

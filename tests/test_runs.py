@@ -60,8 +60,7 @@ def test_paths_and_names(tmp_path: Path) -> None:
     ],
 )
 def test_slugs(text: str, name: str) -> None:
-    assert slug(text).strip("_") == name.strip("_")
-    assert "/" not in slug(text) and not slug(text).startswith(".")
+    assert slug(text) == name
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

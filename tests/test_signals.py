@@ -5,10 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from mcls.signals import ASKING, StopRequest
+
+
+@pytest.fixture(autouse=True)
+def not_ignored() -> Iterator[None]:
+    """Whoever started the tests (nohup, `&`) may have had signals ignored, which mcls would keep."""
+    before = [signal.signal(number, signal.default_int_handler) for number in ASKING]
+    yield
+    for number, handler in zip(ASKING, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", ASKING)
