@@ -160,7 +160,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert mcls("predict", str(mnist), "=cmd.png") == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("'=cmd.png,")
+    assert capsys.readouterr().out.splitlines()[1].startswith("=cmd.png,")
 
 
 def pixels(image: Image.Image, path: Path, channels: int = 3, **settings: Any) -> list[Any]:
@@ -338,6 +338,15 @@ def test_runs_and_requests_that_are_refused(mcls: Main, mnist: Path, tmp_path: P
         with pytest.raises(SystemExit) as stopped:
             mcls("predict", str(mnist), str(tmp_path), *wrong)
         assert stopped.value.code == 2
+
+
+def test_csv_holds_names_as_they_are() -> None:
+    from mcls.commands.predict import as_csv
+
+    names = ["+1", "=2", "@x", "-1"]
+    found = [(names, np.eye(4, dtype=np.float32))]
+    rows = table("".join(as_csv(found, names, 1)))
+    assert [(row["file"], row["class"]) for row in rows] == [(name, name) for name in names]
 
 
 def test_memory_stays_flat() -> None:

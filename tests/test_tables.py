@@ -31,6 +31,8 @@ def test_csv_is_read_back_and_holds_no_formula() -> None:
     assert [line[1] for line in found[1:]] == ['say "a, b"'] * 6
     assert [line[2] for line in found[1:]] == ["'=cmd()", "'+1", "'@x", "-0.5", "plain", "é"]
     assert "\r" not in text and text.endswith("\n")
+    exact = list(csv.reader(io.StringIO(comma_separated(HEADER, rows, safe=False))))
+    assert [line[2] for line in exact[1:]] == ["=cmd()", "+1", "@x", "-0.5", "plain", "é"]
 
 
 def test_nothing_that_a_terminal_obeys_is_left() -> None:

@@ -32,11 +32,12 @@ def markdown(header: Sequence[str], rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def comma_separated(header: Sequence[str], rows: Sequence[Row]) -> str:
-    """CSV; a cell that a spreadsheet would take for a formula is quoted with an apostrophe."""
+def comma_separated(header: Sequence[str], rows: Sequence[Row], safe: bool = True) -> str:
+    """CSV; a cell that a spreadsheet would take for a formula is quoted with an apostrophe, unless `safe` is False."""
+    guarded = tuple("=+@") if safe else ()
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     for row in cells(rows):
-        writer.writerow(["'" + cell if cell[:1] in tuple("=+@") else cell for cell in row])
+        writer.writerow(["'" + cell if cell[:1] in guarded else cell for cell in row])
     return buffer.getvalue()

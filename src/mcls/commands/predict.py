@@ -125,7 +125,7 @@ def best(probabilities: "Array", classes: Sequence[str], top: int) -> list[tuple
 
 
 def as_csv(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
-    """A header, then a line a sample; cells that a spreadsheet would take for formulas are quoted."""
+    """A header, then a line a sample; names are as they are, for programs to read."""
     header = ["file", "class", "probability"]
     for number in range(2, top + 1):
         header += [f"class_{number}", f"probability_{number}"]
@@ -135,7 +135,7 @@ def as_csv(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
             [name, *(cell for label, part in best(row, classes, top) for cell in (label, f"{part:.6f}"))]
             for name, row in zip(names, batch, strict=True)
         ]
-        yield tables.comma_separated(header, rows).partition("\n")[2]
+        yield tables.comma_separated(header, rows, safe=False).partition("\n")[2]
 
 
 def as_jsonl(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
