@@ -104,6 +104,7 @@ def test_cuts_depend_on_their_own_seeds_alone(tmp_path: Path) -> None:
         ({"train": 20}, [43, 5, 12]),
         ({"Train": 10, "validation": 5, "TEST": 5}, [30, 15, 15]),
         ({"train": 10, "valid": 5, "test": 5}, [30, 15, 15]),
+        ({"Training": 10, "Testing": 5}, [27, 3, 15]),
     ],
     ids=str,
 )
@@ -114,6 +115,21 @@ def test_folders_of_splits(tmp_path: Path, folders: dict[str, int], expected: li
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     found = read(tree(tmp_path, ("car", "train", "bus")))
     assert found.classes == ("bus", "car", "train") and sum(sizes(found)) == 60
+
+
+def test_splits_of_unknown_names_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read(cut_tree(tmp_path / "one", seen=10, unseen=5)).classes == ("seen", "unseen")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "data    'seen', 'unseen' are taken for classes, but hold no image themselves and all the same folders, "
+        "'cat', 'dog', 'emu'. Are they splits? Call them train, val and test."
+    ]
+    caplog.clear()
+    image(0).save(tmp_path / "one" / "seen" / "loose.png")
+    read(tmp_path / "one")
+    for name in ("cat", "dog"):  # one folder in each is no class
+        write(tmp_path / "two" / name / "images", 5)
+    read(tmp_path / "two")
+    assert "Are they splits" not in caplog.text
 
 
 def test_no_val_is_cut_for_a_fraction_of_zero(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mcls.tables import clean
 
 log = logging.getLogger("mcls")
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SYSTEM = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 LAYOUT = (
     "Expected: DIR/CLASS/image.png, or DIR/train/CLASS/image.png with DIR/val and DIR/test beside it if there are any."
@@ -75,6 +75,8 @@ def find(root: Path) -> Found:
     classes = natural(trees["train"])
     if not classes:
         raise DataError(f"dataset.root: {clean(str(places['train']))}: no folders of classes in it. {LAYOUT}")
+    if places == {"train": root}:
+        tell_unknown_splits(trees["train"])
     found = Found(tuple(classes), [], [], [], {})
     for part, tree in trees.items():
         for name in natural(tree):
@@ -113,6 +115,21 @@ def split_folders(root: Path, left: Left) -> dict[str, Path]:
     left.others |= others
     subfolders(root, left)
     return found
+
+
+def tell_unknown_splits(tree: dict[str, Path]) -> None:
+    """Warn when the folders taken for classes hold no image themselves and all the same folders, as splits do."""
+    left, first = Left(), None
+    for place in tree.values():
+        inside = set(subfolders(place, left))
+        first = inside if first is None else first
+        if left.loose or len(inside) < 2 or inside != first:
+            return
+    if first is not None and len(tree) > 1:
+        log.warning(
+            f"data    {listed(natural(tree))} are taken for classes, but hold no image themselves and all the same "
+            f"folders, {listed(natural(first))}. Are they splits? Call them train, val and test."
+        )
 
 
 def subfolders(folder: Path, left: Left) -> dict[str, Path]:
