@@ -159,12 +159,26 @@ def test_statistics_are_those_of_the_training_images(tmp_path: Path) -> None:
         read(tmp_path, std=[0.5])
 
 
-def test_images_without_any_contrast_have_a_deviation(tmp_path: Path) -> None:
+def test_a_channel_without_any_contrast_has_a_deviation(tmp_path: Path) -> None:
+    for name, red in (("a", 7), ("b", 9)):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            Image.new("RGB", (4, 4), (red, 7, 7)).save(tmp_path / name / f"{number}.png")
+    assert read(tmp_path).std == (1 / 255, 1.0, 1.0)
+
+
+def test_images_without_any_contrast_are_wrong(tmp_path: Path) -> None:
+    """16-bit files with values of 8 bits would all be black."""
+    random = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(10):
-            Image.new("L", (4, 4), 7).save(tmp_path / name / f"{number}.png")
-    assert read(tmp_path).std == (1.0,)
+            pixels = random.integers(0, 256, (4, 4), dtype=np.uint16)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(
+        DataError, match=r"^dataset\.root: \S+: all training images are of one .* Save them as 8 bits\.$"
+    ):
+        read(tmp_path)
 
 
 def test_size_and_channels_come_from_the_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

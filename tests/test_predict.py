@@ -184,9 +184,22 @@ def test_modes_of_pictures(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full(size, 0x80FF, dtype=np.uint16))
     assert pixels(deep, tmp_path / "j.png", 1) == pixels(deep, tmp_path / "k.tif", 1) == [0x80]
     assert pixels(Image.fromarray(np.full(size, 0.5, dtype=np.float32)), tmp_path / "l.tif", 1) == [127]
-    assert pixels(Image.fromarray(np.full(size, 200, dtype=np.int32)), tmp_path / "m.tif", 1) == [200]
+    assert pixels(Image.fromarray(np.full(size, 0x80FF, dtype=np.int32)), tmp_path / "m.tif", 1) == [0x80]
     with pytest.raises(DataError, match="2 are wanted"):
         images.read(tmp_path / "a.png", 2)
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [(np.int32, 200, 40_000), (np.float32, 0.1, 1.1)])
+def test_pictures_of_more_than_8_bits_have_one_scale(tmp_path: Path, dtype: Any, low: float, high: float) -> None:
+    """What a pixel becomes does not depend on the others in its picture."""
+    found = []
+    for other in (0, high):
+        Image.fromarray(np.array([[low, other]], dtype=dtype)).save(tmp_path / "a.tif")
+        found.append(np.asarray(images.read(tmp_path / "a.tif", 1))[0, 0])
+    assert found[0] == found[1]
+    Image.fromarray(np.array([[low, 200_000]], dtype=dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif: cannot be read \(values up to 200000, expected 0 to (1|65535)\)"):
+        images.read(tmp_path / "a.tif", 1)
 
 
 def test_exif_turns_and_sizes_are_stretched(tmp_path: Path) -> None:

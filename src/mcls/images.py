@@ -35,8 +35,8 @@ def formats() -> list[str]:
 def read(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in `path`, turned as its EXIF data say: grey for 1 channel, RGB for 3.
 
-    16-bit greys keep their upper byte; what is transparent is laid on white. Pillow's warnings are the caller's
-    to silence: doing it here would not be safe in threads.
+    Greys of more than 8 bits become 8 bits as in `eight_bits`; what is transparent is laid on white. Pillow's warnings
+    are the caller's to silence: doing it here would not be safe in threads.
 
     Raises DataError, naming the file, when it is no plain file, no picture, truncated or of more than `max_pixels`.
     """
@@ -78,13 +78,15 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Pixels of more than 8 bits as uint8: 16-bit values lose their lower byte, floats up to 1 are stretched."""
-    if pixels.dtype.kind != "f":
-        long = pixels.dtype.itemsize == 2 or pixels.max() > 255
-        values = pixels // (256 if long else 1)
-    else:
-        values = np.nan_to_num(pixels)
-        values = values * (255 if values.max() <= 1 else 1)
+    """Pixels of more than 8 bits as uint8, by their type alone, so that all pictures of a data set get one scale.
+
+    Whole numbers, of 16 or 32 bits, are taken as 0..65535 and keep their upper byte; floats are taken as 0..1. What is
+    a little outside is clipped. Raises ValueError for values of more than twice that.
+    """
+    floats = pixels.dtype.kind == "f"
+    values = np.nan_to_num(pixels) * 255.0 if floats else pixels // 256
+    if values.max() > 2 * 255:
+        raise ValueError(f"values up to {pixels.max():g}, expected {'0 to 1' if floats else '0 to 65535'}")
     found: NDArray[np.uint8] = values.clip(0, 255).astype(np.uint8)
     return found
 

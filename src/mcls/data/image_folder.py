@@ -70,8 +70,13 @@ def image_folder(
         parts |= {"val": val} if val is not None else {}
     tell_absent(found.classes, parts)
     middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
+    if not any(spread):
+        raise DataError(
+            f"dataset.root: {root}: all training images are of one and the same colour. Are they of 16 bits with "
+            "values below 256, of which the upper 8 bits are taken? Save them as 8 bits."
+        )
     splits = {name: filled(part, files if looked.pixels is None else looked.pixels) for name, part in parts.items()}
-    middle, spread = given("mean", mean, middle), given("std", std, spread)
+    middle, spread = given("mean", mean, middle), given("std", std, tuple(value or 1.0 for value in spread))
     return Dataset(found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread)
 
 
@@ -129,13 +134,13 @@ def complain(found: Found, looked: Looked, bad_images: str) -> None:
 
 
 def statistics_of(sums: Tensor, shape: Shape) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in 0..1, from sums int64 (N, C, 2); a deviation of 0 counts as 1."""
+    """Mean and standard deviation of each channel, in 0..1, from sums int64 (N, C, 2)."""
     count = len(sums) * shape[1] * shape[2]
     means, deviations = [], []
     for total, squares in sums.sum(dim=0).tolist():
         means.append(total / count / 255)
         variance = (squares * count - total * total) / count**2  # whole numbers until the division
-        deviations.append(variance**0.5 / 255 or 1.0)
+        deviations.append(variance**0.5 / 255)
     return tuple(means), tuple(deviations)
 
 
