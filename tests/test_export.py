@@ -1,5 +1,6 @@
 """`mcls export`: what the file says and does by itself, outside mcls."""
 
+import csv
 import json
 import shutil
 import sys
@@ -20,6 +21,7 @@ from trained import train
 
 Main = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
+CSV = ["dataset=csv", "dataset.target=kind", "trainer.batch_size=16", "trainer.epochs=2"]
 DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -76,6 +78,57 @@ def test_onnx_by_itself(mcls: Main, kind: str, request: pytest.FixtureRequest, t
         [found] = session.run(None, {given.name: make(count)})
         np.testing.assert_allclose(found, expected(folder, make(count)), atol=1e-5)
         np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def table(path: Path, text: bool) -> np.ndarray:
+    """A CSV file with columns of time and size, and one of colour for `text`. Returns its numbers (N, 2)."""
+    random = np.random.default_rng(0)
+    numbers = random.normal((1.7e9, 3), (50, 2), size=(60, 2))  # 1.7e9 and its neighbours are one float32
+    rows = [f"{time!r},{size!r}{',red' if text else ''},{('a', 'b')[time > 1.7e9]}" for time, size in numbers.tolist()]
+    path.write_text("\n".join([f"time,size{',colour' if text else ''},kind", *rows]))
+    return numbers
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_numbers_of_a_table_are_standardised_inside(
+    mcls: Main, form: str, tmp_path: Path, data_root: Path, capsys: Capture
+) -> None:
+    numbers = table(tmp_path / "t.csv", text=False)
+    folder = train(tmp_path / "run", data_root, *CSV, f"dataset.path={tmp_path / 't.csv'}")
+    capsys.readouterr()
+    assert mcls("export", str(folder), "--format", form) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "float64 N x 2 in, probabilities N x 2 out; class names are in its metadata"
+    assert said[2] == "in are the numbers of the table as they are, its columns as in mcls.encoder in the metadata"
+    encoder = open_run(RunFolder(folder), device="cpu").encoder
+    assert encoder is not None and encoder["columns"] == ["time", "size"]
+    wanted = expected(folder, ((numbers - encoder["means"]) / encoder["stds"]).astype(np.float32))
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        assert json.loads(session.get_modelmeta().custom_metadata_map["mcls.input_type"]) == "float64"
+        [found] = session.run(None, {"inputs": numbers})
+    else:
+        found = torch.export.load(folder / "model.pt2").module()(torch.from_numpy(numbers)).detach().numpy()
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    if form == "onnx":
+        answers = []
+        for model in (folder, folder / "model.onnx"):
+            assert mcls("predict", str(model), str(tmp_path / "t.csv"), "--top", "2") == 0
+            answers.append(list(csv.DictReader(capsys.readouterr().out.splitlines())))
+        for one, other in zip(*answers, strict=True):
+            assert one["class"] == other["class"]
+            assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=2e-6)
+
+
+def test_columns_of_text_are_encoded_outside(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
+    table(tmp_path / "t.csv", text=True)
+    folder = train(tmp_path / "run", data_root, *CSV, f"dataset.path={tmp_path / 't.csv'}")
+    capsys.readouterr()
+    assert mcls("export", str(folder), "--format", "onnx") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("float32 N x 3 in")
+    assert said[2] == "in are not the table's cells but encoded columns, as mcls.encoder in the metadata says"
 
 
 @pytest.mark.slow

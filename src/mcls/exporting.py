@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcls.data.encoding import all_numbers
 from mcls.errors import MachineError, RunError
 from mcls.opened import OpenedRun
 
@@ -21,11 +22,11 @@ INSTALL = "Install what it takes: pip install 'mcls[onnx]'"
 
 
 class Deployed(nn.Module):
-    """Samples as they are stored, uint8 images (N, C, H, W) or float32 vectors, to probabilities (N, C).
+    """Samples as they are stored, uint8 images (N, C, H, W) or vectors (N, F), to probabilities (N, C).
 
     Args:
         model: inputs to logits.
-        scale, shift: of the normalisation, each (1, C, 1, 1); None for inputs that are floats already.
+        scale, shift: of the normalisation, (1, C, 1, 1) or float64 (F,); None for inputs that need none.
     """
 
     scale: Tensor | None
@@ -40,7 +41,7 @@ class Deployed(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Probabilities float32 (N, C)."""
         if self.scale is not None and self.shift is not None:
-            inputs = inputs * self.scale + self.shift
+            inputs = (inputs * self.scale + self.shift).float()
         logits: Tensor = self.model(inputs)
         return logits.float().softmax(dim=1)
 
@@ -53,9 +54,11 @@ def export(opened: OpenedRun, form: str) -> tuple[bytes, dict[int, float]]:
 
     Raises MachineError when a package is missing, RunError when the model can't be exported or comes out different.
     """
-    normalise = opened.normalise
-    deployed = Deployed(opened.model, normalise.scale, normalise.shift).eval()
     try:
+        scale, shift = opened.normalise.scale, opened.normalise.shift
+        if (table := numbers(opened)) is not None:
+            scale, shift = 1 / table[1], -table[0] / table[1]
+        deployed = Deployed(opened.model, scale, shift).eval()
         with quiet():
             content, copied = FORMS[form](deployed, opened)
             differences = {size: difference(opened, copied, size) for size in BATCHES}
@@ -70,6 +73,22 @@ def export(opened: OpenedRun, form: str) -> tuple[bytes, dict[int, float]]:
             f"more than {TOLERANCE:g}. Nothing was written."
         )
     return content, differences
+
+
+def numbers(opened: OpenedRun) -> tuple[Tensor, Tensor] | None:
+    """Means and stds, float64 (F,), of a run on a table of numbers alone: the file standardises. None for other runs.
+
+    Rows with columns of text are encoded outside.
+    """
+    if opened.encoder is None or not all_numbers(opened.encoder):
+        return None
+    means, stds = (torch.tensor(opened.encoder[key], dtype=torch.float64) for key in ("means", "stds"))
+    return means, stds
+
+
+def input_type(opened: OpenedRun) -> str:
+    """What the file takes; float64 for a table of numbers, which may be too long for float32 before they are scaled."""
+    return "uint8" if opened.mean is not None else "float32" if numbers(opened) is None else "float64"
 
 
 Run = Callable[[Tensor], Tensor]
@@ -121,7 +140,7 @@ def about(opened: OpenedRun) -> dict[str, str]:
     found: dict[str, Any] = {
         "classes": opened.classes,
         "input_shape": opened.input_shape,
-        "input_type": "float32" if opened.mean is None else "uint8",
+        "input_type": input_type(opened),
         "mean": opened.mean,
         "std": opened.std,
         "model": opened.config["model"],
@@ -135,16 +154,19 @@ def example(opened: OpenedRun, size: int) -> Tensor:
     """`size` made-up samples as they are stored, the same each time."""
     generator = torch.Generator().manual_seed(size)
     shape = (size, *opened.input_shape)
-    if opened.mean is None:
-        return torch.randn(shape, generator=generator)
-    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    if opened.mean is not None:
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    values, table = torch.randn(shape, generator=generator), numbers(opened)
+    return values if table is None else values * table[1] + table[0]
 
 
 @torch.inference_mode()
 def difference(opened: OpenedRun, copied: Run, size: int) -> float:
     """The largest difference between the probabilities of a copy and the original's, at this batch size."""
     inputs = example(opened, size)
-    expected = opened.model(opened.normalise(inputs)).float().softmax(dim=1)
+    table = numbers(opened)
+    given = opened.normalise(inputs) if table is None else ((inputs - table[0]) / table[1]).float()
+    expected = opened.model(given).float().softmax(dim=1)
     return float((copied(inputs) - expected).abs().max())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcls.data.encoding import all_numbers
 from mcls.errors import FolderError, MachineError
 from mcls.runs import RunFolder
 
@@ -90,10 +91,15 @@ def from_onnx(path: Path, device: str) -> Classifier:
     except Exception as error:  # onnxruntime's own have no common class
         raise FolderError(f"{path}: refused, onnxruntime cannot load it ({type(error).__name__}).") from error
 
+    encoder = checked(found.get("mcls.encoder"), shape, path)
+    inside = found["mcls.input_type"] == "float64" and encoder is not None and all_numbers(encoder)
+
     def probabilities(samples: Array) -> Array:
+        if inside and encoder is not None:  # the file standardises, so it is given what was in the table
+            samples = samples * np.array(encoder["stds"]) + np.array(encoder["means"])
         return np.asarray(session.run(None, {name: samples})[0])
 
-    return Classifier(classes, shape, image, checked(found.get("mcls.encoder"), shape, path), probabilities)
+    return Classifier(classes, shape, image, encoder, probabilities)
 
 
 def checked(encoder: Any, shape: Sequence[int], path: Path) -> dict[str, Any] | None:

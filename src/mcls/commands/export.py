@@ -15,8 +15,10 @@ def run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mcls export",
         description="Write a run's model as one file for other programs, class names in its metadata. onnx and pt2 "
-        "hold preprocessing and softmax: uint8 images N x C x H x W (or float vectors) in, probabilities out, any N. "
-        "safetensors holds the weights. The file is checked against the run's model before it is put in its place.",
+        "hold preprocessing and softmax: uint8 images N x C x H x W, or vectors of a table's numbers as they are, in, "
+        "probabilities out, any N. A table with columns of text has to be encoded outside, as mcls.encoder in the "
+        "metadata says; mcls predict does. safetensors holds the weights. The file is checked against the run's model "
+        "before it is put in its place.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for example trust=[my_package]")
@@ -25,20 +27,24 @@ def run(arguments: list[str]) -> int:
     add_checkpoint(parser)
     options = parser.parse_intermixed_args(arguments)
     folder = find_run(options.run)
-    from mcls.exporting import export
+    from mcls.exporting import export, input_type
     from mcls.opened import open_run
 
     opened = open_run(folder, options.checkpoint, "cpu", options.changes)
     content, differences = export(opened, options.format)
     path = options.output or options.run / f"model.{options.format}"
     publish(path, content)
-    kind = "float32" if opened.mean is None else "uint8"
     shape = " x ".join(("N", *map(str, opened.input_shape)))
     checked = ", ".join(f"{value:.1e} in a batch of {size}" for size, value in differences.items())
+    kind = input_type(opened)
     print(f"{relative(path)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {opened.epoch}")
     if options.format == "safetensors":
         print("the weights; classes, shape, mean and std are in its metadata")
     else:
         print(f"{kind} {shape} in, probabilities N x {len(opened.classes)} out; class names are in its metadata")
+        if kind == "float64":
+            print("in are the numbers of the table as they are, its columns as in mcls.encoder in the metadata")
+        elif opened.encoder is not None:
+            print("in are not the table's cells but encoded columns, as mcls.encoder in the metadata says")
     print(f"largest difference from the run's model: {checked}")
     return 0

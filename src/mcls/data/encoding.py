@@ -183,6 +183,11 @@ def fit(
     return found
 
 
+def all_numbers(encoder: dict[str, Any]) -> bool:
+    """Whether every column of an encoder is one of numbers, so that inputs are the cells, standardised."""
+    return not any(encoder["categories"])
+
+
 def encode_table(table: Table, encoder: dict[str, Any]) -> NDArray[np.float32]:
     """Inputs float32 (N, F) of the rows of `table`: a standardised value a column of numbers, 0 or 1 a category.
 
