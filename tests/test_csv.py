@@ -201,7 +201,8 @@ def test_a_column_with_one_value_is_harmless(tmp_path: Path) -> None:
 
 
 # what is done to a healthy file, and what is said of it
-QUOTE = "Is a quote or a ',' too many or too few?"
+ELSE = "If something else stands between cells, say dataset.delimiter."
+QUOTE = f"Is a quote or a ',' too many or too few? {ELSE}"
 CELLS = "cells). Mend it, or name the column in dataset.text_columns, or the word in dataset.missing_values."
 COLUMNS = "It has 'id', 'size', 'weight', 'colour', 'kind'."
 FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
@@ -264,7 +265,8 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "HTML": (
         lambda text: "<!DOCTYPE html>\n<html>404</html>\n",
-        "dataset.target: FILE has no column 'kind'. It has '<!DOCTYPE html>'.",
+        "dataset.target: FILE has no column 'kind'. It has '<!DOCTYPE html>'. "
+        "Is it cut by something else? Say dataset.delimiter.",
     ),
 }
 

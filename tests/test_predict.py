@@ -285,11 +285,29 @@ def test_rows_through_an_encoder(tmp_path: Path) -> None:
         list(samples.rows([str(path)], ENCODER))
 
 
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_tables_are_cut_as_the_runs_own_was(tmp_path: Path, quote: str) -> None:
+    """By what it was trained with, whatever the header looks like, and otherwise by what the header suggests."""
+    path = tmp_path / "people.csv"
+    named = {**ENCODER, "columns": ["age, in years", "colour"], "delimiter": ";"}
+    path.write_text(f"id, a, b, c;{quote}age, in years{quote};colour\n1;30;red\n")
+    [(_, values)] = samples.rows([str(path)], named)
+    assert values.tolist() == [-1, 0, 1]
+    path.write_text(f"{quote}age{quote},{quote}colour{quote}\n30,red\n")
+    for delimiter in (";", "auto", "tab"):
+        [(_, values)] = samples.rows([str(path)], {**ENCODER, "delimiter": delimiter})
+        assert values.tolist() == [-1, 0, 1]
+
+
 def test_an_encoder_from_a_strange_folder_is_checked(tmp_path: Path) -> None:
     assert inference.checked(ENCODER, (3,), tmp_path) == ENCODER
     assert inference.checked(None, (3,), tmp_path) is None
     wrong: list[Any] = [7, {}, {**ENCODER, "means": ["x", 0.0]}, {**ENCODER, "columns": [1, 2]}]
-    wrong += [{**ENCODER, "stds": [1.0]}, {**ENCODER, "categories": [[], "ab"], "columns": None}]
+    wrong += [
+        {**ENCODER, "delimiter": 7},
+        {**ENCODER, "stds": [1.0]},
+        {**ENCODER, "categories": [[], "ab"], "columns": None},
+    ]
     for encoder in wrong:
         with pytest.raises(FolderError, match="does not fit"):
             inference.checked(encoder, (3,), tmp_path)
@@ -392,11 +410,12 @@ def test_a_run_on_a_table(mcls: Main, tmp_path: Path, data_root: Path, capsys: C
     """Rows that the run was tested on get the answers of evaluate, from the run and from its ONNX file."""
     random = np.random.default_rng(0)
     rows = [(random.normal(50, 9), "red" if index % 2 else "blue", f"kind {index % 2}") for index in range(120)]
-    lines = [f"{size:.3f},{colour},{kind}\n" for size, colour, kind in rows]
-    (tmp_path / "all.csv").write_text("size,colour,kind\n" + "".join(lines))
+    lines = [f"{size:.3f}:{colour}:{kind}\n" for size, colour, kind in rows]
+    (tmp_path / "all.csv").write_text("size:colour:kind\n" + "".join(lines))
     run = train(
         tmp_path / "run", data_root, "dataset=csv", f"dataset.path={tmp_path / 'all.csv'}", "dataset.target=kind",
         "trainer.epochs=5", "trainer.batch_size=16", f"dataset.test_path={tmp_path / 'all.csv'}",
+        "dataset.delimiter=':'",
     )  # fmt: skip
     opened = open_run(RunFolder(run), device="cpu")
     split = evaluation.rebuild(opened, download=False).open_test()
@@ -406,6 +425,8 @@ def test_a_run_on_a_table(mcls: Main, tmp_path: Path, data_root: Path, capsys: C
     new.write_text("colour;note;size\n" + "".join(f"{colour};x;{size:.3f}\n" for size, colour, _ in rows))
     for model in (run, run / "model.onnx"):
         capsys.readouterr()
+        assert mcls("predict", str(model), str(tmp_path / "all.csv")) == 0
+        assert len(table(capsys.readouterr().out)) == 120
         assert mcls("predict", str(model), str(new)) == 0
         found = table(capsys.readouterr().out)
         assert [row["class"] for row in found] == [opened.classes[index] for index in expected.argmax(dim=1)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mcls.data.encoding import all_numbers
 from mcls.errors import MachineError, RunError
-from mcls.opened import OpenedRun
+from mcls.opened import OpenedRun, with_delimiter
 
 BATCHES = (1, 7)  # sizes at which a copy is held against the original; the example that is traced has 2 samples
 TOLERANCE = 1e-4  # largest difference of two probabilities
@@ -145,7 +145,7 @@ def about(opened: OpenedRun) -> dict[str, str]:
         "std": opened.std,
         "model": opened.config["model"],
         "epoch": opened.epoch,
-        "encoder": opened.encoder,
+        "encoder": with_delimiter(opened),
     }
     return {f"mcls.{key}": json.dumps(value) for key, value in found.items() if value is not None}
 

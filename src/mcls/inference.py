@@ -52,7 +52,7 @@ def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier
     """
     import torch
 
-    from mcls.opened import open_run
+    from mcls.opened import open_run, with_delimiter
 
     opened = open_run(folder, "best", device, [f"trust={json.dumps(list(trust))}"])
 
@@ -62,7 +62,7 @@ def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier
         found: Array = opened.model(inputs).float().softmax(dim=1).cpu().numpy()
         return found
 
-    encoder = checked(opened.encoder, opened.input_shape, folder.best)
+    encoder = checked(with_delimiter(opened), opened.input_shape, folder.best)
     return Classifier(opened.classes, opened.input_shape, opened.mean is not None, encoder, probabilities)
 
 
@@ -109,10 +109,11 @@ def checked(encoder: Any, shape: Sequence[int], path: Path) -> dict[str, Any] | 
     try:
         names, texts = encoder["columns"], encoder["categories"]
         words = [encoder["missing"], encoder["unseen"], *encoder["missing_values"], *names, *chain(*texts)]
+        words.append(encoder.get("delimiter", "auto"))
         numbers = [*encoder["means"], *encoder["stds"]]
         fits = len(names) == len(texts) == len(numbers) / 2 and tuple(shape) == (sum(len(row) or 1 for row in texts),)
         if fits and all(isinstance(word, str) for word in words) and all(abs(value) < 1e30 for value in numbers):
             return dict(encoder)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         pass
     raise FolderError(f"{path}: refused, what it says of its table's columns does not fit.")

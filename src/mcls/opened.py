@@ -82,6 +82,12 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
     return OpenedRun(folder, config, model, classes, shape, mean, std, normalise, target, epoch, data.get("encoder"))
 
 
+def with_delimiter(opened: OpenedRun) -> Any:
+    """The encoder of a run, and what stood between the cells of its table, for new files; None without an encoder."""
+    delimiter = opened.config["dataset"].get("delimiter", "auto")
+    return {**opened.encoder, "delimiter": delimiter} if isinstance(opened.encoder, dict) else opened.encoder
+
+
 def fitting(
     config: dict[str, Any], shape: tuple[int, ...], num_classes: int, weights: Any, path: Path
 ) -> dict[str, Any]:

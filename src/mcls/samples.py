@@ -67,8 +67,8 @@ def pictures(
             yield path, picture
 
 
-def records(path: str) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of each row of CSV file `path`, in UTF-8; what stands between cells is guessed from row 1.
+def records(path: str, delimiter: str = "auto") -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each row of CSV file `path`, in UTF-8; `delimiter` is one of `separator_of`.
 
     Raises DataError, naming the file and the row.
     """
@@ -79,7 +79,7 @@ def records(path: str) -> Iterator[tuple[int, list[str]]]:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             first = file.readline(1 << 16)
             file.seek(0)
-            for cells in csv.reader(file, delimiter=separator_of(first, "auto"), strict=True):
+            for cells in csv.reader(file, delimiter=separator_of(first, delimiter), strict=True):
                 number += 1
                 if cells:
                     yield number, [cell.strip() for cell in cells]
@@ -105,14 +105,28 @@ def vectors(found: Iterable[str], shape: Sequence[int]) -> Iterator[Sample]:
             yield f"{path}:{row}", np.array(values, dtype=np.float32).reshape(shape)
 
 
+def opened(path: str, encoder: dict[str, Any]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The header and the `records` of CSV file `path`, cut as the run's table was, or else as the header suggests."""
+    for delimiter in (encoder.get("delimiter", "auto"), "auto"):
+        lines = records(path, delimiter)
+        try:
+            _, header = next(lines, (1, []))
+        except DataError:
+            if delimiter == "auto":
+                raise
+            continue
+        if set(encoder["columns"]) <= set(header):
+            break
+    return header, lines
+
+
 def rows(found: Iterable[str], encoder: dict[str, Any]) -> Iterator[Sample]:
     """FILE:ROW and float32 (F,) for each row of CSV files with a header, as `encoder` makes them.
 
     Raises DataError for a row that is too short or too long, a missing column and what the encoder does not take.
     """
     for path in found:
-        lines = records(path)
-        _, header = next(lines, (1, []))
+        header, lines = opened(path, encoder)
         while batch := list(islice(lines, ENCODED)):
             for row, cells in batch:
                 if len(cells) != len(header):

@@ -7,6 +7,7 @@ A row's number is that of the file, whose header is row 1. An encoder is a plain
     categories   of each column of text over the training rows, in natural order; none for columns of numbers
     missing, missing_values, unseen    as in configs/dataset/csv.yaml
     target       name of the column of classes
+    delimiter    as in configs/dataset/csv.yaml, added for new files; there may be none
 """
 
 import csv
@@ -27,6 +28,7 @@ from mcls.errors import DataError, RequestError
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 LARGEST = 1e30  # its square is a float
 DELIMITERS = ",;\t|"
+INPUTS = "inputs"  # what messages call the files to be classified
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ class Table:
         """The cells of a column. Raises DataError when there is none, `key` asked for it."""
         if name not in self.columns:
             there = list(self.columns)
+            cut = " Is it cut by something else? Say dataset.delimiter." if len(there) == 1 and key != INPUTS else ""
             raise DataError(
-                f"{key}: {self.source} has no column {quoted(name)}. {did_you_mean(name, there)}It has {listed(there)}."
+                f"{key}: {self.source} has no column {quoted(name)}. {did_you_mean(name, there)}"
+                f"It has {listed(there)}.{cut}"
             )
         return self.columns[name]
 
@@ -79,7 +83,8 @@ def read_table(path: Path, delimiter: str = "auto") -> Table:
             if records and len(cells) != len(records[0]):
                 got = f"{len(cells)} cells, the header has {len(records[0])}"
                 raise DataError(
-                    f"{path}, row {number}: {got}. Is a quote or a {quoted(separator)} too many or too few?"
+                    f"{path}, row {number}: {got}. Is a quote or a {quoted(separator)} too many or too few? "
+                    "If something else stands between cells, say dataset.delimiter."
                 )
             records.append([cell.strip() for cell in cells])
             rows.append(number)
@@ -197,7 +202,7 @@ def encode_table(table: Table, encoder: dict[str, Any]) -> NDArray[np.float32]:
     words = {"", *encoder["missing_values"]}
     parts = []
     for name, mean, std, categories in settings:
-        cells = table.column(name, "inputs")
+        cells = table.column(name, INPUTS)
         if encoder["missing"] != "mean" and not words.isdisjoint(cells):
             index = next(index for index, cell in enumerate(cells) if cell in words)
             raise DataError(
