@@ -147,7 +147,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
         f"skipped {place}/pipe.png: not a plain file.",
         f"skipped {place}/ps.png: cannot be read (not a picture).",
         f"skipped {place}/zero.jpg: empty.",
-        "2 classified; 7 unreadable, skipped",
+        "2 classified; 7 wrong, skipped",
     ]
     assert mcls("predict", str(mnist), str(place), "--strict", "--output", str(tmp_path / "no.csv")) == 3
     assert (
@@ -235,12 +235,13 @@ BAD_ROWS = [
     ("1,2\n3\n", "row 2: 1 cells, the model takes 2 numbers."),
     ("1,2,3\n", "row 1: 3 cells, the model takes 2 numbers."),
     ("x,y\n1,two\n", "row 2: 'two' is not a number."),
+    ("1,two\n", "row 1: 'two' is not a number."),
     ("x,y\n1,nan\n", "row 2: 'nan' is not a number."),
     ("x,y\n1,\n", "row 2: '' is not a number."),
-    ('1,2\n3,"4\n', "row 2: cannot be read as CSV (unexpected end of data)."),
+    ('1,2\n3,"4\n', "row 2: cannot be read as CSV (unexpected end of data), nor what follows."),
     (
         "1,2\n\xff,4\n",
-        "row 1: cannot be read as CSV ('utf-8' codec can't decode byte 0xff in position 4: invalid start byte).",
+        "row 2: cannot be read as CSV (not UTF-8), nor what follows.",
     ),
 ]
 
@@ -250,9 +251,32 @@ def test_rows_that_are_wrong(mcls: Main, blobs: Path, tmp_path: Path, capsys: Ca
     path = tmp_path / "bad.csv"
     path.write_bytes(text.encode("latin-1"))
     capsys.readouterr()
-    assert mcls("predict", str(blobs), str(path)) == 3
+    assert mcls("predict", str(blobs), str(path), "--strict") == 3
     separator = ", " if message.startswith("row") else ": "
     assert capsys.readouterr().err == f"mcls: {path}{separator}{message}\n"
+
+
+def test_rows_that_are_wrong_are_named_skipped_and_counted(
+    mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text('x,y\n1,2\n1,two\n3\n3,4\n5,"6\n')
+    other.write_text("5,6\n")
+    capsys.readouterr()
+    assert mcls("predict", str(blobs), str(one), f"{tmp_path}/../{tmp_path.name}", str(other)) == 0
+    out, err = capsys.readouterr()
+    assert [row["file"].split("/")[-1] for row in table(out)] == [*["one.csv:2", "one.csv:5"] * 2, *["other.csv:1"] * 2]
+    assert err.splitlines()[:3] == [
+        f"skipped {one}, row 3: 'two' is not a number.",
+        f"skipped {one}, row 4: 1 cells, the model takes 2 numbers.",
+        f"skipped {one}, row 6: cannot be read as CSV (unexpected end of data), nor what follows.",
+    ]
+    assert err.splitlines()[-1] == "6 classified; 6 wrong, skipped"
+
+
+def fail(error: DataError) -> None:
+    """As --strict does."""
+    raise error
 
 
 ENCODER = {
@@ -270,19 +294,39 @@ ENCODER = {
 def test_rows_through_an_encoder(tmp_path: Path) -> None:
     path = tmp_path / "people.csv"
     path.write_text("colour;id;age\n" + "red;1;30\nblue;2;60\n" * 300)
-    found = list(samples.rows([str(path)], ENCODER))
+    found = list(samples.rows([str(path)], ENCODER, fail))
     assert [name for name, _ in found] == [f"{path}:{row}" for row in range(2, 602)]
     np.testing.assert_array_equal(np.stack([values for _, values in found[-2:]]), [[-1, 0, 1], [2, 1, 0]])
     with path.open("a") as file:
         file.write("green;3;60\n")
     with pytest.raises(DataError, match="row 602, column 'colour': 'green' is a category that train does not have"):
-        list(samples.rows([str(path)], ENCODER))
-    path.write_text("colour;age\nred;1;2\n")
-    with pytest.raises(DataError, match="row 2: 3 cells, the header has 2"):
-        list(samples.rows([str(path)], ENCODER))
-    path.write_text("colour\nred\n")
-    with pytest.raises(DataError, match="has no column 'age'"):
-        list(samples.rows([str(path)], ENCODER))
+        list(samples.rows([str(path)], ENCODER, fail))
+
+
+def test_wrong_rows_and_files_of_a_table_cost_no_others(tmp_path: Path) -> None:
+    path, said = tmp_path / "people.csv", list[str]()
+    wrong = ["green;3;60", "red;1", "red;4;old", "red;5;NA"]
+    path.write_text("\n".join(["colour;id;age", *["red;1;30"] * 200, *wrong, "blue;2;60", '"red;1;30']))
+    files = [tmp_path / name for name in ("empty.csv", "short.csv", "gone.csv")]
+    files[0].write_text("")
+    files[1].write_text("colour\nred\n")
+    found = list(samples.rows(map(str, [*files, path]), ENCODER, lambda error: said.append(str(error))))
+    assert [name for name, _ in found] == [f"{path}:{row}" for row in [*range(2, 202), 206]]
+    assert [values.tolist() for _, values in found[-2:]] == [[-1, 0, 1], [2, 1, 0]]
+    assert said[:3] == [
+        f"{files[0]}: empty.",
+        f"inputs: {files[1]} has no column 'age'. It has 'colour'.",
+        f"{files[2]}: no such file.",
+    ]
+    starts = [
+        f"{path}, row 207: cannot be read as CSV (unexpected end of data), nor what follows.",
+        f"{path}, row 203: 2 cells, the header has 3.",
+        f"{path}, row 202, column 'colour': 'green' is a category that train does not have",
+        f"{path}, row 204, column 'age': 'old' is not a number. Mend it, or",
+        f"{path}, row 205, column 'age': missing, got 'NA'.",
+    ]
+    for text, start in zip(said[3:], starts, strict=True):
+        assert text.startswith(start)
 
 
 @pytest.mark.parametrize("quote", ["", '"'])
@@ -291,11 +335,11 @@ def test_tables_are_cut_as_the_runs_own_was(tmp_path: Path, quote: str) -> None:
     path = tmp_path / "people.csv"
     named = {**ENCODER, "columns": ["age, in years", "colour"], "delimiter": ";"}
     path.write_text(f"id, a, b, c;{quote}age, in years{quote};colour\n1;30;red\n")
-    [(_, values)] = samples.rows([str(path)], named)
+    [(_, values)] = samples.rows([str(path)], named, fail)
     assert values.tolist() == [-1, 0, 1]
     path.write_text(f"{quote}age{quote},{quote}colour{quote}\n30,red\n")
     for delimiter in (";", "auto", "tab"):
-        [(_, values)] = samples.rows([str(path)], {**ENCODER, "delimiter": delimiter})
+        [(_, values)] = samples.rows([str(path)], {**ENCODER, "delimiter": delimiter}, fail)
         assert values.tolist() == [-1, 0, 1]
 
 
@@ -432,7 +476,7 @@ def test_a_run_on_a_table(mcls: Main, tmp_path: Path, data_root: Path, capsys: C
         assert [row["class"] for row in found] == [opened.classes[index] for index in expected.argmax(dim=1)]
         np.testing.assert_allclose([float(row["probability"]) for row in found], expected.max(dim=1).values, atol=2e-6)
         new.write_text(new.read_text() + "green;x;1\n")
-        assert mcls("predict", str(model), str(new)) == 3
+        assert mcls("predict", str(model), str(new), "--strict") == 3
         message = f"mcls: {new}, row 122, column 'colour': 'green' is a category that train does not have"
         assert capsys.readouterr().err.startswith(message)
         new.write_text(new.read_text().removesuffix("green;x;1\n"))

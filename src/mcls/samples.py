@@ -4,6 +4,7 @@ import csv
 import glob
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -14,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcls import images
-from mcls.data.encoding import Table, encode_table, number, separator_of
+from mcls.data.encoding import INPUTS, Table, encode_table, number, separator_of
 from mcls.data.names import quoted
 from mcls.errors import DataError, RequestError
 from mcls.tables import clean
 
 ENCODED = 256  # rows of a table that are encoded at a time
+UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of bytes that are not UTF-8
 Sample = tuple[str, NDArray[Any]]
+Refuse = Callable[[DataError], None]  # told what is wrong with a file or a row that is left out
+Records = Iterator[tuple[int, list[str]]]
 
 
 def paths(arguments: Iterable[str], suffixes: set[str], listed: IO[bytes]) -> Iterator[str]:
@@ -52,9 +56,7 @@ def walk(folder: str, suffixes: set[str]) -> Iterator[str]:
         yield from (str(Path(place, name)) for name in sorted(files) if Path(name).suffix.lower() in suffixes)
 
 
-def pictures(
-    found: Iterable[str], shape: Sequence[int], max_pixels: int, refuse: Callable[[DataError], None]
-) -> Iterator[Sample]:
+def pictures(found: Iterable[str], shape: Sequence[int], max_pixels: int, refuse: Refuse) -> Iterator[Sample]:
     """Path and uint8 (C, H, W) of each picture, in `shape`; `refuse` is called with what is wrong with the others."""
     channels, *size = shape
     for path in found:
@@ -67,7 +69,7 @@ def pictures(
             yield path, picture
 
 
-def records(path: str, delimiter: str = "auto") -> Iterator[tuple[int, list[str]]]:
+def records(path: str, delimiter: str = "auto") -> Records:
     """Number and cells of each row of CSV file `path`, in UTF-8; `delimiter` is one of `separator_of`.
 
     Raises DataError, naming the file and the row.
@@ -76,37 +78,53 @@ def records(path: str, delimiter: str = "auto") -> Iterator[tuple[int, list[str]
     if not Path(path).is_file():
         raise DataError(f"{path}: {'not a plain file' if os.path.lexists(path) else 'no such file'}.")
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline(1 << 16)
             file.seek(0)
             for cells in csv.reader(file, delimiter=separator_of(first, delimiter), strict=True):
+                if UNDECODED.search("".join(cells)):
+                    raise csv.Error("not UTF-8")
                 number += 1
                 if cells:
                     yield number, [cell.strip() for cell in cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}, row {number + 1}: cannot be read as CSV ({images.reason(error)}).") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(
+            f"{path}, row {number + 1}: cannot be read as CSV ({images.reason(error)}), nor what follows."
+        ) from error
 
 
-def vectors(found: Iterable[str], shape: Sequence[int]) -> Iterator[Sample]:
+def readable(lines: Records, refuse: Refuse) -> Records:
+    """`lines` up to what cannot be read; `refuse` is called with that."""
+    try:
+        yield from lines
+    except DataError as error:
+        refuse(error)
+
+
+def vectors(found: Iterable[str], shape: Sequence[int], refuse: Refuse) -> Iterator[Sample]:
     """FILE:ROW and float32 of `shape` for each row of CSV files whose columns are the inputs; a header is passed over.
 
-    Raises DataError for a row that has not as many numbers as a sample.
+    `refuse` is called with what is wrong with a file, or with a row that has not as many numbers as a sample.
     """
     count = math.prod(shape)
     for path in found:
-        for row, cells in records(path):
+        for row, cells in readable(records(path), refuse):
             values = list(map(number, cells))
-            if row == 1 and len(cells) == count and None in values:
+            if row == 1 and len(cells) == count and not any(value is not None for value in values):
                 continue
             if len(cells) != count:
-                raise DataError(f"{path}, row {row}: {len(cells)} cells, the model takes {count} numbers.")
-            if None in values:
-                raise DataError(f"{path}, row {row}: {quoted(cells[values.index(None)])} is not a number.")
-            yield f"{path}:{row}", np.array(values, dtype=np.float32).reshape(shape)
+                refuse(DataError(f"{path}, row {row}: {len(cells)} cells, the model takes {count} numbers."))
+            elif None in values:
+                refuse(DataError(f"{path}, row {row}: {quoted(cells[values.index(None)])} is not a number."))
+            else:
+                yield f"{path}:{row}", np.array(values, dtype=np.float32).reshape(shape)
 
 
-def opened(path: str, encoder: dict[str, Any]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The header and the `records` of CSV file `path`, cut as the run's table was, or else as the header suggests."""
+def opened(path: str, encoder: dict[str, Any]) -> tuple[list[str], Records]:
+    """The header and the `records` of CSV file `path`, cut as the run's table was, or else as the header suggests.
+
+    Raises DataError when it cannot be read or lacks a column.
+    """
     for delimiter in (encoder.get("delimiter", "auto"), "auto"):
         lines = records(path, delimiter)
         try:
@@ -117,21 +135,45 @@ def opened(path: str, encoder: dict[str, Any]) -> tuple[list[str], Iterator[tupl
             continue
         if set(encoder["columns"]) <= set(header):
             break
+    if not header:
+        raise DataError(f"{path}: empty.")
+    for name in encoder["columns"]:
+        Table(path, {column: [] for column in header}, []).column(name, INPUTS)
     return header, lines
 
 
-def rows(found: Iterable[str], encoder: dict[str, Any]) -> Iterator[Sample]:
+def rows(found: Iterable[str], encoder: dict[str, Any], refuse: Refuse) -> Iterator[Sample]:
     """FILE:ROW and float32 (F,) for each row of CSV files with a header, as `encoder` makes them.
 
-    Raises DataError for a row that is too short or too long, a missing column and what the encoder does not take.
+    `refuse` is called with what is wrong with a file, or with a row: too short or too long, or not for the encoder.
     """
     for path in found:
-        header, lines = opened(path, encoder)
+        try:
+            header, lines = opened(path, encoder)
+        except DataError as error:
+            refuse(error)
+            continue
+        lines = readable(lines, refuse)
         while batch := list(islice(lines, ENCODED)):
+            whole = []
             for row, cells in batch:
-                if len(cells) != len(header):
-                    raise DataError(f"{path}, row {row}: {len(cells)} cells, the header has {len(header)}.")
-            columns = {name: [cells[place] for _, cells in batch] for place, name in enumerate(header)}
-            numbers = [row for row, _ in batch]
-            inputs = encode_table(Table(path, columns, numbers), encoder)
-            yield from ((f"{path}:{row}", values) for row, values in zip(numbers, inputs, strict=True))
+                if len(cells) == len(header):
+                    whole.append((row, cells))
+                else:
+                    refuse(DataError(f"{path}, row {row}: {len(cells)} cells, the header has {len(header)}."))
+            columns = {name: [cells[place] for _, cells in whole] for place, name in enumerate(header)}
+            yield from encoded(Table(path, columns, [row for row, _ in whole]), encoder, refuse)
+
+
+def encoded(table: Table, encoder: dict[str, Any], refuse: Refuse) -> Iterator[Sample]:
+    """FILE:ROW and float32 (F,) for each row of `table`: all at once, or one by one where a row is wrong."""
+    try:
+        inputs = encode_table(table, encoder)
+    except DataError as error:
+        if len(table.rows) == 1:
+            refuse(error)
+        else:
+            for index in range(len(table.rows)):
+                yield from encoded(table.take([index]), encoder, refuse)
+    else:
+        yield from ((f"{table.source}:{row}", values) for row, values in zip(table.rows, inputs, strict=True))

@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
                 file.write(text)
                 file.flush()
         where = f", in {tables.clean(str(path))}" if path else ""
-        skipped = f"; {counter.skipped:,} unreadable, skipped" if counter.skipped else ""
+        skipped = f"; {counter.skipped:,} wrong, skipped" if counter.skipped else ""
         log.info(f"{counter.done:,} classified{where}{skipped}")
     return 0
 
@@ -49,8 +49,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options on the command line."""
     parser = argparse.ArgumentParser(
         prog="mcls predict",
-        description="Classify pictures, or the rows of CSV files for a run that was trained on numbers. A file that "
-        "cannot be read is named on stderr and skipped. The model is a run's selected one, or a file of mcls export.",
+        description="Classify pictures, or the rows of CSV files for a run that was trained on numbers. A file or "
+        "a row that is wrong is named on stderr and skipped. The model is a run's selected one, "
+        "or a file of mcls export.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, or an exported .onnx file")
     parser.add_argument(
@@ -59,7 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="how many classes to name (default 1)")
     parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help="of what is written (default csv)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all, not to stdout")
-    parser.add_argument("--strict", action="store_true", help="an unreadable file is an error, exit status 3")
+    parser.add_argument("--strict", action="store_true", help="a wrong file or row is an error, exit status 3")
     add_device(parser)
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default 64)")
     parser.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 64 million)")
@@ -71,14 +72,14 @@ class Counter:
     """Counts what was classified and what could not be read.
 
     Args:
-        strict: raise what is wrong with a file instead of counting it.
+        strict: raise what is wrong with a file or a row instead of counting it.
     """
 
     def __init__(self, strict: bool) -> None:
         self.strict, self.done, self.skipped = strict, 0, 0
 
     def refuse(self, error: DataError) -> None:
-        """Name a file that cannot be read."""
+        """Name a file or a row that is left out."""
         if self.strict:
             raise DataError(tables.clean(str(error)))
         self.skipped += 1
@@ -110,9 +111,9 @@ def classified(model: "Classifier", options: argparse.Namespace, counter: Counte
         most = options.max_pixels or images.MAX_PIXELS
         found = samples.pictures(files, model.input_shape, most, counter.refuse)
     elif model.encoder is not None:
-        found = samples.rows(files, model.encoder)
+        found = samples.rows(files, model.encoder, counter.refuse)
     else:
-        found = samples.vectors(files, model.input_shape)
+        found = samples.vectors(files, model.input_shape, counter.refuse)
     for names, probabilities in inference.classify(model, found, options.batch_size):
         counter.done += len(names)
         yield names, probabilities

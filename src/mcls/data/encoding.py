@@ -221,9 +221,10 @@ def standardised(table: Table, name: str, mean: float, std: float, words: set[st
     values = [mean if cell in words else number(cell) for cell in cells]
     wrong = [index for index, value in enumerate(values) if value is None]
     if wrong:
+        share = f" ({len(wrong)} of {len(cells)} cells)" if len(cells) > 1 else ""
         raise DataError(
-            f"{table.at(wrong[0], name)}: {quoted(cells[wrong[0]])} is not a number ({len(wrong)} of {len(cells)} "
-            "cells). Mend it, or name the column in dataset.text_columns, or the word in dataset.missing_values."
+            f"{table.at(wrong[0], name)}: {quoted(cells[wrong[0]])} is not a number{share}. "
+            "Mend it, or name the column in dataset.text_columns, or the word in dataset.missing_values."
         )
     return ((np.array(values, dtype=np.float64) - mean) / std).astype(np.float32)[:, None]
 
