@@ -98,7 +98,8 @@ def test_cuts_depend_on_their_own_seeds_alone(tmp_path: Path) -> None:
 def test_labels_are_text_in_natural_order(tmp_path: Path) -> None:
     labels = ["10", "2", "007", "NA", "null"]
     body = [[str(number), labels[number % 5]] for number in range(50)]
-    assert read(write(tmp_path / "t.csv", body, ["x", "y"]), "y").classes == ("2", "007", "10", "NA", "null")
+    found = read(write(tmp_path / "t.csv", body, ["x", "y"]), "y", missing_values=["?"])
+    assert found.classes == ("2", "007", "10", "NA", "null")
 
 
 def test_a_second_file_is_the_test(tmp_path: Path) -> None:
@@ -250,6 +251,11 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "empty label": (
         lambda text: text.replace("no\n", " \n", 2),
         "FILE, row 2, column 'kind': no class (2 such rows). Fill it in, or take the row out.",
+    ),
+    "missing label": (
+        lambda text: text.replace("no\n", "NA\n", 2),
+        "FILE, row 2, column 'kind': no class, got 'NA' (2 such rows). Fill it in, or take the row out. "
+        "If 'NA' is a class, leave it out of dataset.missing_values.",
     ),
     "no number": (
         lambda text: text.replace("\n7,", "\nseven,", 1).replace("\n9,", "\nnine,", 1),

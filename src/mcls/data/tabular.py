@@ -45,7 +45,7 @@ def csv_file(
     for name, table in tables.items():
         for column in columns:
             table.column(column, "dataset.test_path")
-        check_labels_there(table, target)
+        check_labels_there(table, target, missing_values)
         tables[name] = without_gaps(table, columns, missing, missing_values)
     classes = class_names(tables["train"], target)
     whole = numbered(tables["train"], target, classes)
@@ -77,12 +77,17 @@ def input_columns(table: Table, target: str, drop_columns: Sequence[str], text_c
     return columns
 
 
-def check_labels_there(table: Table, target: str) -> None:
+def check_labels_there(table: Table, target: str, missing_values: Sequence[str]) -> None:
     """Raise DataError, with the first row and the count, when rows have no class."""
-    empty = [index for index, cell in enumerate(table.column(target, "dataset.target")) if not cell]
+    cells, words = table.column(target, "dataset.target"), {"", *missing_values}
+    empty = [index for index, cell in enumerate(cells) if cell in words]
     if empty:
+        word = cells[empty[0]]
+        got = f", got {quoted(word)}" if word else ""
+        advice = f" If {quoted(word)} is a class, leave it out of dataset.missing_values." if word else ""
         raise DataError(
-            f"{table.at(empty[0], target)}: no class ({len(empty)} such rows). Fill it in, or take the row out."
+            f"{table.at(empty[0], target)}: no class{got} ({len(empty)} such rows). "
+            f"Fill it in, or take the row out.{advice}"
         )
 
 
