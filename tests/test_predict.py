@@ -307,16 +307,18 @@ def test_wrong_rows_and_files_of_a_table_cost_no_others(tmp_path: Path) -> None:
     path, said = tmp_path / "people.csv", list[str]()
     wrong = ["green;3;60", "red;1", "red;4;old", "red;5;NA"]
     path.write_text("\n".join(["colour;id;age", *["red;1;30"] * 200, *wrong, "blue;2;60", '"red;1;30']))
-    files = [tmp_path / name for name in ("empty.csv", "short.csv", "gone.csv")]
+    files = [tmp_path / name for name in ("empty.csv", "short.csv", "gone.csv", "twice.csv")]
     files[0].write_text("")
     files[1].write_text("colour\nred\n")
+    files[3].write_text("age,colour,age\n30,red,40\n")
     found = list(samples.rows(map(str, [*files, path]), ENCODER, lambda error: said.append(str(error))))
     assert [name for name, _ in found] == [f"{path}:{row}" for row in [*range(2, 202), 206]]
     assert [values.tolist() for _, values in found[-2:]] == [[-1, 0, 1], [2, 1, 0]]
-    assert said[:3] == [
+    assert said[:4] == [
         f"{files[0]}: empty.",
         f"inputs: {files[1]} has no column 'age'. It has 'colour'.",
         f"{files[2]}: no such file.",
+        f"{files[3]}, row 1: two columns are called 'age'. Rename one.",
     ]
     starts = [
         f"{path}, row 207: cannot be read as CSV (unexpected end of data), nor what follows.",
@@ -325,7 +327,7 @@ def test_wrong_rows_and_files_of_a_table_cost_no_others(tmp_path: Path) -> None:
         f"{path}, row 204, column 'age': 'old' is not a number. Mend it, or",
         f"{path}, row 205, column 'age': missing, got 'NA'.",
     ]
-    for text, start in zip(said[3:], starts, strict=True):
+    for text, start in zip(said[4:], starts, strict=True):
         assert text.startswith(start)
 
 

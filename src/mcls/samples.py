@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcls import images
-from mcls.data.encoding import INPUTS, Table, encode_table, number, separator_of
+from mcls.data.encoding import INPUTS, Table, check_names, encode_table, number, separator_of
 from mcls.data.names import quoted
 from mcls.errors import DataError, RequestError
 from mcls.tables import clean
@@ -123,7 +123,7 @@ def vectors(found: Iterable[str], shape: Sequence[int], refuse: Refuse) -> Itera
 def opened(path: str, encoder: dict[str, Any]) -> tuple[list[str], Records]:
     """The header and the `records` of CSV file `path`, cut as the run's table was, or else as the header suggests.
 
-    Raises DataError when it cannot be read or lacks a column.
+    Raises DataError when it cannot be read, lacks a column or has one twice.
     """
     for delimiter in (encoder.get("delimiter", "auto"), "auto"):
         lines = records(path, delimiter)
@@ -137,6 +137,7 @@ def opened(path: str, encoder: dict[str, Any]) -> tuple[list[str], Records]:
             break
     if not header:
         raise DataError(f"{path}: empty.")
+    check_names(header, path)
     for name in encoder["columns"]:
         Table(path, {column: [] for column in header}, []).column(name, INPUTS)
     return header, lines

@@ -93,13 +93,18 @@ def read_table(path: Path, delimiter: str = "auto") -> Table:
     if not records:
         raise DataError(f"{path}: empty. The first row must be a header of column names.")
     header, *body = records
-    twice = [name for place, name in enumerate(header) if name and name in header[:place]]
-    if twice:
-        raise DataError(f"{path}, row 1: two columns are called {quoted(twice[0])}. Rename one.")
+    check_names(header, str(path))
     if not body:
         raise DataError(f"{path}: a header and no rows.")
     cells_of = zip(*body, strict=True)
     return Table(str(path), {name: list(cells) for name, cells in zip(header, cells_of, strict=True) if name}, rows[1:])
+
+
+def check_names(header: Sequence[str], source: str) -> None:
+    """Raise DataError when two columns have one name."""
+    twice = [name for place, name in enumerate(header) if name and name in header[:place]]
+    if twice:
+        raise DataError(f"{source}, row 1: two columns are called {quoted(twice[0])}. Rename one.")
 
 
 def read_text(path: Path) -> str:
