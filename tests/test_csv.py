@@ -186,6 +186,29 @@ def test_columns_of_numbers_can_be_text(tmp_path: Path) -> None:
     assert found.encoder["categories"][1] == [str(1000 * number) for number in range(1, 9)]
 
 
+@pytest.mark.parametrize(
+    "cells", [["0,5", "1,25"], ["26,391.52", "1,950"], ["26.391,52", "1.200.000"], ["54%", "3.5 %"], ["$3", "€ 1,000"]]
+)
+def test_numbers_that_are_written_otherwise_are_no_categories(tmp_path: Path, cells: list[str]) -> None:
+    body = [[*row[:2], cells[int(row[0]) % 2], *row[3:]] for row in rows()]
+    path = write(tmp_path / "t.csv", body)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    message = f"column 'weight': '{cells[0]}' looks like a number, but is not written as one ("
+    assert message in str(caught.value) and str(caught.value).endswith("or name the column in dataset.text_columns.")
+    found = read(path, text_columns=["weight"])
+    assert found.encoder is not None and set(found.encoder["categories"][2]) == set(cells)
+
+
+@pytest.mark.parametrize(
+    "cell", ["2024-01-05", "05.01.2024", "1/5/2024", "12:30", "A12", "1.2.3", "10-20", "5 kg", "3rd"]
+)
+def test_dates_codes_and_ranges_are_categories(tmp_path: Path, cell: str) -> None:
+    body = [[*row[:2], (cell, "x")[int(row[0]) % 3 == 0], *row[3:]] for row in rows()]
+    found = read(write(tmp_path / "t.csv", body))
+    assert found.encoder is not None and set(found.encoder["categories"][2]) == {cell, "x"}
+
+
 def test_unseen_categories_of_splits_cut_here_count_as_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     body = rows()
     name = read(write(tmp_path / "t.csv", body)).open_test().names[0]

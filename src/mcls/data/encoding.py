@@ -14,6 +14,7 @@ import csv
 import io
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from mcls.data.names import did_you_mean, listed, natural, quoted
 from mcls.errors import DataError, RequestError
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+GROUPED = re.compile(r"[+-]?([0-9]+|[0-9]{1,3}((,[0-9]{2,3})+|(\.[0-9]{3})+))([.,][0-9]+)?")  # as people write them
 LARGEST = 1e30  # its square is a float
 DELIMITERS = ",;\t|"
 INPUTS = "inputs"  # what messages call the files to be classified
@@ -147,6 +149,12 @@ def number(text: str) -> float | None:
     return value if abs(value) <= LARGEST else None
 
 
+def looks_numeric(text: str) -> bool:
+    """Whether people would read `text` as a number: 0,5 or 26,391.52 or 54 % or $3."""
+    bare = "".join(sign for sign in text if not (sign.isspace() or sign == "%" or unicodedata.category(sign) == "Sc"))
+    return number(bare) is not None or GROUPED.fullmatch(bare) is not None
+
+
 def lacking(table: Table, columns: Sequence[str], missing_values: Sequence[str]) -> list[tuple[int, str]]:
     """Place and column of every cell of `columns` that is missing, row by row."""
     words = {"", *missing_values}
@@ -177,6 +185,8 @@ def fit(
         values = [value for value in map(number, cells) if value is not None]
         mean, std, categories = 0.0, 1.0, []
         if name in text_columns or 2 * len(values) <= len(cells):
+            if name not in text_columns:
+                check_text(table, name, cells)
             categories = natural(set(cells))
             if len(categories) > max_categories:
                 raise DataError(
@@ -191,6 +201,17 @@ def fit(
         found["stds"].append(std)
         found["categories"].append(categories)
     return found
+
+
+def check_text(table: Table, name: str, cells: Sequence[str]) -> None:
+    """Raise DataError when most `cells` of a column that would be text are numbers to people."""
+    if 2 * sum(map(looks_numeric, cells)) > len(cells):
+        odd = [cell for cell in cells if looks_numeric(cell) and number(cell) is None]
+        raise DataError(
+            f"{table.at(table.columns[name].index(odd[0]), name)}: {quoted(odd[0])} looks like a number, but is not "
+            f"written as one ({len(odd)} of {len(cells)} cells). Write them like 1234.5, or name the column in "
+            "dataset.text_columns."
+        )
 
 
 def all_numbers(encoder: dict[str, Any]) -> bool:
