@@ -15,12 +15,14 @@ import torch
 import yaml
 from PIL import Image
 
+from mcls import images
 from mcls.assembly import assemble
 from mcls.config.build import build
 from mcls.data.augment import CropFlip
 from mcls.data.datasets import Dataset
 from mcls.data.folders import LAYOUT
 from mcls.data.loader import Loader, Normalise
+from mcls.data.pictures import header_of
 from mcls.errors import DataError, MclsError, RequestError
 
 CONFIG = Path(__file__).parents[1] / "configs" / "dataset" / "image_folder.yaml"
@@ -205,6 +207,16 @@ def save_turned(path: Path, source: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     source.save(path, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp"])
+def test_sizes_are_those_of_turned_images(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    save_turned(path, image(0, (10, 4)))
+    assert header_of(path) == (10, 4, "RGB")
+    assert images.read(path, 3).size == (4, 10)
+    image(0, (10, 4)).save(path)
+    assert header_of(path) == (4, 10, "RGB")
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

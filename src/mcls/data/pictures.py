@@ -122,7 +122,8 @@ def header_of(path: Path) -> tuple[int, int, str] | None:
         if not stat.S_ISREG(path.stat().st_mode):
             return None
         with Image.open(path, formats=images.formats()) as image:
-            turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            exif = Image.Image.getexif(image)  # PNG's own reads the whole picture
+            turned = image.format != "TIFF" and exif.get(ExifTags.Base.Orientation, 1) >= 5  # TIFF's size is turned
             height, width = (image.width, image.height) if turned else (image.height, image.width)
             return height, width, image.mode
     except Exception:  # reading the file later says what is wrong
