@@ -202,6 +202,15 @@ def test_pictures_of_more_than_8_bits_have_one_scale(tmp_path: Path, dtype: Any,
         images.read(tmp_path / "a.tif", 1)
 
 
+def test_hidden_and_system_files_are_left_out_as_in_training(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/._1.png", ".thumbs/1.png", "__MACOSX/a/1.png", "a/@eaDir/1.png", "B.PNG", "a.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = list(samples.paths([str(tmp_path)], {".png"}, io.BytesIO()))
+    assert found == [f"{tmp_path}/B.PNG", f"{tmp_path}/a/1.png"]
+    assert list(samples.paths([f"{tmp_path}/.thumbs"], {".png"}, io.BytesIO())) == [f"{tmp_path}/.thumbs/1.png"]
+
+
 def test_exif_turns_and_sizes_are_stretched(tmp_path: Path) -> None:
     image = Image.new("L", (40, 20))
     image.paste(255, (0, 0, 20, 20))  # white on the left

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mcls import images
 from mcls.data.encoding import INPUTS, Table, check_names, encode_table, number, separator_of
+from mcls.data.folders import ignored, suffix_of
 from mcls.data.names import quoted
 from mcls.errors import DataError, RequestError
 from mcls.tables import clean
@@ -50,10 +51,10 @@ def paths(arguments: Iterable[str], suffixes: set[str], listed: IO[bytes]) -> It
 
 
 def walk(folder: str, suffixes: set[str]) -> Iterator[str]:
-    """The files below `folder` with one of `suffixes`, by name."""
+    """The files below `folder` with one of `suffixes`, by name; as in training, not what is hidden or the system's."""
     for place, folders, files in os.walk(folder):
-        folders.sort()
-        yield from (str(Path(place, name)) for name in sorted(files) if Path(name).suffix.lower() in suffixes)
+        folders[:] = sorted(name for name in folders if not ignored(name))
+        yield from (str(Path(place, name)) for name in sorted(files) if suffix_of(name) in suffixes)
 
 
 def pictures(found: Iterable[str], shape: Sequence[int], max_pixels: int, refuse: Refuse) -> Iterator[Sample]:
