@@ -435,6 +435,37 @@ def test_csv_holds_names_as_they_are() -> None:
     assert [(row["file"], row["class"]) for row in rows] == [(name, name) for name in names]
 
 
+def test_nothing_to_classify_is_an_error(mcls: Main, mnist: Path, blobs: Path, tmp_path: Path, capsys: Capture) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "a.txt").touch()
+    for run, kind in ((mnist, "pictures"), (blobs, "CSV files")):
+        capsys.readouterr()
+        assert mcls("predict", str(run), str(place), "--output", str(tmp_path / "found.csv")) == 3
+        message = f"{place}: nothing to classify, this run takes {kind}. Name some, or a folder that holds some."
+        assert capsys.readouterr().err.splitlines()[-1] == f"mcls: {message}"
+    (place / "a.csv").write_text("1,2,3\n")
+    (place / "b.csv").touch()
+    assert mcls("predict", str(blobs), str(place), str(place / "b.csv"), "--output", str(tmp_path / "found.csv")) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        f"skipped {place}/a.csv, row 1: 3 cells, the model takes 2 numbers.",
+        f"mcls: {place} and 1 more: nothing was classified, all that was found is wrong.",
+    ]
+    assert not (tmp_path / "found.csv").exists()
+
+
+def test_standard_input_may_be_closed(
+    mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    capsys.readouterr()
+    assert mcls("predict", str(blobs), "-") == 2
+    message = "mcls: -: standard input is closed. Give it a list of files, one a line.\n"
+    assert capsys.readouterr().err == message
+    (tmp_path / "a.csv").write_text("1,2\n")
+    assert mcls("predict", str(blobs), str(tmp_path / "a.csv")) == 0
+
+
 def test_memory_stays_flat() -> None:
     """50,000 samples through reading, batching and writing hold no more than 2,000 do."""
     from mcls.commands.predict import as_csv

@@ -28,17 +28,19 @@ Refuse = Callable[[DataError], None]  # told what is wrong with a file or a row 
 Records = Iterator[tuple[int, list[str]]]
 
 
-def paths(arguments: Iterable[str], suffixes: set[str], listed: IO[bytes]) -> Iterator[str]:
+def paths(arguments: Iterable[str], suffixes: set[str], listed: IO[bytes] | None) -> Iterator[str]:
     """The files that `arguments` stand for, by name; those of one folder or pattern are held at a time.
 
     Args:
         arguments: files, folders (searched for `suffixes`, links to folders not followed), patterns, or `-`.
-        listed: holds one path a line, read for `-`.
+        listed: holds one path a line, read for `-`; None where standard input is closed.
 
     Raises RequestError for an argument that is not there.
     """
     for argument in arguments:
         if argument == "-":
+            if listed is None:
+                raise RequestError("-: standard input is closed. Give it a list of files, one a line.")
             yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in listed if line.strip())
             continue
         matches = [argument]

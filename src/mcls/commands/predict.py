@@ -39,6 +39,8 @@ def run(arguments: list[str]) -> int:
             for text in WRITERS[options.format](found, model.classes, options.top):
                 file.write(text)
                 file.flush()
+            if not counter.done:
+                raise DataError(nothing(model, options, counter))
         where = f", in {tables.clean(str(path))}" if path else ""
         skipped = f"; {counter.skipped:,} wrong, skipped" if counter.skipped else ""
         log.info(f"{counter.done:,} classified{where}{skipped}")
@@ -86,6 +88,16 @@ class Counter:
         log.warning(f"skipped {tables.clean(str(error))}")
 
 
+def nothing(model: "Classifier", options: argparse.Namespace, counter: Counter) -> str:
+    """Why nothing was classified."""
+    others = len(options.inputs) - 1
+    names = options.inputs[0] + (f" and {others} more" if others else "")
+    if counter.skipped:
+        return f"{names}: nothing was classified, all that was found is wrong."
+    kind = "pictures" if model.image else "CSV files"
+    return f"{names}: nothing to classify, this run takes {kind}. Name some, or a folder that holds some."
+
+
 def open_model(options: argparse.Namespace) -> "Classifier":
     """The model that is asked for."""
     from mcls.inference import from_onnx, from_run
@@ -100,7 +112,8 @@ def classified(model: "Classifier", options: argparse.Namespace, counter: Counte
     from mcls import images, inference, samples
 
     suffixes = images.suffixes() if model.image else {".csv", ".tsv"}
-    files = samples.paths(options.inputs, suffixes, sys.stdin.buffer)
+    listed = None if sys.stdin is None else sys.stdin.buffer  # it is None when it is closed
+    files = samples.paths(options.inputs, suffixes, listed)
     found: Iterator[Sample]
     if model.image:
         channels, height, width = model.input_shape
