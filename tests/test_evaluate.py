@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn import metrics
 
 from mcls import evaluation
-from mcls.commands.evaluate import ordinal
+from mcls.commands.evaluate import ordinal, show_classes
 from mcls.data.datasets import Split
 from mcls.evaluation import EACH, Evaluation, by_class, doubted, tallied
 from mcls.metrics import brier, fit_temperature, top_k
@@ -99,6 +99,16 @@ def test_the_same_numbers_as_training_and_every_opening_counted(mcls: Main, blob
     assert pictures == {
         f"evaluation-{split}-{kind}.png" for split in ("test", "val") for kind in ("confusion", "reliability")
     }
+
+
+def test_classes_that_do_not_occur_are_left_empty_and_last(capsys: Capture) -> None:
+    nothing = {"precision": None, "recall": None, "f1": None, "support": 0}
+    known = {"precision": 1.0, "recall": 0.5, "f1": 0.6667, "support": 2}
+    rows = [{"class": f"c{number}", **(nothing if number < 3 else known)} for number in range(42)]
+    show_classes({"per_class": rows, "confusion": []}, ("many",) * 42)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[4] == ["c3", "1.0000", "0.5000", "0.6667", "2"]
+    assert lines[-1] == ["c0", "0"]
 
 
 def test_last_checkpoint(mcls: Main, blobs: Path) -> None:

@@ -205,6 +205,14 @@ def test_a_sweeps_job_is_repeated_alone(mcls: Main, run: Path) -> None:
     assert "<pre>mcls train dataset=mnist optimizer.lr=0.1</pre>" in (run / "report.html").read_text()
 
 
+def test_what_no_sample_tells_is_left_empty(mcls: Main, run: Path) -> None:
+    test = json.loads((run / "result.json").read_text())["test"]
+    test["per_class"][3] |= {"precision": None, "recall": None, "f1": None, "support": 0}
+    change(run / "result.json", test=test)
+    assert mcls("report", str(run)) == 0
+    assert "<td>3</td><td></td><td></td><td></td><td>0</td>" in (run / "report.html").read_text()
+
+
 def test_many_classes_get_the_figure(mcls: Main, run: Path) -> None:
     test = json.loads((run / "result.json").read_text())["test"]
     test["per_class"] = [{**test["per_class"][0], "class": str(number)} for number in range(40)]

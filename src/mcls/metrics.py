@@ -1,7 +1,7 @@
 """Measures of a classifier: sums and counts on the device, divided once at the end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,12 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
+def mean(values: Iterable[float | None]) -> float:
+    """Mean of the values that are known, 0 of none."""
+    known = [value for value in values if value is not None]
+    return ratio(sum(known), len(known))
+
+
 @dataclass(frozen=True)
 class Measures:
     """What was measured over a split.
@@ -168,22 +174,26 @@ class Measures:
         _, confidence, correct = self.bins
         return ratio(sum(abs(a - b) for a, b in zip(confidence, correct, strict=True)), self.count)
 
-    def per_class(self) -> list[dict[str, float]]:
-        """Precision, recall, F1 and support of each class."""
-        rows = []
+    def per_class(self) -> list[dict[str, float | None]]:
+        """Precision, recall, F1 and support of each class.
+
+        None where there is nothing to measure: recall of a class without samples, all three of one that is not
+        predicted either. So a mean over the classes is that of those that occur, as scikit-learn's "macro" is.
+        """
+        rows: list[dict[str, float | None]] = []
         for index, row in enumerate(self.confusion):
             hits, support = row[index], sum(row)
             chosen = sum(other[index] for other in self.confusion)
-            precision, recall = ratio(hits, chosen), ratio(hits, support)
-            f1 = ratio(2 * hits, support + chosen)
+            occurs = support + chosen > 0
+            precision, recall = ratio(hits, chosen) if occurs else None, hits / support if support else None
+            f1 = 2 * hits / (support + chosen) if occurs else None
             rows.append({"precision": precision, "recall": recall, "f1": f1, "support": support})
         return rows
 
     @property
     def f1_macro(self) -> float:
-        """Mean F1 of the classes."""
-        rows = self.per_class()
-        return sum(row["f1"] for row in rows) / len(rows)
+        """Mean F1 of the classes that occur, in the truth or in what is predicted."""
+        return mean(row["f1"] for row in self.per_class())
 
     def scalars(self) -> dict[str, float]:
         """The values that are followed from epoch to epoch."""
@@ -192,7 +202,7 @@ class Measures:
     def report(self, classes: Sequence[str]) -> dict[str, Any]:
         """Everything, as it stands in result.json; `classes` are the names in the order of their numbers."""
         rows = self.per_class()
-        macro = {f"{key}_macro": sum(row[key] for row in rows) / len(rows) for key in ("precision", "recall", "f1")}
+        macro = {f"{key}_macro": mean(row[key] for row in rows) for key in ("precision", "recall", "f1")}
         named = [{"class": name, **row} for name, row in zip(classes, rows, strict=True)]
         return {
             "accuracy": self.accuracy,

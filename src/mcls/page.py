@@ -11,7 +11,7 @@ from typing import Any
 from mcls.charts import Curve, chart
 from mcls.errors import FolderError
 from mcls.runs import RunFolder, read_json, read_text
-from mcls.tables import clean
+from mcls.tables import clean, decimals
 
 CURVES = 64_000_000  # bytes of metrics.jsonl that are read
 PICTURE = 8_000_000  # bytes of a figure that is embedded
@@ -138,7 +138,7 @@ def classes(folder: RunFolder, test: dict[str, Any]) -> str:
     """Confusion matrix and the measures of each class."""
     names = [str(row["class"]) for row in test["per_class"]]
     keys = ("precision", "recall", "f1")
-    rows = [[row["class"], *(f"{row[key]:.4f}" for key in keys), f"{row['support']:,}"] for row in test["per_class"]]
+    rows = [[row["class"], *(decimals(row[key]) for key in keys), f"{row['support']:,}"] for row in test["per_class"]]
     listed = table(rows, ["class", *keys, "samples"], "text numbers")
     if len(names) > CELLS:
         return f"{listed}{picture(folder, 'confusion', 'Confusion matrix.')}"

@@ -17,6 +17,11 @@ def clean(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def decimals(value: float | None) -> str:
+    """A measure with four digits, nothing for none."""
+    return "" if value is None else f"{value:.4f}"
+
+
 def plain(header: Sequence[str], rows: Sequence[Row]) -> str:
     """Columns aligned with spaces."""
     lines = [list(header), *cells(rows)]

@@ -87,9 +87,9 @@ def show_classes(report: dict[str, Any], classes: tuple[str, ...]) -> None:
     rows = report["per_class"]
     if len(rows) > CLASSES:
         print(f"\nthe {CLASSES} classes of {len(rows)} with the lowest F1:")
-        rows = sorted(rows, key=lambda row: row["f1"])[:CLASSES]
+        rows = sorted(rows, key=lambda row: 2 if row["f1"] is None else row["f1"])[:CLASSES]
     keys = ("precision", "recall", "f1")
-    cells = [[row["class"], *(f"{row[key]:.4f}" for key in keys), row["support"]] for row in rows]
+    cells = [[row["class"], *(tables.decimals(row[key]) for key in keys), row["support"]] for row in rows]
     print("\n" + tables.plain(["class", *keys, "samples"], cells))
     if len(classes) <= MATRIX:
         lines = [[name, *row] for name, row in zip(classes, report["confusion"], strict=True)]
