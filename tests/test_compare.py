@@ -157,7 +157,6 @@ def test_other_samples_under_the_same_name(
             "dataset._target_: 'mcls.data.datasets.mnist' and 'mcls.data.datasets.blobs'. "
             "Runs on different data can't be compared.",
         ),
-        ("blobs/a", "blobs/cut", 2, "dataset.val_fraction: 0.1 and 0.2. Runs on different data can't be compared."),
         ("blobs/a", "blobs/../blobs/a", 2, "RUNS/blobs/a and RUNS/blobs/../blobs/a: one and the same run. Name two."),
         ("blobs/a", "blobs", 5, "RUNS/blobs: no run folder, it has no run.json."),
         ("nowhere", "blobs", 5, "RUNS/nowhere: no run folder, it has no run.json."),
@@ -168,6 +167,38 @@ def test_refusals(mcls: Main, runs: Path, capsys: Capture, first: str, second: s
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"mcls: {message.replace('RUNS', str(runs))}\n")
     assert result(runs / "blobs" / "a")["test_openings"] == 1
+
+
+@pytest.mark.parametrize("name", ["cut", "whole"])
+def test_another_cut_of_train_leaves_the_test_set(mcls: Main, runs: Path, capsys: Capture, name: str) -> None:
+    a, b = runs / "blobs" / "a", runs / "blobs" / name
+    assert mcls("compare", str(a), str(b), "--split", "val") == 2
+    other = {"cut": 0.2, "whole": 0.0}[name]
+    message = f"mcls: dataset.val_fraction: 0.1 and {other}. Runs on different data can't be compared.\n"
+    assert capsys.readouterr().err == message
+    assert mcls("compare", str(a), str(b), "--device", "cpu") == 0
+    out = capsys.readouterr().out
+    mine, theirs = right(a), right(b)
+    alone = [
+        sum(first and not second for first, second in zip(*pair, strict=True))
+        for pair in ((mine, theirs), (theirs, mine))
+    ]
+    assert f"A alone is right on {alone[0]} samples, B alone on {alone[1]}, of 200." in out
+    assert ["dataset.val_fraction", "0.1", str(other)] in [line.split() for line in out.splitlines()]
+
+
+def test_another_cut_of_a_table_is_refused_before_the_test_set_is_opened(
+    mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture
+) -> None:
+    rows = "".join(f"{number / 7},{'ab'[number % 2]}\n" for number in range(300))
+    (tmp_path / "table.csv").write_text(f"x,class\n{rows}")
+    lines = ("dataset=csv", f"dataset.path={tmp_path}/table.csv", "dataset.target=class", "trainer.epochs=1")
+    a = train(tmp_path / "a", data_root, *lines)
+    b = train(tmp_path / "b", data_root, *lines, "dataset.val_fraction=0.2")
+    capsys.readouterr()
+    assert mcls("compare", str(a), str(b)) == 2
+    assert "each run encodes the table as its own train has it" in capsys.readouterr().err
+    assert [result(a)["test_openings"], result(b)["test_openings"]] == [1, 1]
 
 
 def test_no_val_to_compare_on(mcls: Main, runs: Path, capsys: Capture) -> None:

@@ -45,6 +45,8 @@ def split_of(first: OpenedRun, second: OpenedRun, name: str) -> tuple[Split, tup
     other = data if same_place else rebuild(second, download=False)
     if first.classes != second.classes:
         raise RequestError(f"classes: {first.classes} and {second.classes} differ, such runs can't be compared.")
+    if first.encoder != second.encoder:
+        raise RequestError("dataset: each run encodes the table as its own train has it, such runs can't be compared.")
     split, openings = take(first.folder, data, name)
     if same_place and name == "test":
         other = replace(data, open_test=lambda: split)  # it has been read already

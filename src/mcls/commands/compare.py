@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mcls.metrics import Measures
 
 ELSEWHERE = ("dataset.root", "dataset.path", "dataset.download")  # where the data are; what they are is looked at later
+VAL = ("dataset.val_fraction", "dataset.val_seed")  # how val is cut from train, which leaves the test set as it is
 MEASURES = ("loss", "f1_macro", "ece")
 
 
@@ -31,7 +32,7 @@ def run(arguments: list[str]) -> int:
         raise RequestError(f"{options.a} and {options.b}: one and the same run. Name two.")
     configs = [dict(leaves(stored_config(folder, options.changes))) for folder in folders]
     differ = differing(configs[0], configs[1])
-    check_data(differ)
+    check_data(differ, options.split)
     for name, folder in zip("AB", folders, strict=True):
         print(f"{name}  {relative(folder.path)}")
     print()
@@ -67,9 +68,10 @@ def differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
-def check_data(differ: dict[str, tuple[Any, Any]]) -> None:
-    """Raise RequestError when the keys that differ make other data or another cut."""
-    other = [key for key in differ if key.startswith("dataset.") and key not in ELSEWHERE]
+def check_data(differ: dict[str, tuple[Any, Any]], split: str) -> None:
+    """Raise RequestError when the keys that differ make other data, or another cut where it matters to `split`."""
+    free = ELSEWHERE + VAL if split == "test" else ELSEWHERE
+    other = [key for key in differ if key.startswith("dataset.") and key not in free]
     if other:
         first, second = map(show, differ[other[0]])
         raise RequestError(f"{other[0]}: {first} and {second}. Runs on different data can't be compared.")
