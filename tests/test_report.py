@@ -1,5 +1,6 @@
 """`mcls report`: what is on the page, that it needs and runs nothing else, and how it looks in a browser."""
 
+import html
 import html.parser
 import json
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import makers
 from browser import busy_parts, document, needs_chromium, screenshot
 from mcls.charts import Curve, chart, thinned, ticks
 from mcls.cli import main
@@ -260,3 +262,26 @@ def test_looks_like_something_in_a_browser(mcls: Main, run: Path, tmp_path: Path
     page = document(url, tmp_path)
     assert "<title>mnist · mlp</title>" in page
     assert "test accuracy on 100 samples" in page
+
+
+@needs_chromium
+def test_fits_a_phone(mcls: Main, run: Path, tmp_path: Path) -> None:
+    test = json.loads((run / "result.json").read_text())["test"]
+    for row, name in zip(test["per_class"], makers.CIFAR10_CLASSES, strict=True):
+        row["class"] = name
+    change(run / "result.json", test=test)
+    assert mcls("report", str(run)) == 0
+    page = html.escape((run / "report.html").read_text())
+    script = """onload = () => {
+      const inner = document.querySelector("iframe").contentDocument;
+      const names = [...inner.querySelectorAll(".confusion th, .numbers td:first-child")];
+      document.title = [inner.documentElement.scrollWidth, ...names.map((name) => name.offsetHeight)].join(" ");
+    }"""
+    frame = f'<iframe style="border: 0; width: 400px; height: 9000px" srcdoc="{page}"></iframe>'
+    (tmp_path / "outer.html").write_text(f'<!doctype html><meta charset="utf-8">{frame}<script>{script}</script>')
+    title = re.search("<title>(.*?)</title>", document((tmp_path / "outer.html").as_uri(), tmp_path))
+    assert title is not None
+    width, *heights = map(int, title[1].split())
+    assert width == 400
+    assert len(heights) == 31
+    assert max(heights) < 40, "a name is broken into several lines"

@@ -36,19 +36,21 @@ section { background: white; border: 1px solid var(--rule); border-radius: 10px;
 .cards div span { display: block; color: var(--soft); font-size: 13px; } .cards div b { font-size: 19px; }
 .main { display: grid; grid-template-columns: minmax(260px, 5fr) 7fr; gap: 24px; align-items: center; }
 .number { font-size: 46px; font-weight: 700; line-height: 1.1; color: var(--accent); }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(390px, 1fr)); gap: 20px; align-items: start; }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(390px, 100%), 1fr)); gap: 20px;
+  align-items: start; } .two > * { min-width: 0; overflow-x: auto; }
 svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--soft); } svg .title { fill: var(--ink);
   font-weight: 600; } svg .grid { stroke: var(--rule); } svg .mark { stroke: #d97706; stroke-dasharray: 4 3; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-td, th { padding: 3px 9px; text-align: right; border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
-th:first-child, .text td { text-align: left; } th { font-weight: 600; }
+td, th { padding: 3px 9px; text-align: right; border-bottom: 1px solid var(--rule); }
+.two td, .two th { overflow-wrap: anywhere; } th:first-child, .text td { text-align: left; } th { font-weight: 600; }
 .row { display: flex; flex-wrap: wrap; gap: 20px 40px; align-items: end; }
-.wide { overflow-x: auto; } .confusion td, .confusion th + th { text-align: center; min-width: 44px; }
-.confusion td { border: 1px solid white; } .numbers td + td { text-align: right; }
-figure { margin: 0; } img { max-width: 100%; border: 1px solid var(--rule); border-radius: 6px; }
+.wide { overflow-x: auto; min-width: 0; max-width: 100%; } .confusion td { border: 1px solid white; }
+.confusion td, .confusion th + th { text-align: center; min-width: 44px; } .numbers td + td { text-align: right; }
+figure { margin: 0; } caption { text-align: left; }
+img { max-width: 100%; box-sizing: border-box; border: 1px solid var(--rule); border-radius: 6px; }
 pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; margin: 8px 0 0; }
 @media print { body { background: white; } section { break-inside: avoid; } }
-@media (max-width: 640px) { .main { grid-template-columns: 1fr; } }
+@media (max-width: 640px) { .main { grid-template-columns: 1fr; } td, th { padding: 3px 5px; } }
 """
 
 
