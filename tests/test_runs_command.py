@@ -37,6 +37,12 @@ def make(folder: Path, status: str | None = "finished", val: float | None = 0.9,
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever window the tests run in."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def table(mcls: Main, capsys: Capture, *arguments: str) -> list[dict[str, Any]]:
     """The rows of `mcls runs --json`."""
     capsys.readouterr()
@@ -52,13 +58,13 @@ def test_real_runs_best_first(mcls: Main, tmp_path: Path, data_root: Path, capsy
     assert mcls("runs") == 0
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
-    header = ["val/accuracy", "test/accuracy", "status", "optimizer.lr", "epochs", "seconds", "run"]
+    header = ["run", "val/accuracy", "test/accuracy", "status", "optimizer.lr", "epochs", "seconds"]
     assert lines[0] == header
-    assert [line[3] for line in lines[1:]] == ["0.1", "1e-09"]
-    assert [line[6] for line in lines[1:]] == ["outputs/blobs-mlp/b", "outputs/blobs-mlp/a"]
+    assert [line[4] for line in lines[1:]] == ["0.1", "1e-09"]
+    assert [line[0] for line in lines[1:]] == ["outputs/blobs-mlp/b", "outputs/blobs-mlp/a"]
     result = RunFolder(tmp_path / "outputs" / "blobs-mlp" / "b").read_result()
     assert result is not None
-    assert lines[1][:3] == [f"{result['val']['accuracy']:.4f}", f"{result['test']['accuracy']:.4f}", "finished"]
+    assert lines[1][1:4] == [f"{result['val']['accuracy']:.4f}", f"{result['test']['accuracy']:.4f}", "finished"]
     assert err == "2 of 2 runs in outputs\n"
 
 
@@ -177,11 +183,38 @@ def test_csv_and_markdown(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
     assert second["n"] == "1"
     assert mcls("runs", "--md") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "| val/accuracy | test/accuracy | status | model | epochs | seconds | run |",
+        "| run | val/accuracy | test/accuracy | status | model | epochs | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        "| 0.3333 | 0.1667 | finished | =cmd\\|x | 3 | 1.5 | outputs/a |",
-        "| 0.2500 | 0.1250 | finished | mlp | 3 | 1.5 | outputs/b |",
+        "| outputs/a | 0.3333 | 0.1667 | finished | =cmd\\|x | 3 | 1.5 |",
+        "| outputs/b | 0.2500 | 0.1250 | finished | mlp | 3 | 1.5 |",
     ]
+
+
+def test_a_terminal_gets_the_columns_that_fit(
+    mcls: Main, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):  # a value differs once, another in all runs
+        rare = {f"trainer.rare_{key}": key if number == 2 else 0 for key in range(1, 20)}
+        make(tmp_path / "outputs" / f"run{number}", val=0.5 + number / 10, **rare, **{"optimizer.lr": number})
+    assert mcls("runs") == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()[0].split()) == 4 + 20 + 2
+    assert err == "4 of 4 runs in outputs\n"
+    monkeypatch.setenv("COLUMNS", "88")
+    assert mcls("runs") == 0
+    out, err = capsys.readouterr()
+    header = ["run", "val/accuracy", "test/accuracy", "status", "optimizer.lr", "trainer.rare_1"]
+    assert [line.split() for line in out.splitlines()][:2] == [
+        header,
+        ["outputs/run3", "0.8000", "0.4000", "finished", "3", "0"],
+    ]
+    assert max(map(len, out.splitlines())) <= 88
+    assert err == "4 of 4 runs in outputs; 20 more columns: --csv\n"
+    assert mcls("runs", "--md") == 0
+    assert "trainer.rare_19" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "10")
+    assert mcls("runs") == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == header[:4]
 
 
 HOSTILE = {

@@ -1,7 +1,10 @@
 """`mcls runs`: the runs in a folder as a table, best first, seeds averaged."""
 
 import argparse
+import os
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,14 +33,16 @@ def run(arguments: list[str]) -> int:
     rows.sort(key=order("run"))
     rows.sort(key=order(full_key(options.sort, everything)))
     keys = [key for key in differing(rows) if key != "seed" or options.all]
+    left = 0
     if options.json:
         print(to_json([as_object(row) for row in rows]))
     elif options.csv:
         print(tables.comma_separated(*exact(rows, keys)), end="")
     elif rows:
-        print((tables.markdown if options.md else tables.plain)(*readable(rows, keys)))
+        left = show(*readable(rows, keys), len(keys), options.md)
     count = sum(len(row.folders) for row in rows)
-    print(f"{count} of {len(everything)} runs in {relative(root)}", file=sys.stderr)
+    more = f"; {left} more columns: --csv" if left else ""
+    print(f"{count} of {len(everything)} runs in {relative(root)}{more}", file=sys.stderr)
     return 0
 
 
@@ -46,8 +51,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mcls runs",
         description="Every run and every job of a sweep in a folder, the best on val first. Columns are the "
-        "hyper-parameters that differ. Finished runs that differ in the seed alone are one row: mean ± sample standard "
-        "deviation over n seeds, the run that is named being the best of them.",
+        "hyper-parameters that differ, on a terminal those that fit. Finished runs that differ in the seed alone are "
+        "one row: mean ± sample standard deviation over n seeds, the run that is named being the best of them.",
         epilog="Filters compare with = != > < >= <=, for example: dataset=cifar10 'val/accuracy>0.9' status=finished. "
         "Those on measures and status see the means.",
     )
@@ -89,19 +94,47 @@ def chosen(everything: Sequence[Listed], words: Sequence[str], each: bool) -> li
     return [row for row in rows if all(keep(row) for keep in filters if keep.key not in settings)]
 
 
+def show(header: Sequence[str], cells: Sequence[Sequence[Any]], settings: int, markdown: bool) -> int:
+    """Print a table, on a terminal the columns that fit. Returns how many are left out; `settings` as in `fitting`."""
+    kept = list(range(len(header)))
+    if not markdown and (sys.stdout.isatty() or "COLUMNS" in os.environ):
+        kept = fitting(header, cells, settings, shutil.get_terminal_size().columns)
+    shown = [[line[place] for place in kept] for line in [header, *cells]]
+    print((tables.markdown if markdown else tables.plain)(shown[0], shown[1:]))
+    return len(header) - len(kept)
+
+
+def fitting(header: Sequence[str], cells: Sequence[Sequence[Any]], settings: int, width: int) -> list[int]:
+    """Numbers of the columns for a terminal of `width` characters: all up to the status, then what fits.
+
+    Of the hyper-parameters, which are the `settings` columns behind the status, those come first in which the most rows
+    differ from the most frequent value.
+    """
+    columns = [[str(cell) for cell in column] for column in zip(header, *cells, strict=True)]
+    widths = [2 + max(map(len, column)) for column in columns]
+    first = header.index("status") + 1
+    alike = [Counter(column[1:]).most_common(1)[0][1] for column in columns]
+    ranked = sorted(range(first, first + settings), key=alike.__getitem__)
+    kept = list(range(first))
+    for place in [*ranked, *range(first + settings, len(header))]:
+        if sum(widths[other] for other in [*kept, place]) - 2 <= width:
+            kept.append(place)
+    return sorted(kept)
+
+
 def readable(rows: Sequence[Listed], keys: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
     """Header and cells for people."""
     seeds = any(len(row.folders) > 1 for row in rows)
     reasons = any(row.reason for row in rows)
-    header = [*MEASURED, *(["n"] if seeds else []), "status", *keys, "epochs", "seconds", "run"]
+    header = ["run", *MEASURED, *(["n"] if seeds else []), "status", *keys, "epochs", "seconds"]
     cells = []
     for row in rows:
         count = len(row.folders)
-        line: list[Any] = [measured(row, key, 4) for key in MEASURED]
+        line: list[Any] = [f"{row.get('run')}{f' + {count - 1} more' if count > 1 else ''}"]
+        line += [measured(row, key, 4) for key in MEASURED]
         line += [count] if seeds else []
         line += [row.status, *(short(row.settings.get(key)) for key in keys)]
         line += [short(row.get("epochs")), short(row.get("seconds") and round(row.get("seconds"), 1))]
-        line += [f"{row.get('run')}{f' + {count - 1} more' if count > 1 else ''}"]
         cells.append(line + ([short(row.reason)] if reasons else []))
     return [short(name) for name in header + (["reason"] if reasons else [])], cells
 
