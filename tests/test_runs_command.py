@@ -142,6 +142,7 @@ def test_jobs_of_a_sweep_that_are_still_to_come(mcls: Main, tmp_path: Path, caps
         (["lr<0.1"], "c"),
         (["optimizer.lr<=1e-1", "status=finished"], "abc"),
         (["val/loss<0.15"], "a"),
+        (["started>2025-12-31", "dataset<c"], "acd"),
     ],
 )
 def test_filters(mcls: Main, tmp_path: Path, capsys: Capture, filters: list[str], kept: str) -> None:
@@ -151,6 +152,7 @@ def test_filters(mcls: Main, tmp_path: Path, capsys: Capture, filters: list[str]
     make(tmp_path / "outputs" / "d", status="failed")
     assert [row["run"][-1] for row in table(mcls, capsys, *filters)] == list(kept)
     assert [row["run"][-1] for row in table(mcls, capsys, "outputs", *filters)] == list(kept)
+    assert [row["run"][-1] for row in table(mcls, capsys, *filters, "outputs")] == list(kept)
 
 
 def test_a_filter_on_a_measure_picks_no_lucky_seeds(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
@@ -264,6 +266,13 @@ def test_damaged_and_hostile_folders_are_rows(mcls: Main, tmp_path: Path, capsys
         ([], "outputs: no such folder. Begin with mcls train, or name the folder: mcls runs DIR."),
         (["nowhere"], "nowhere: no such folder. Begin with mcls train, or name the folder: mcls runs DIR."),
         (["made", "odd"], "odd: neither a folder nor a filter such as dataset=cifar10 or 'val/accuracy>0.9'."),
+        (["model=mlp", "none"], "none: no such folder. Begin with mcls train, or name the folder: mcls runs DIR."),
+        (["made", "model=mlp", "made/a"], "made/a: a second folder beside made. Name one, that which holds both."),
+        (["made", "val/accuracy=>0.5"], "val/accuracy=>0.5: no such comparison. There are = != > < >= <=."),
+        (
+            ["made", "test/accuracy>abc"],
+            "test/accuracy>abc: test/accuracy is a number, got 'abc'. Say for example 'test/accuracy>0.5'.",
+        ),
         (["made", "modle=mlp"], "modle: no run has this. Did you mean model?"),
         (["made", "accuracy>1"], "accuracy: no run has this. Did you mean val/accuracy or test/accuracy?"),
         (["made", "--sort", "qqqq"], "qqqq: no run has this."),

@@ -219,16 +219,30 @@ class Filter:
         found = row.get(self.key)
         if found is None:
             return self.sign == "!="
-        mine: Any = found if isinstance(found, str) else json.dumps(found)
-        try:
+        mine = found if isinstance(found, str) else json.dumps(found)
+        if numeric(mine) and numeric(self.value):
             return COMPARE[self.sign](float(mine), float(self.value))
-        except ValueError:
-            return COMPARE[self.sign](mine, self.value)
+        return COMPARE[self.sign](mine, self.value)
+
+
+def numeric(value: Any) -> bool:
+    """Whether `value` is a number, or the text of one."""
+    try:
+        float(value if isinstance(value, str) else json.dumps(value))
+        return True
+    except ValueError:
+        return False
 
 
 def parse_filter(text: str, rows: Sequence[Listed]) -> Filter:
-    """The condition in `text`. Raises RequestError when it is none, or when its key is in no run."""
+    """The condition in `text`. Raises RequestError when it is none, or nothing that a run could ever meet."""
     parts = FILTER.fullmatch(text)
     if not parts:
         raise RequestError(f"{text}: neither a folder nor a filter such as dataset=cifar10 or 'val/accuracy>0.9'.")
-    return Filter(full_key(parts[1].strip(), rows), parts[2], parts[3].strip())
+    key, sign, value = full_key(parts[1].strip(), rows), parts[2], parts[3].strip()
+    if value.startswith(("=", "<", ">")):
+        raise RequestError(f"{text}: no such comparison. There are {' '.join(COMPARE)}.")
+    known = [found for row in rows if (found := row.get(key)) is not None]
+    if sign not in ("=", "!=") and not numeric(value) and known and all(map(numeric, known)):
+        raise RequestError(f"{text}: {key} is a number, got {value!r}. Say for example '{key}{sign}0.5'.")
+    return Filter(key, sign, value)

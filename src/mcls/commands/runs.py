@@ -23,11 +23,7 @@ WIDTH = 60  # characters of a cell on the terminal
 def run(arguments: list[str]) -> int:
     """Print the table. Returns the exit status."""
     options = parse(arguments)
-    words = list(options.words)
-    named = words and (Path(words[0]).is_dir() or not FILTER.fullmatch(words[0]))
-    root = Path(words.pop(0) if named else "outputs")
-    if not root.is_dir():
-        raise RequestError(f"{root}: no such folder. Begin with mcls train, or name the folder: mcls runs DIR.")
+    root, words = place(options.words)
     everything = [*(read(folder) for folder in find(root)), *unstarted(root)]
     rows = chosen(everything, words, options.all)
     rows.sort(key=order("run"))
@@ -64,6 +60,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     shape.add_argument("--json", action="store_true", help="everything, as a JSON list")
     shape.add_argument("--md", action="store_true", help="a Markdown table")
     return parser.parse_intermixed_args(arguments)
+
+
+def place(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The folder among `words`, wherever it stands, and the filters. Raises RequestError without one, and for two."""
+    folders = [word for word in words if Path(word).is_dir()]
+    if len(folders) > 1:
+        raise RequestError(f"{folders[1]}: a second folder beside {folders[0]}. Name one, that which holds both.")
+    named = folders or [word for word in words if not FILTER.fullmatch(word)][:1] or ["outputs"]
+    if not folders and not Path(named[0]).is_dir():
+        raise RequestError(f"{named[0]}: no such folder. Begin with mcls train, or name the folder: mcls runs DIR.")
+    return Path(named[0]), [word for word in words if word not in folders]
 
 
 def unstarted(root: Path) -> list[Listed]:
