@@ -110,6 +110,8 @@ def test_colours() -> None:
 def test_one_group_of_runs_has_a_colour_each(outputs: Path) -> None:
     with board(outputs / "blobs-mlp", "--port", "0") as (_, address):
         assert "runColorGroup" not in address
+    with board(outputs / "blobs-mlp" / "run0", "--port", "0") as (_, address):
+        assert "runColorGroup" not in address
 
 
 def test_takes_the_next_free_port_or_says_that_one_is_taken(mcls: Main, outputs: Path, capsys: Capture) -> None:

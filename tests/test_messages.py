@@ -1,5 +1,6 @@
 """The full text of what a wrong command line is answered with: one line, status 2, nothing made."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,6 +153,37 @@ def test_memory_that_the_processor_does_not_have(mcls: Main, capsys: pytest.Capt
     assert mcls("train", "model.hidden_units=[100000000,100000000]") == 4
     error = capsys.readouterr().err
     assert error.startswith("mcls: not enough memory: ") and error.count("\n") == 1
+
+
+def test_printed_commands_can_be_copied(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ("trainer.epochs=2", "trainer.figures=false", "threads=1")
+
+    def printed() -> list[str]:
+        return shlex.split(capsys.readouterr().out.splitlines()[-1].rpartition("mcls ")[2])
+
+    def refused() -> list[str]:
+        return shlex.split(capsys.readouterr().err.rpartition("mcls ")[2].rstrip(".\n"))
+
+    assert mcls("train", *quick) == 0
+    assert printed() == ["board", "outputs"]
+    assert mcls("train", *quick, "outputs='meine Läufe'") == 0
+    assert printed() == ["board", "meine Läufe"]
+    run = "ein Lauf"
+    assert mcls("train", *quick, f"hydra.run.dir='{run}'") == 0
+    assert printed() == ["board", run]
+    assert mcls("resume", run) == 0
+    assert printed() == ["resume", run, "trainer.epochs=4"]
+    (tmp_path / run / "result.json").write_text('{"status": "stopped"}')
+    for command in (["report", run], ["compare", run, run], ["evaluate", run]):
+        assert mcls(*command) in (2, 5)
+        assert refused() == ["resume", run]
+    (tmp_path / run / "best.pt").unlink()
+    assert mcls("evaluate", run) == 5
+    assert refused() == ["resume", run]
+    assert mcls("train", "-m", *quick, "optimizer.lr=0.1,1e30", "hydra.sweep.dir='alle Läufe'") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].endswith("curves: mcls board 'alle Läufe'")
+    assert err.splitlines()[-1].endswith("Again: mcls resume 'alle Läufe'")
 
 
 def test_unknown_commands(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:

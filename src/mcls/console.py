@@ -2,14 +2,17 @@
 
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from mcls.runs import RunFolder, relative
+from mcls.runs import RunFolder, relative, typed
 from mcls.tables import clean
 
 log = logging.getLogger("mcls")
+
+STAMP = r"\d{4}-\d\d-\d\d_\d\d-"  # begins the name of a run that lies two levels below the folder of all runs
 
 
 def plain(text: str) -> str:
@@ -51,4 +54,5 @@ def say_result(folder: RunFolder, result: dict[str, Any]) -> None:
         print(f"val   {percent(result['val'])}, best of epoch {result['best_epoch']}")
     print(f"test  {percent(result['test'])}, loss {result['test']['loss']:.4f}, F1 {result['test']['f1_macro']:.4f}")
     print(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
-    print(f"curves and figures: mcls board {relative(folder.path.parent.parent)}")
+    place = folder.path.parent.parent if re.match(STAMP, folder.path.name) else folder.path
+    print(f"curves and figures: mcls board {typed(relative(place))}")

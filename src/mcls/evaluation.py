@@ -19,7 +19,7 @@ from mcls.forward import autocast
 from mcls.machine import resolve_precision
 from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
 from mcls.opened import OpenedRun
-from mcls.runs import RunFolder
+from mcls.runs import RunFolder, typed
 
 BATCH = 1024  # samples counted at a time
 TOP = 5  # of top-k, where there are more classes
@@ -74,7 +74,7 @@ def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, int]:
         if result.get("status") != "finished" or not isinstance(openings, int):
             raise RequestError(
                 f"{folder.path}: not finished, the test set stays closed until every choice is made. "
-                f"Say --split val, or mcls resume {folder.path}."
+                f"Say --split val, or mcls resume {typed(folder.path)}."
             )
         folder.write_json(folder.result, {**result, "test_openings": openings + 1})
     return dataset.open_test(), openings + 1

@@ -14,7 +14,7 @@ from mcls.config.stored import stored_config, untrained
 from mcls.data.loader import Normalise
 from mcls.errors import FolderError
 from mcls.machine import resolve_device
-from mcls.runs import RunFolder, find_run
+from mcls.runs import RunFolder, find_run, typed
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
     config = stored_config(folder, changes)
     path = folder.best if which == "best" else folder.last
     if not path.is_file():
-        raise FolderError(f"{path}: no such checkpoint yet. Go on with: mcls resume {folder.path}")
+        raise FolderError(f"{path}: no such checkpoint yet. Go on with: mcls resume {typed(folder.path)}")
     state = checkpoint.load(path)
     try:
         data, weights = state["data"], state["model"]

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -110,7 +111,7 @@ class RunFolder:
         result = self.read_result() or {}
         status = clean(str(result.get("status", "never started")))
         if status != "finished":
-            raise FolderError(f"{self.path}: not finished, {status}. Go on with: mcls resume {self.path}")
+            raise FolderError(f"{self.path}: not finished, {status}. Go on with: mcls resume {typed(self.path)}")
         return result
 
 
@@ -175,6 +176,11 @@ def timestamp() -> str:
 def relative(path: Path) -> str:
     """`path` from here, where that is shorter."""
     return min(str(path), os.path.relpath(path), key=len)
+
+
+def typed(path: Path | str) -> str:
+    """`path` as a shell takes it, for commands that are printed to be copied."""
+    return shlex.quote(str(path))
 
 
 def slug(text: str, limit: int = 100) -> str:

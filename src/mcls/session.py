@@ -22,7 +22,7 @@ from mcls.forward import evaluate
 from mcls.machine import describe, environment
 from mcls.metrics import Tally
 from mcls.resuming import newest, read_about, resumable
-from mcls.runs import RunFolder, as_yaml, read_yaml, relative
+from mcls.runs import RunFolder, as_yaml, read_yaml, relative, typed
 from mcls.signals import StopRequest
 from mcls.tracking import LogFile, Recorder
 from mcls.trainer import Recorder as Reports
@@ -153,7 +153,7 @@ def keeping_record(folder: RunFolder) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, Stopped):
-            error.args = (f"{error}, everything is saved; go on with: mcls resume {relative(folder.path)}",)
+            error.args = (f"{error}, everything is saved; go on with: mcls resume {typed(relative(folder.path))}",)
         status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
         reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
         handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, reason, (), None))

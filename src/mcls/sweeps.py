@@ -10,7 +10,7 @@ from typing import Any
 from mcls import tables
 from mcls.errors import FolderError, MclsError, RunError
 from mcls.files import publish, to_json
-from mcls.runs import RunFolder, read_json, relative, slug
+from mcls.runs import RunFolder, read_json, relative, slug, typed
 
 log = logging.getLogger("mcls")
 
@@ -39,7 +39,7 @@ class Sweep:
     @property
     def again(self) -> str:
         """What to type to go on with what is missing."""
-        place = relative(self.path)
+        place = typed(relative(self.path))
         if self.jobs or "hydra.sweep.dir=" in self.command:
             return f"mcls resume {place}" if self.jobs else self.command
         return f"{self.command} hydra.sweep.dir={place}"
@@ -80,7 +80,7 @@ class Sweep:
         publish(self.path / "sweep.csv", tables.comma_separated(header, shown).encode())
         place = relative(self.path)
         print(f"\n{tables.plain(header, shown)}\n")
-        print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {place}")
+        print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {typed(place)}")
         for status, said in (("failed", "failed"), ("stopped", "were stopped")):
             if jobs := [row[0] for row in rows if row[2] == status]:
                 names = ", ".join(map(str, jobs))

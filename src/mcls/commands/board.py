@@ -74,6 +74,7 @@ def serve(folder: Path, port: int | None) -> str:
 def address(url: str, folder: Path) -> str:
     """`url` with the arrangement, which the time series page reads out of it."""
     query: dict[str, object] = {"pinnedCards": PINNED, "smoothing": 0}
-    if any(run.path.parent != folder for run in find(folder)):  # without a folder in its name every run has a colour
+    deep = any(folder not in (run.path, run.path.parent) for run in find(folder))
+    if deep:  # without a folder in its name every run has a colour
         query["runColorGroup"] = f"regex:{COLOURS}"
     return f"{url}?{urlencode(query)}#timeseries"

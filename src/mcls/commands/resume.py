@@ -8,7 +8,7 @@ from pathlib import Path
 from mcls.config.stored import HARMLESS, stored_config
 from mcls.console import console, say_result
 from mcls.errors import FolderError, RequestError, Stopped
-from mcls.runs import RunFolder, find_run, read_yaml
+from mcls.runs import RunFolder, find_run, read_yaml, typed
 from mcls.sweeps import Sweep, read_sweep, record_failure
 from mcls.torchrun import rank_and_size
 
@@ -29,7 +29,9 @@ def run(arguments: list[str]) -> int:
     rank, size = rank_and_size()
     if (options.run / "sweep.json").is_file():
         if size > 1:
-            raise RequestError(f"{options.run}: a sweep is not resumed under torchrun. Say mcls resume {options.run}.")
+            raise RequestError(
+                f"{options.run}: a sweep is not resumed under torchrun. Say mcls resume {typed(options.run)}."
+            )
         return resume_sweep(options.run, options.changes, options.config_dir)
     folder = find_run(options.run)
     config = stored_config(folder, options.changes)
@@ -40,7 +42,8 @@ def run(arguments: list[str]) -> int:
         print(f"already finished: trainer.patience ran out after {result['epochs']} of {planned} epochs")
         return 0
     if result.get("status") == "finished" and not grown:
-        print(f"already finished, {planned} epochs; for more: mcls resume {options.run} trainer.epochs={2 * planned}")
+        more = f"mcls resume {typed(options.run)} trainer.epochs={2 * planned}"
+        print(f"already finished, {planned} epochs; for more: {more}")
         return 0
     if size not in (1, devices := config["trainer"]["devices"]):
         raise RequestError(f"trainer.devices: the run has {devices}, torchrun started {size} processes.")
