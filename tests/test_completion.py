@@ -20,8 +20,18 @@ def test_commands_are_offered() -> None:
     [
         ("mcls train model=res", ["model=resnet18", "model=resnet18-finetune"]),
         ("mcls train dataset=mnist optimizer=ad", ["optimizer=adam", "optimizer=adamw"]),
-        ("mcls data ", ["check "]),
+        ("mcls data ", ["check"]),
         ("mcls data check dataset=bl", ["dataset=blobs"]),
+        ("mcls train precision=", [f"precision={name}" for name in ("auto", "fp32", "fp32_fast", "bf16", "fp16")]),
+        ("mcls train -m trainer.monitor=", [f"trainer.monitor={name}" for name in ("accuracy", "loss", "f1_macro")]),
+        ("mcls train optimizer=sgd optimizer.nesterov=t", ["optimizer.nesterov=true"]),
+        ("mcls data check --output look dataset=mn", ["dataset=mnist"]),
+        ("mcls train device=c", ["device=cpu", "device=cuda"]),
+        ("mcls train optimizer.lr=", ["optimizer.lr=0.05"]),
+        (
+            "mcls data check dataset=csv dataset.missing=",
+            [f"dataset.missing={way}" for way in ("error", "drop", "mean")],
+        ),
     ],
 )
 def test_overrides_are_offered(line: str, offered: list[str]) -> None:
@@ -35,6 +45,35 @@ def test_run_folders_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / "outputs" / name / "run.json").write_text("{}")
     assert following("mcls resume ") == ["outputs/blobs-mlp/a", "outputs/mnist-mlp/b"]
     assert following("mcls evaluate outputs/mn") == ["outputs/mnist-mlp/b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("mcls export outputs/run --format ", ["onnx", "pt2", "safetensors"]),
+        ("mcls evaluate outputs/run --split ", ["train", "val", "test"]),
+        ("mcls evaluate outputs/run --m", ["--mistakes"]),
+        ("mcls evaluate outputs/run --output ", []),
+        ("mcls completion ", ["bash", "zsh"]),
+        ("mcls completion --l", []),
+        ("mcls train --multi", ["--multirun"]),
+        ("mcls data check --o", ["--output"]),
+        ("mcls nothing ", []),
+    ],
+)
+def test_flags_and_their_choices_are_offered(line: str, offered: list[str]) -> None:
+    assert following(line) == offered
+
+
+def test_every_command_has_its_help_offered() -> None:
+    for command in COMMANDS:
+        assert "--help" in following(f"mcls {command} -"), command
+
+
+def test_torch_is_not_imported() -> None:
+    lines = [f"mcls {command} -" for command in COMMANDS] + ["mcls train precision="]
+    script = f"import sys; from mcls.commands.completion import following; [following(line) for line in {lines}]; "
+    subprocess.run([sys.executable, "-c", f"{script} assert not {{'torch', 'numpy'}} & set(sys.modules)"], check=True)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")

@@ -1,9 +1,13 @@
-"""`mcls completion bash`: prints what makes TAB complete commands, overrides and run folders in bash (and zsh)."""
+"""`mcls completion bash`: prints what makes TAB complete a command line in bash (and zsh)."""
 
 import argparse
+import contextlib
+import importlib
 from pathlib import Path
 
 from mcls.commands import COMMANDS
+
+KINDS = ("anything", "float", "int", "text")  # that a rule may name
 
 SCRIPT = """_mcls_complete() {
   local word="${COMP_LINE:0:COMP_POINT}" choices
@@ -35,26 +39,67 @@ def run(arguments: list[str]) -> int:
 def following(line: str) -> list[str]:
     """What may stand in the place of the last, begun word of a command line `mcls ...`."""
     words = line.split()[1:]
-    if not words or (len(words) == 1 and not line.endswith(" ")):
+    begun = "" if line.endswith(" ") or not words else words.pop()
+    if not words:
         return [f"{command} " for command in COMMANDS]
-    command, rest = words[0], line.split(None, 2)[2] if len(words) > 1 else ""
-    if command == "data":
-        if not rest.startswith("check "):
-            return ["check "]
-        rest = rest.removeprefix("check ")
+    command, last = words[0], words[-1]
+    if command not in COMMANDS:
+        return []
+    if begun.startswith("-") or last.startswith("-") or (len(words) == 1 and command in ("data", "completion")):
+        parser = parser_of(command)
+        flags = {flag: one for one in parser._actions for flag in one.option_strings if one.help != argparse.SUPPRESS}
+        if begun.startswith("-"):
+            return [flag for flag in flags if flag.startswith(begun)]
+        if last in flags and flags[last].nargs != 0:
+            return list(flags[last].choices or [])
+        if len(words) == 1:
+            return [choice for one in parser._actions if not one.option_strings for choice in one.choices or []]
     if command in ("train", "data"):
-        return overrides(rest)
-    return run_folders("" if line.endswith(" ") else words[-1])
+        return overrides(words[1 if command == "train" else 2 :], begun)
+    return run_folders(begun)
 
 
-def overrides(line: str) -> list[str]:
-    """Groups, choices and keys that may follow on Hydra's command line."""
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser that a command makes, taken from it when it is about to parse."""
+    found = []
+
+    def take(parser: argparse.ArgumentParser, *_: object) -> None:
+        found.append(parser)
+        raise SystemExit
+
+    methods = {name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_intermixed_args")}
+    try:
+        for name in methods:
+            setattr(argparse.ArgumentParser, name, take)
+        with contextlib.suppress(SystemExit):
+            importlib.import_module(f"mcls.commands.{command}").run([])
+    finally:
+        for name, method in methods.items():
+            setattr(argparse.ArgumentParser, name, method)
+    return found[0]
+
+
+def overrides(words: list[str], begun: str) -> list[str]:
+    """Groups, choices, keys and values that may follow `words` on Hydra's command line in the place of `begun`."""
     from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
-    from mcls.config.compose import checker
+    from mcls.config.compose import checker, rules_of
+    from mcls.config.schema import Rule
 
+    words = [word for word in words if "=" in word and not word.startswith("-")]
     with checker() as check:
-        return DefaultCompletionPlugin(check.loader)._query("train", line)
+        found: list[str] = DefaultCompletionPlugin(check.loader)._query("train", " ".join([*words, begun]))
+        key, sign, _ = begun.partition("=")
+        if sign and key not in check.groups:
+            rule = rules_of(check.compose(words)[1]).get(key, Rule())
+            found += [f"{key}={value}" for value in literals(rule.text)]
+    return list(dict.fromkeys(line for line in found if line.startswith(begun)))
+
+
+def literals(rule: str) -> list[str]:
+    """The alternatives of a rule that stand for themselves."""
+    words = [word.strip() for word in rule.replace("bool", "true | false").split("|")]
+    return [word for word in words if word not in KINDS and word.replace("_", "").isalnum()]
 
 
 def run_folders(begun: str) -> list[str]:
