@@ -202,6 +202,23 @@ def test_the_data_may_be_elsewhere_but_not_others(
     assert mcls("evaluate", str(mnist), "optimizer.lr=1") == 2
 
 
+def test_data_of_a_relative_path_are_asked_for_elsewhere(
+    mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "table.csv").write_text("x,class\n" + "0.5,a\n-0.5,b\n" * 100)
+    lines = ("dataset=csv", "dataset.path=t/table.csv", "dataset.target=class", "trainer.epochs=1")
+    folder = train(tmp_path / "run", data_root, *lines)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capsys.readouterr()
+    for change in ([], ["dataset.path=none.csv"]):
+        assert mcls("evaluate", str(folder), change) == 3
+        told = " The run was trained with dataset.path=t/table.csv; say dataset.path=FILE.\n"
+        assert capsys.readouterr().err.endswith(told)
+    assert mcls("evaluate", str(folder), "dataset.path=../t/table.csv") == 0
+
+
 def test_folders_that_are_refused(mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture) -> None:
     def refused(status: int, message: str, *arguments: str) -> None:
         assert mcls("evaluate", *arguments) == status

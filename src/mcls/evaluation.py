@@ -19,12 +19,13 @@ from mcls.forward import autocast
 from mcls.machine import resolve_precision
 from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
 from mcls.opened import OpenedRun
-from mcls.runs import RunFolder, typed
+from mcls.runs import RunFolder, read_yaml, typed
 
 BATCH = 1024  # samples counted at a time
 TOP = 5  # of top-k, where there are more classes
 EACH = 5  # pictures of a class in the grid of doubted labels
 ROWS = 12  # classes in it
+PLACES = {"root": "DIR", "path": "FILE", "test_path": "FILE"}  # keys of data sets that say where the data are
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,15 @@ def rebuild(opened: OpenedRun, download: bool) -> Dataset:
     node = opened.config["dataset"]
     if "download" in node and not download:  # a folder must not make this machine fetch or write anything
         node = {**node, "download": False}
-    dataset: Dataset = build("dataset", node, opened.config["trust"])
+    try:
+        dataset: Dataset = build("dataset", node, opened.config["trust"])
+    except DataError as error:
+        lost = [key for key in PLACES if isinstance(node.get(key), str) and not Path(node[key]).exists()]
+        if not lost:
+            raise
+        was = read_yaml(opened.folder.config)["dataset"][lost[0]]
+        told = f"The run was trained with dataset.{lost[0]}={was}; say dataset.{lost[0]}={PLACES[lost[0]]}."
+        raise DataError(f"{error} {told}") from error
     found = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std, dataset.encoder)
     if found != (opened.classes, opened.input_shape, opened.mean, opened.std, opened.encoder):
         raise DataError(f"dataset: its classes, shape or statistics are not those that {opened.folder.path} has.")
