@@ -216,3 +216,13 @@ def test_what_is_refused(mcls: Main, blobs: Path, tmp_path: Path, capsys: Captur
     with pytest.raises(SystemExit) as stopped:
         mcls("export", str(blobs))
     assert stopped.value.code == 2
+
+
+def test_another_precision_than_the_runs_is_told(mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = Path(shutil.copytree(blobs, tmp_path / "run"))
+    for precision in ("fp32", "bf16"):
+        about = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**about, "precision": precision}))
+        assert mcls("export", str(folder), "--format", "safetensors") == 0
+        told = "computes in fp32; the run was measured in bf16\n" in capsys.readouterr().out
+        assert told is (precision == "bf16")

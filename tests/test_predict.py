@@ -554,3 +554,16 @@ def test_a_run_on_a_folder_of_pictures(mcls: Main, tmp_path: Path, data_root: Pa
         best = [row["class"], row["class_2"]]
         assert best == [opened.classes[index] for index in (-truth).argsort()]
         assert float(row["probability"]) == pytest.approx(truth.max(), abs=2e-6)
+
+
+def test_the_precision_of_the_training(tmp_path: Path, data_root: Path) -> None:
+    lines = ("dataset=mnist", "trainer.epochs=2", "trainer.batch_size=32", "optimizer.lr=0.01", "precision=bf16")
+    folder = RunFolder(train(tmp_path / "run", data_root, *lines))
+    opened = open_run(folder, device="cpu")
+    split = evaluation.rebuild(opened, download=False).open_test()
+    expected = evaluation.logits_of(opened, split).softmax(dim=1).numpy()
+    found = inference.from_run(folder, "cpu", []).probabilities(torch.as_tensor(split.inputs).numpy())
+    with torch.inference_mode():
+        exact = opened.model(opened.normalise(torch.as_tensor(split.inputs))).softmax(dim=1).numpy()
+    assert np.abs(found - expected).max() < 1e-6
+    assert np.abs(found - exact).max() > 1e-4

@@ -15,8 +15,7 @@ from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, forward_batch
 from mcls.errors import DataError, RequestError
 from mcls.files import publish
-from mcls.forward import autocast
-from mcls.machine import resolve_precision
+from mcls.forward import as_trained
 from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
 from mcls.opened import OpenedRun
 from mcls.runs import RunFolder, read_yaml, typed
@@ -93,11 +92,8 @@ def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, int]:
 def logits_of(opened: OpenedRun, split: Split) -> Tensor:
     """Logits float32 (N, C) of every sample of `split`, on the CPU, in the precision of the training where it can."""
     size = forward_batch(math.prod(opened.input_shape))
-    chosen, device = opened.config["precision"], opened.device
-    elsewhere = {"cpu": "fp16", "cuda": "fp32_fast"}  # what one kind of device trains in and the other can't
-    precision = "fp32" if chosen == elsewhere[device.type] else resolve_precision(chosen, device)
-    loader = Loader(split, size, device, opened.normalise, resident=False)
-    with autocast(device, precision):
+    loader = Loader(split, size, opened.device, opened.normalise, resident=False)
+    with as_trained(opened.config["precision"], opened.device):
         parts = [opened.model(inputs).float().cpu() for inputs, _ in loader.epoch()]
     return torch.cat(parts) if parts else torch.empty(0, len(opened.classes))
 

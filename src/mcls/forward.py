@@ -10,6 +10,7 @@ from torch import nn
 from mcls.data.loader import Loader
 from mcls.distributed import ALONE, Team
 from mcls.errors import Stopped
+from mcls.machine import resolve_precision
 from mcls.metrics import Tally
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,6 +19,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """The context of a forward pass in `precision`; the fp32 ones need none."""
     return torch.autocast(device.type, DTYPES[precision]) if precision in DTYPES else contextlib.nullcontext()
+
+
+def as_trained(chosen: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context of a forward pass in a run's `precision`, fp32 where that is for another kind of device."""
+    elsewhere = {"cpu": "fp16", "cuda": "fp32_fast"}  # what one kind of device trains in and the other can't
+    return autocast(device, "fp32" if chosen == elsewhere[device.type] else resolve_precision(chosen, device))
 
 
 @torch.inference_mode()

@@ -52,6 +52,7 @@ def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier
     """
     import torch
 
+    from mcls.forward import as_trained
     from mcls.opened import open_run, with_delimiter
 
     opened = open_run(folder, "best", device, [f"trust={json.dumps(list(trust))}"])
@@ -59,7 +60,9 @@ def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier
     @torch.inference_mode()
     def probabilities(samples: Array) -> Array:
         inputs = opened.normalise(torch.from_numpy(samples).to(opened.device))
-        found: Array = opened.model(inputs).float().softmax(dim=1).cpu().numpy()
+        with as_trained(opened.config["precision"], opened.device):
+            logits = opened.model(inputs)
+        found: Array = logits.float().softmax(dim=1).cpu().numpy()
         return found
 
     encoder = checked(with_delimiter(opened), opened.input_shape, folder.best)

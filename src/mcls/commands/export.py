@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mcls.files import publish
 from mcls.options import add_checkpoint
-from mcls.runs import find_run, relative
+from mcls.runs import find_run, read_json, relative
 
 FORMATS = ("onnx", "pt2", "safetensors")
 
@@ -47,4 +47,6 @@ def run(arguments: list[str]) -> int:
         elif opened.encoder is not None:
             print("in are not the table's cells but encoded columns, as mcls.encoder in the metadata says")
     print(f"largest difference from the run's model: {checked}")
+    if (measured := read_json(folder.about).get("precision")) in ("bf16", "fp16"):
+        print(f"computes in fp32; the run was measured in {measured}")
     return 0
