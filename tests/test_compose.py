@@ -204,6 +204,11 @@ def test_the_users_own_rules_hold(own: Path) -> None:
     assert refused("optimizer=bad", config_dir=own) == "optimizer.lr: must be float > 0, got -3."
     (own / "experiment" / "bad.yaml").write_text("# @package _global_\nsead: 3\n")
     assert refused("experiment=bad", config_dir=own) == "sead: no such key, got 3. Did you mean seed?"
+    for content in ("trainer:\n  epochs: 2\n", "trainer: {epochs: 2}\n"):
+        (own / "experiment" / "nopkg.yaml").write_text(content)
+        assert refused("experiment=nopkg", config_dir=own) == (
+            "experiment=nopkg: its file must begin with `# @package _global_`."
+        )
     (own / "optimizer" / "evil.yaml").write_text("_target_: os.system\ncommand: ls\n")
     assert refused("optimizer=evil", config_dir=own).startswith("optimizer._target_: os.system is not allowed here")
     (own / "optimizer" / "broken.yaml").write_text("a: [1\n")

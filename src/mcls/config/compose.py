@@ -274,6 +274,9 @@ def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict
 
     Raises RequestError, naming the key.
     """
+    choices = {group: str(choice) for group, choice in hydra.runtime.choices.items() if choice and "/" not in group}
+    if config.get("experiment") is not None:
+        raise RequestError(f"experiment={choices.get('experiment')}: its file must begin with `{GLOBAL}`.")
     rules = rules_of(hydra)
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -288,7 +291,6 @@ def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict
             raise RequestError(f"{group}: must be one of the choices of its group, got {show(values.get(group))}.")
         if (target := values[group].get("_target_")) is not None:
             check_target(group, target, values["trust"])
-    choices = {group: str(choice) for group, choice in hydra.runtime.choices.items() if choice and "/" not in group}
     return values, choices
 
 
