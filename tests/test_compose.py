@@ -215,6 +215,39 @@ def test_the_users_own_rules_hold(own: Path) -> None:
     assert "\n" not in refused("optimizer=broken", config_dir=own)
 
 
+@pytest.mark.parametrize(
+    "defaults",
+    ["\n  - adam", "\n- adam\n- _self_", " [adam, _self_]", "\n  - /optimizer/adam@_here_\n  - _self_"],
+)
+def test_files_that_inherit_from_shipped_ones(defaults: str, own: Path) -> None:
+    (own / "optimizer" / "mine.yaml").write_text(f"defaults:{defaults}\namsgrad: true\nlr: 0.02\n")
+    config = ask("optimizer=mine", "optimizer.eps=1", config_dir=own).config["optimizer"]
+    assert config == {
+        "_target_": "torch.optim.Adam",
+        "lr": 0.02,
+        "betas": [0.9, 0.999],
+        "eps": 1.0,
+        "weight_decay": 0.0,
+        "amsgrad": True,
+    }
+    assert refused("optimizer=mine", "optimizer.lr=-1", config_dir=own) == "optimizer.lr: must be float > 0, got -1."
+
+
+def test_a_run_of_files_that_inherit_is_trained_evaluated_and_resumed(own: Path, mcls: Main, tmp_path: Path) -> None:
+    (own / "trainer").mkdir()
+    (own / "trainer" / "mine.yaml").write_text("defaults:\n- default\nepochs: 1\nfigures: false\n")
+    (own / "dataset" / "mine.yaml").write_text("defaults: [blobs]\nn_samples: 200\n")
+    (own / "optimizer" / "mine.yaml").write_text("defaults:\n  - adam\namsgrad: true\n")
+    groups = "".join(f"- override {group}: mine\n" for group in ("trainer", "dataset", "optimizer"))
+    (own / "mytrain.yaml").write_text(f"defaults:\n- train\n{groups}- _self_\nseed: 3\n")
+    assert mcls("train", "--config-dir", str(own), "--config-name", "mytrain") == 0
+    (run,) = tmp_path.glob("outputs/mine-mlp/*")
+    assert mcls("evaluate", str(run)) == 0
+    assert mcls("resume", str(run), "trainer.epochs=2") == 0
+    assert json.loads((run / "result.json").read_text())["epochs"] == 2
+    assert mcls("train", "--config-dir", str(own), "--config-name", "mytrain", "seed=-1") == 2
+
+
 def test_the_users_own_files_train(own: Path, mcls: Main, tmp_path: Path) -> None:
     assert mcls("train", "--config-dir", str(own), "experiment=mine", "trainer.figures=false") == 0
     (result,) = tmp_path.glob("outputs/rings-mlp/*/result.json")

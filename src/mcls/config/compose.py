@@ -253,16 +253,12 @@ def rules_of(hydra: DictConfig) -> dict[str, Rule]:
 
 def read(file: str, prefix: str, hydra: DictConfig) -> dict[str, Rule]:
     """The rules in `file` of the first of Hydra's sources that has it; a recipe has none, it only sets keys."""
-    for source in hydra.runtime.config_sources:
-        if source.schema not in ("pkg", "file"):
-            continue
-        folder = Path(str(files(source.path))) if source.schema == "pkg" else Path(source.path)
-        path = folder / file
-        if path.is_file():
-            if path.read_text("utf-8").startswith(GLOBAL):
-                return {}
-            return {prefix + key: rule for key, rule in read_rules(path).items()}
-    return {}
+    sources = [source for source in hydra.runtime.config_sources if source.schema in ("pkg", "file")]
+    roots = [Path(str(files(source.path))) if source.schema == "pkg" else Path(source.path) for source in sources]
+    path = next((root / file for root in roots if (root / file).is_file()), None)
+    if path is None or path.read_text("utf-8").startswith(GLOBAL):
+        return {}
+    return {prefix + key: rule for key, rule in read_rules(path, roots).items()}
 
 
 def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:

@@ -11,10 +11,13 @@ be followed by limits (`> 0`, `<= 1`); `list of` makes it a list; anything else 
 
 import math
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from mcls.errors import RequestError
 
@@ -94,18 +97,23 @@ def show(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def read_rules(path: Path) -> dict[str, Rule]:
-    """The rules in a YAML file, by dotted key; files of the same group that its defaults list names are read first.
+def read_rules(path: Path, roots: Sequence[Path] = ()) -> dict[str, Rule]:
+    """The rules in a YAML file, by dotted key; the files that it inherits from are read first.
 
     A key without a rule in its comment gets none: it is known, and takes anything.
+
+    Args:
+        path: the file.
+        roots: folders of configuration files, first to last; without any, a file inherits from those beside it.
     """
     rules: dict[str, Rule] = {}
     parents: list[tuple[int, str]] = []
     comment: list[str] = []
-    for line in path.read_text("utf-8").splitlines():
-        inherited = re.fullmatch(r" +- ([\w-]+)", line)
-        if inherited and parents and parents[0][1] == "defaults" and inherited[1] != "_self_":
-            rules |= read_rules(path.with_name(f"{inherited[1]}.yaml"))
+    text = path.read_text("utf-8")
+    if "defaults:" in text:
+        for base in inherited(path, (yaml.safe_load(text) or {}).get("defaults") or [], roots or [path.parent]):
+            rules |= read_rules(base, roots)
+    for line in text.splitlines():
         if line.lstrip().startswith("#"):
             comment.append(line)
             continue
@@ -120,3 +128,13 @@ def read_rules(path: Path) -> dict[str, Rule]:
                 rules.setdefault(key, Rule())
         comment = []
     return {key: rule for key, rule in rules.items() if key.split(".")[0] not in ("defaults", "hydra")}
+
+
+def inherited(path: Path, defaults: Sequence[Any], roots: Sequence[Path]) -> Iterator[Path]:
+    """What a defaults list inherits from, such as `adam` or `/optimizer/adam@_here_`; not choices of groups."""
+    group = next((path.parent.relative_to(root) for root in roots if path.is_relative_to(root)), Path())
+    for entry in defaults:
+        if isinstance(entry, str) and entry != "_self_":
+            name = f"{entry.split('@')[0]}.yaml"
+            places = [root / name[1:] if name.startswith("/") else root / group / name for root in roots]
+            yield from [place for place in places if place.is_file()][:1]
