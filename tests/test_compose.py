@@ -70,7 +70,23 @@ def test_experiments_set_values_that_the_command_line_overrides() -> None:
     assert request.config["optimizer"]["lr"] == 0.01
     assert request.config["trainer"]["epochs"] == 3
     assert ask("experiment=fashion-softmax", "model=mlp").choices["model"] == "mlp"
-    assert refused("experiment=mnist-mlp", "optimizer=adam").startswith("optimizer.momentum: no such key, got 0.5.")
+
+
+def test_a_recipe_with_another_optimizer_or_data_set() -> None:
+    assert refused("optimizer=adam", "experiment=blobs-mlp") == (
+        "experiment=blobs-mlp sets optimizer.momentum, which optimizer=adam does not have. "
+        "Take it away with ~optimizer.momentum"
+    )
+    config = ask("optimizer=adam", "experiment=blobs-mlp", "~optimizer.momentum").config
+    assert "momentum" not in config["optimizer"] and config["optimizer"]["lr"] == 0.1
+    assert refused("experiment=fashion-softmax", "dataset=blobs").endswith("with ~dataset.mean ~dataset.std")
+    assert ask("experiment=fashion-softmax", "dataset=blobs", "~dataset.mean", "~dataset.std")
+    assert refused("model=resnet18", "experiment=blobs-mlp").endswith(
+        "which model=resnet18 does not have. Take it away with ~model.hidden_units"
+    )
+    assert ask("optimizer=adam,adamw", "experiment=blobs-mlp", "~optimizer.momentum", multirun=True).sweep
+    assert refused("experiment=blobs-mlp", "~optimizer.lr") == "~optimizer.lr: a key can't be taken away, only changed."
+    assert refused("optimizer=adam", "~optimizer.momentum").startswith("optimizer.momentum: no such key. ")
 
 
 def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -390,6 +390,16 @@ def test_a_sweep(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert_finite(root)
 
 
+def test_a_sweep_that_takes_a_recipes_key_away(mcls: Main, tmp_path: Path) -> None:
+    lines = ["experiment=blobs-mlp", "optimizer=adam,adamw", "~optimizer.momentum", "hydra.sweep.dir=mine", *QUICK]
+    assert mcls("train", "-m", *lines) == 0
+    names = ["0_optimizer=adam", "1_optimizer=adamw"]
+    assert sorted(run.name for run in runs(tmp_path)) == names
+    assert mcls("resume", "mine") == 0
+    assert sorted(run.name for run in runs(tmp_path)) == names
+    assert "momentum" not in (tmp_path / "mine" / "sweep.csv").read_text()
+
+
 def test_a_sweep_where_a_job_cannot_be_built(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mcls("train", *QUICK, "-m", "model=mlp,resnet18") == 1
     rows = list(csv.DictReader(next(tmp_path.rglob("sweep.csv")).read_text().splitlines()))

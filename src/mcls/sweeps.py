@@ -66,7 +66,7 @@ class Sweep:
 
     def changed(self, overrides: Sequence[str]) -> list[str]:
         """The overrides of a job that are not the same for all."""
-        return [line for line in overrides if line.split("=")[0].lstrip("+") not in self.fixed]
+        return [line for line in overrides if line.split("=")[0].lstrip("+~") not in self.fixed]
 
     def conclude(self) -> None:
         """Print the table, best first by val, and leave it in sweep.md and sweep.csv. RunError when a job failed."""

@@ -207,10 +207,12 @@ class Checker:
             return config, hydra
         rules = rules_of(hydra)
         known = [*rules, *self.groups]
+        there: Any = OmegaConf.to_container(config)
+        strangers = {key for key, _ in leaves(there)} - rules.keys()
         for line in lines:
             override = self.parse(line)
             key = override.key_or_group
-            if key.startswith("hydra") or key in self.groups:
+            if key.startswith("hydra") or key in self.groups or (override.is_delete() and key in strangers):
                 continue
             if key not in rules and not any(rule.startswith(f"{key}.") for rule in rules):
                 raise RequestError(f"{key}: no such key. {suggestion(key, known)}")
@@ -278,9 +280,8 @@ def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise RequestError(" ".join(str(error).split())) from error
+    refuse_strangers(values, rules, choices)
     for key, value in list(leaves(values)):
-        if key not in rules:
-            raise RequestError(f"{key}: no such key, got {show(value)}. {suggestion(key, list(rules))}")
         put(values, key, rules[key].check(key, value))
     for group in OWN:
         if not isinstance(values.get(group), dict):
@@ -288,6 +289,19 @@ def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict
         if (target := values[group].get("_target_")) is not None:
             check_target(group, target, values["trust"])
     return values, choices
+
+
+def refuse_strangers(values: dict[str, Any], rules: dict[str, Rule], choices: dict[str, str]) -> None:
+    """Raise RequestError for a key without a rule: a file sets it, those of the command line are known to have one."""
+    strangers = {key: value for key, value in leaves(values) if key not in rules}
+    for key, value in strangers.items():
+        group, recipe = key.split(".")[0], choices.get("experiment")
+        if recipe and group in choices:
+            raise RequestError(
+                f"experiment={recipe} sets {key}, which {group}={choices[group]} does not have. "
+                f"Take it away with {' '.join(f'~{other}' for other in strangers)}"
+            )
+        raise RequestError(f"{key}: no such key, got {show(value)}. {suggestion(key, list(rules))}")
 
 
 @contextlib.contextmanager
