@@ -113,6 +113,7 @@ def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ["typo=1,2"],
         ["+typo=1,2"],
         ["trainer=default,debug", "trainer.epochs=1,0"],
+        ["hydra.mode=MULTIRUN", "seed=0,-1"],
     ],
     ids=" ".join,
 )
@@ -131,7 +132,7 @@ def test_a_sweep_with_one_bad_value_is_refused(lines: list[str]) -> None:
         ["optimizer=glob(adam*)", "seed=1"],
         ["model.hidden_units=[8],[8,4]"],
         ["trainer.batch_size=full,4"],
-        ["optimizer.lr=interval(0.1,1)"],
+        ["hydra.mode=MULTIRUN", "seed=0,1"],
         ["experiment=blobs-mlp,mnist-mlp"],
         ["seed=1"],
         [],
@@ -140,6 +141,18 @@ def test_a_sweep_with_one_bad_value_is_refused(lines: list[str]) -> None:
 )
 def test_a_good_sweep_is_taken(lines: list[str]) -> None:
     assert ask(*lines, multirun=True).sweep
+
+
+def test_a_sweep_that_hydra_says_by_its_mode(mcls: Main, tmp_path: Path) -> None:
+    assert ask("hydra.mode=MULTIRUN", "seed=0,1").sweep
+    assert mcls("train", "hydra.mode=MULTIRUN", "seed=1,2", "trainer=debug", "trainer.figures=false") == 0
+    assert len(list(tmp_path.glob("outputs/sweeps/*/*/result.json"))) == 2
+
+
+def test_intervals_are_for_sweepers_that_sample() -> None:
+    """The plugins are not installed here: a sweeper of another module stands for them."""
+    line = "optimizer.lr=interval(0.1,1)"
+    assert ask(line, "hydra.sweeper._target_=some.sweeper", multirun=True).sweep
 
 
 @pytest.mark.parametrize("line", ["seed=0,1", "seed=range(3)", "optimizer=sgd,adam", "optimizer=glob(*)"])

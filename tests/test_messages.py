@@ -64,6 +64,16 @@ MESSAGES = [
     ("-m seed=range(-1,2)", "seed: must be int >= 0 <= 4294967295, got -1."),
     ("seed=0,1 -m optimizer.lr=0.1,0", "optimizer.lr: must be float > 0, got 0."),
     ("seed=0,-1 optimizer.lr=0.1 --multirun", "seed: must be int >= 0 <= 4294967295, got -1."),
+    *(
+        (
+            f"-m optimizer.lr={interval}",
+            f"optimizer.lr={interval}: needs a sweeper that samples, such as hydra/sweeper=optuna. "
+            "List the values, or say range(...).",
+        )
+        for interval in ("interval(0.01,0.1)", "tag(log,interval(0.01,0.1))")
+    ),
+    ("-m seed=range(0)", "seed=range(0): stands for no value. Give at least one."),
+    ("--config-path conf", "--config-path: refused, it would hide mcls's own files. Say --config-dir."),
     ("-m optimizer=sgd,adm", f"optimizer=adm: no such choice. Did you mean adam? {OPTIMIZERS}"),
     (
         "optimizer._target_=os.system",

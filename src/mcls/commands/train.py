@@ -62,6 +62,8 @@ def split(arguments: list[str]) -> tuple[Any, list[str]]:
         raise RequestError(
             "--experimental-rerun: refused, it would run a pickle. Use the command in the run's run.json."
         )
+    if options.config_path is not None:
+        raise RequestError("--config-path: refused, it would hide mcls's own files. Say --config-dir.")
     flags = list(arguments)
     for override in options.overrides:
         flags.remove(override)

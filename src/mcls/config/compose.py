@@ -118,7 +118,8 @@ class Checker:
         for override in parsed:
             self.check_choice(override)
         swept = [override for override in parsed if override.is_sweep_override()]
-        if swept and not multirun:
+        mode = {str(override.value()) for override in parsed if override.key_or_group == "hydra.mode"}
+        if swept and not multirun and RunMode.MULTIRUN.name not in mode:
             line = swept[0].input_line
             raise RequestError(
                 f"{line}: several values make a sweep. Say mcls train -m {line}, or quote a text: '{line}'."
@@ -130,6 +131,9 @@ class Checker:
         requests = []
         for chosen in itertools.islice(itertools.product(*by_group), COMBINATIONS):
             config, hydra = self.compose([*fixed, *chosen, *(values[0] for values in by_key if values)])
+            for override in swept:
+                if not listed[override.key_or_group]:
+                    self.refuse_unlisted(override, str(hydra.sweeper.get("_target_")))
             requests.append((hydra, *checked(config, hydra)))
             rules = rules_of(hydra)
             for line in itertools.chain.from_iterable(by_key):
@@ -180,6 +184,16 @@ class Checker:
             return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
         except HydraException:
             return []
+
+    def refuse_unlisted(self, override: Override, sweeper: str) -> None:
+        """Raise RequestError when an override stands for no values, unless `sweeper` is one that finds some itself."""
+        if not override.is_interval_sweep():
+            raise RequestError(f"{override.input_line}: stands for no value. Give at least one.")
+        if sweeper.startswith("hydra._internal."):
+            raise RequestError(
+                f"{override.input_line}: needs a sweeper that samples, such as hydra/sweeper=optuna. "
+                "List the values, or say range(...)."
+            )
 
     def check_choice(self, override: Override) -> None:
         """Raise RequestError when an override chooses what its group does not have."""
