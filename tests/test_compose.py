@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 import mcls as package
-from mcls.config.compose import Request, checker, job_name, nearest
+from mcls.config.compose import Request, checker, job_name
+from mcls.config.words import nearest
 from mcls.errors import RequestError
 
 Main = Callable[..., int]
@@ -157,9 +159,21 @@ def test_intervals_are_for_sweepers_that_sample() -> None:
 
 @pytest.mark.parametrize("line", ["seed=0,1", "seed=range(3)", "optimizer=sgd,adam", "optimizer=glob(*)"])
 def test_several_values_without_m(line: str) -> None:
+    key, value = line.split("=")
     assert refused(line) == (
-        f"{line}: several values make a sweep. Say mcls train -m {line}, or quote a text: '{line}'."
+        f"{line}: several values make a sweep. Say mcls train -m {line}, or if it is a text \"{key}='{value}'\"."
     )
+
+
+@pytest.mark.parametrize(
+    "value", ["bilü", "a(b)", "a=b,c", "a(1),b", "it's (1)", 'it\'s "x" (y)', 'say "x" (y)', "$HOME (a)", "a\\ü"]
+)
+def test_a_path_that_must_be_quoted_is_printed_as_it_is_to_be_typed(value: str) -> None:
+    message = refused(f"dataset.root={value}", "dataset=mnist")
+    typed = message.partition("if it is a text ")[2] or message.partition("If it is a text, type ")[2]
+    assert refused("a b=ü") == "a b=ü: not an override of the form key=value. Write key=value; see mcls train --help."
+    (line,) = shlex.split(typed.removesuffix(".").removesuffix("; see mcls train --help"))
+    assert ask(line, "dataset=mnist").config["dataset"]["root"] == value
 
 
 def test_folders_that_the_user_gives() -> None:

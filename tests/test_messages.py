@@ -53,12 +53,12 @@ MESSAGES = [
     ("foo", "foo: not an override of the form key=value. Write key=value; see mcls train --help."),
     (
         "outputs=[1",
-        "outputs=[1: not an override of the form key=value. Quote it for the shell and for Hydra; "
+        "outputs=[1: not an override of the form key=value. If it is a text, type \"outputs='[1'\"; "
         "see mcls train --help.",
     ),
     (
         "seed=0,1",
-        "seed=0,1: several values make a sweep. Say mcls train -m seed=0,1, or quote a text: 'seed=0,1'.",
+        "seed=0,1: several values make a sweep. Say mcls train -m seed=0,1, or if it is a text \"seed='0,1'\".",
     ),
     ("-m seed=0,-1", "seed: must be int >= 0 <= 4294967295, got -1."),
     ("-m seed=range(-1,2)", "seed: must be int >= 0 <= 4294967295, got -1."),

@@ -5,9 +5,9 @@ one line that names the nearest thing that exists.
 """
 
 import contextlib
-import difflib
 import itertools
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.build import OWN, check_target
 from mcls.config.schema import Rule, read_rules, show
+from mcls.config.words import nearest, quoted, suggestion
 from mcls.errors import RequestError
 from mcls.sweeps import job_name
 
@@ -80,25 +81,6 @@ def put(node: dict[str, Any], key: str, value: Any) -> None:
     node[last] = value
 
 
-def nearest(word: str, known: Sequence[str]) -> str | None:
-    """What `word` was probably meant to be, out of `known`."""
-    endings = [key for key in known if key.split(".")[-1] == word.split(".")[-1]]
-    if "." not in word and len(endings) == 1:
-        return endings[0]
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not found and (
-        last := difflib.get_close_matches(word.split(".")[-1], {key.split(".")[-1] for key in known}, n=1)
-    ):
-        found = [key for key in known if key.split(".")[-1] == last[0]]
-    return found[0] if found else endings[0] if endings else None
-
-
-def suggestion(word: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown `word`."""
-    found = nearest(word, known)
-    return f"Did you mean {found}?" if found else "See mcls train --help."
-
-
 class Checker:
     """Checks command lines against the configuration files that Hydra finds.
 
@@ -120,9 +102,9 @@ class Checker:
         swept = [override for override in parsed if override.is_sweep_override()]
         mode = {str(override.value()) for override in parsed if override.key_or_group == "hydra.mode"}
         if swept and not multirun and RunMode.MULTIRUN.name not in mode:
-            line = swept[0].input_line
+            line = swept[0].input_line or ""
             raise RequestError(
-                f"{line}: several values make a sweep. Say mcls train -m {line}, or quote a text: '{line}'."
+                f"{line}: several values make a sweep. Say mcls train -m {line}, or if it is a text {quoted(line)}."
             )
         fixed = [override.input_line or "" for override in parsed if override not in swept]
         listed = {override.key_or_group: self.elements(override) for override in swept}
@@ -173,10 +155,16 @@ class Checker:
             parsed.config_loader = self.loader  # for glob(*)
             return parsed
         except Exception as error:  # Hydra's parser leaks many kinds for input that is no override
-            hint = "Quote it for the shell and for Hydra" if "=" in override else "Write key=value"
+            hint = f"If it is a text, type {quoted(override)}" if self.is_text(override) else "Write key=value"
             raise RequestError(
                 f"{override}: not an override of the form key=value. {hint}; see mcls train --help."
             ) from error
+
+    def is_text(self, override: str) -> bool:
+        """Whether what Hydra can't parse would be an override if its value were quoted."""
+        with contextlib.suppress(Exception):
+            return "=" in override and bool(self.parser.parse_override(shlex.split(quoted(override))[0]))
+        return False
 
     def elements(self, override: Override) -> list[str]:
         """What a swept override stands for, one override each; nothing for ranges that only an optimizer can sample."""
