@@ -1,6 +1,8 @@
 """From a checked configuration to the parts of a training, built, on their device, and known to go together."""
 
+import inspect
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,13 +14,14 @@ from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, Normalise, forward_batch
 from mcls.distributed import ALONE, Team
-from mcls.errors import MachineError, RequestError
+from mcls.errors import MachineError, MclsError, RequestError
 from mcls.machine import memory_bytes, resolve_device, resolve_precision, set_matrix_products
 from mcls.optim import Rates, spare_compiler
 from mcls.trainer import Settings
 
 THREADS = torch.get_num_threads()  # before any job of a sweep has changed it
 PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
+THROUGH = (MclsError, MemoryError, torch.OutOfMemoryError)  # what is not the fault of the part that raises it
 NOT_COMPARED = {"_target_", "download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
 
 
@@ -73,9 +76,7 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
     if settings["compile"]:
         model.compile()
     augment = build("augment", config["augment"], trust)
-    if augment is not None and len(shape) != 3:
-        got = " x ".join(map(str, shape))
-        raise RequestError(f"augment: wants images, this data set has samples of shape {got}. Say augment=none.")
+    check_augment(augment, config["augment"]["_target_"], shape)
     size = len(dataset.train) if settings["batch_size"] == "full" else settings["batch_size"]
     check_batches(len(dataset.train), size, model, team.size)
     serve = {
@@ -91,15 +92,18 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
 
     train = Loader(dataset.train, size, augment=augment, seed=seed, balanced=settings["balanced"], **serve)
     counts = torch.bincount(dataset.train.targets, minlength=num_classes)
+    loss: nn.Module = build("loss", config["loss"], trust, counts=counts).to(device)
+    check_loss(loss, config["loss"]["_target_"], dataset.train.targets, num_classes, device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     torch.manual_seed(seed + rank)  # of dropout
     spare_compiler()
     fused = None if precision == "fp16" else True  # one kernel; with fp16, SGD's takes momentum that was never written
     optimizer = build("optimizer", config["optimizer"], trust, params=weights, fused=fused)
+    check_optimizer(optimizer, config["optimizer"]["_target_"])
     return Parts(
         dataset=dataset,
         model=model,
-        loss=build("loss", config["loss"], trust, counts=counts).to(device),
+        loss=loss,
         optimizer=optimizer,
         rates=Rates(optimizer, build("schedule", config["schedule"], trust), settings["epochs"] * len(train)),
         settings=Settings(**{field.name: settings[field.name] for field in fields(Settings)}),
@@ -124,20 +128,70 @@ def prepare_machine(config: dict[str, Any], team: Team) -> tuple[torch.device, s
     return device, precision
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_model(model: nn.Module, name: str, shape: tuple[int, ...], num_classes: int, device: torch.device) -> None:
-    """Raise RequestError unless `model` turns two samples of `shape` into two rows of logits."""
-    got = " x ".join(map(str, shape))
+    """Raise RequestError unless `model` turns two samples of `shape` into two rows of logits, when it trains too."""
+    got, samples = " x ".join(map(str, shape)), torch.zeros(2, *shape, device=device)
+    kept: list[Tensor] = []
+    for training in (False, True):
+        try:
+            logits = model.train(training)(samples)
+        except THROUGH:
+            raise
+        except Exception as error:
+            raise RequestError(f"model: {name} does not take samples of shape {got}: {told(error)}.") from error
+        if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+            made = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            wanted = f"logits of shape (2, {num_classes}) for two samples"
+            raise RequestError(f"model: {name} must return {wanted}, got {made}{' in training' * training}.")
+        kept = kept or [buffer.clone() for buffer in model.buffers()]
+    for buffer, was in zip(model.buffers(), kept, strict=False):
+        buffer.copy_(was)
+    model.eval()
+
+
+def check_loss(loss: nn.Module, name: str, targets: Tensor, num_classes: int, device: torch.device) -> None:
+    """Raise RequestError unless `loss` turns logits and some of `targets` into one finite number with a gradient."""
+    if isinstance(loss, nn.NLLLoss):
+        raise RequestError(f"loss: {name} wants log-probabilities, and models return logits. Say loss=nll.")
+    targets = targets[: 3 if num_classes == 2 else 2].to(device)  # never as many as classes: nothing to broadcast
+    logits = torch.linspace(-1, 1, len(targets) * num_classes, device=device).view(-1, num_classes).requires_grad_()
     try:
-        logits = model.eval()(torch.zeros(2, *shape, device=device))
-    except torch.OutOfMemoryError:
+        with warnings.catch_warnings(action="ignore"):
+            value = loss(logits, targets)
+    except THROUGH:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise RequestError(f"model: {name} does not take samples of shape {got}: {reason}.") from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
-        made = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise RequestError(f"model: {name} must return logits of shape (2, {num_classes}) for two samples, got {made}.")
+    except Exception as error:
+        wanted = f"logits of shape {tuple(logits.shape)} and class numbers"
+        raise RequestError(f"loss: {name} does not take {wanted}: {told(error)}.") from error
+    if not isinstance(value, Tensor) or value.ndim or not value.isfinite() or not value.requires_grad:
+        made = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.ndim else str(value)
+        raise RequestError(f"loss: {name} must return one finite number with a gradient, got {made}.")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Raise RequestError for an optimizer that wants more than dense gradients and one step a batch."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise RequestError(f"optimizer: {name} wants the loss several times a step, and gets it once. Choose another.")
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise RequestError(f"optimizer: {name} wants sparse gradients, and models have dense ones. Choose another.")
+
+
+def check_augment(augment: Any, name: str | None, shape: tuple[int, ...]) -> None:
+    """Raise RequestError unless `augment` is None, or an augmentation and samples are images."""
+    if augment is None:
+        return
+    if len(shape) != 3:
+        got = " x ".join(map(str, shape))
+        raise RequestError(f"augment: wants images, this data set has samples of shape {got}. Say augment=none.")
+    if not callable(augment) or not isinstance(getattr(augment, "draws", None), int):
+        raise RequestError(f"augment: {name} must be callable and have `draws`, its random numbers for each sample.")
+
+
+def told(error: Exception) -> str:
+    """The kind of `error` and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(". :")
 
 
 def check_batches(samples: int, size: int, model: nn.Module, processes: int) -> None:
