@@ -252,6 +252,9 @@ def test_the_users_own_rules_hold(own: Path) -> None:
         assert refused("experiment=nopkg", config_dir=own) == (
             "experiment=nopkg: its file must begin with `# @package _global_`."
         )
+    (own / "optimizer" / "nameless.yaml").write_text("lr: 0.1\n")
+    nameless = "optimizer._target_: missing, it names the class or function of the optimizer."
+    assert refused("optimizer=nameless", config_dir=own) == refused("optimizer._target_=null") == nameless
     (own / "optimizer" / "evil.yaml").write_text("_target_: os.system\ncommand: ls\n")
     assert refused("optimizer=evil", config_dir=own).startswith("optimizer._target_: os.system is not allowed here")
     (own / "optimizer" / "broken.yaml").write_text("a: [1\n")

@@ -31,7 +31,11 @@ FOREIGN = {
 
 
 def check_target(group: str, target: Any, trust: Sequence[str]) -> None:
-    """Raise RequestError unless `group` may name `target`. Imports nothing."""
+    """Raise RequestError unless `group` may name `target`, or nothing as an augmentation may. Imports nothing."""
+    if target is None:
+        if group == "augment":
+            return
+        raise RequestError(f"{group}._target_: missing, it names the class or function of the {group}.")
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
         raise RequestError(f"{group}._target_: must be a dotted name, got {target!r}.")
     packages = [*OWN[group], *(package for package, _ in FOREIGN.get(group, ())), *trust]

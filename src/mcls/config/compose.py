@@ -288,8 +288,7 @@ def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict
     for group in OWN:
         if not isinstance(values.get(group), dict):
             raise RequestError(f"{group}: must be one of the choices of its group, got {show(values.get(group))}.")
-        if (target := values[group].get("_target_")) is not None:
-            check_target(group, target, values["trust"])
+        check_target(group, values[group].get("_target_"), values["trust"])
     return values, choices
 
 

@@ -63,8 +63,7 @@ def accept(config: dict[str, Any], choices: Any, changes: Sequence[str], source:
             if rule := rules.get(key):
                 rule.check(key, value)
         for group in OWN:
-            if (target := config[group]["_target_"]) is not None:
-                check_target(group, target, config["trust"])
+            check_target(group, config[group]["_target_"], config["trust"])
     except RequestError as error:
         if str(error).split(":")[0].split("=")[0] in given:
             raise
