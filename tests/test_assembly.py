@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 OWN = """
 import torch
 from torch import nn
+from mcls.errors import DataError
 
 
 class Asserts(nn.Linear):
@@ -61,6 +62,16 @@ class Flip:
         return images
 
 
+def spiral():
+    return {}["x"]
+
+
+def pair():
+    return 1, 2
+
+
+def missing():
+    raise DataError("spiral.txt: not there.")
 """
 
 
@@ -134,6 +145,22 @@ def test_parts_that_do_not_fit_are_told_before_training(
     assert capsys.readouterr() == ("", f"mcls: {group}: {message}\n")
     assert status == 2
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("spiral", "dataset._target_: mynet.spiral failed: KeyError: 'x'. See where: --debug."),
+        ("pair", "dataset._target_: mynet.pair must return a Dataset, got tuple."),
+        ("missing", "spiral.txt: not there."),
+    ],
+)
+def test_a_data_set_of_the_users_own_that_fails(
+    name: str, message: str, own: Callable[..., None], mcls: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own("dataset", f"_target_: mynet.{name}")
+    assert mcls("train", "--config-dir", "conf", "dataset=mine", "trust=[mynet]") == 3
+    assert capsys.readouterr() == ("", f"mcls: {message}\n")
 
 
 def test_an_augmentation_without_draws(

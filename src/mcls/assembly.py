@@ -14,7 +14,7 @@ from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, Normalise, forward_batch
 from mcls.distributed import ALONE, Team
-from mcls.errors import MachineError, MclsError, RequestError
+from mcls.errors import DataError, MachineError, MclsError, RequestError
 from mcls.machine import memory_bytes, resolve_device, resolve_precision, set_matrix_products
 from mcls.optim import Rates, spare_compiler
 from mcls.trainer import Settings
@@ -236,7 +236,10 @@ def open_dataset(config: dict[str, Any], device: torch.device, team: Team = ALON
     def keeps(size: int) -> bool:
         return fits(choice, size, device, team) and fits(choice, size, torch.device("cpu"), team)
 
-    dataset: Dataset = build("dataset", config["dataset"], config["trust"], fits=keeps)
+    dataset = build("dataset", config["dataset"], config["trust"], fits=keeps)
+    if not isinstance(dataset, Dataset):
+        made = type(dataset).__name__
+        raise DataError(f"dataset._target_: {config['dataset']['_target_']} must return a Dataset, got {made}.")
     return dataset
 
 

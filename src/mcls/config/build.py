@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mcls.errors import RequestError
+from mcls.errors import DataError, MclsError, RequestError
 
 # group: the modules and packages whose own functions and classes it may name
 OWN = {
@@ -91,7 +91,8 @@ def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runt
     `node` does not. Schedules are
     functions called at every step: what comes back has its keys filled in and waits for the rest.
 
-    Raises RequestError when a key does not belong to the target, or when the target refuses its value.
+    Raises RequestError when a key does not belong to the target, or when the target refuses its value; DataError when
+    a data set of the user's own fails.
     """
     name = node.get("_target_")
     if name is None:
@@ -123,5 +124,13 @@ def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runt
         return functools.partial(target, **keys)
     try:
         return target(**keys, **passed)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"{group}: {name} refuses its arguments: {error}") from error
+    except (MclsError, MemoryError):
+        raise
+    except Exception as error:
+        if any(name.startswith(f"{package}.") for package in trust):
+            kind = DataError if group == "dataset" else RequestError
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise kind(f"{group}._target_: {name} failed: {text}. See where: --debug.") from error
+        if isinstance(error, TypeError | ValueError | LookupError):
+            raise RequestError(f"{group}: {name} refuses its arguments: {error}") from error
+        raise
