@@ -42,6 +42,7 @@ def accepts(rule: str, value: Any) -> bool:
         ("text", ["", "x", "1", "a\nb"], [1, None, True, ["x"], {}]),
         ("list of int > 0", [[], [1], [3, 4.0]], [1, [0], [1, -1], [True], ["a"], None, [None], [[1]], "12"]),
         ("list of float >= 0 < 1", [[0.9, 0], [0]], [[1], [0.5, NAN], {}]),
+        ("pair of float >= 0 < 1", [[0.9, 0]], [[], [0.9], [0.9, 1], [0.9, 0.9, 0.9], 0.9, None]),
         ("list of text", [[], ["a"]], ["a", [1], [None]]),
         ("int > 0 | null", [1, None], [0, "null", False, []]),
         ("int > 0 | full", [1, "full"], ["Full", "", 0, True, None]),
@@ -159,14 +160,14 @@ POOL: list[tuple[Any, set[str]]] = [
 def cases(rule: str) -> list[tuple[Any, bool]]:
     """Values and whether `rule` takes them: wrong types, and below, at and above every limit."""
     alternatives = [part.strip() for part in rule.split("|")]
-    kinds = {part if part.startswith("list") else part.split()[0] for part in alternatives}
+    kinds = {part if part.startswith(("list", "pair")) else part.split()[0] for part in alternatives}
     found = [(value, bool(fits & kinds)) for value, fits in POOL]
     for part in alternatives:
-        word = part.removeprefix("list of ")
-        listed = word != part
+        word = re.sub("^(list|pair) of ", "", part)
+        listed, size = word != part, 2 if part.startswith("pair") else 1
         kind = word.split()[0]
         if listed:
-            found += [([], True), (0.5, False), ("x", False)]
+            found += [([], size == 1), (0.5, False), ("x", False)]
         if kind not in ("int", "float"):
             found += [([word], True)] if listed and kind == "text" else []
             continue
@@ -176,7 +177,7 @@ def cases(rule: str) -> list[tuple[Any, bool]]:
         for value in values:
             fits = all(OPERATORS[sign](value, limit) for sign, limit in limits)
             number = int(value) if kind == "int" else value
-            found.append(([number] if listed else number, fits))
+            found.append(([number] * size if listed else number, fits))
         if kind == "int":
             found.append(([1.5] if listed else 1.5, False))
     return found

@@ -16,6 +16,7 @@ from mcls.errors import RequestError
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = [ROOT / "train.yaml", *sorted(path for path in ROOT.glob("*/*.yaml") if path.parent.name != "experiment")]
 Case = tuple[Path, str, Rule]
+LISTED = re.compile("^(list|pair) of ")
 
 
 def keys() -> Iterator[Case]:
@@ -36,9 +37,9 @@ def words(rule: Rule) -> list[str]:
 
 def wrong_values(rule: Rule) -> Iterator[Any]:
     """Values that are of no allowed type, or beyond the limits."""
-    kinds = {part.removeprefix("list of ").split()[0] for part in words(rule)}
+    kinds = {LISTED.sub("", part).split()[0] for part in words(rule)}
     numeric = kinds & {"int", "float"}
-    listed = any(part.startswith("list of ") for part in words(rule))
+    listed = any(LISTED.match(part) for part in words(rule))
     if "text" not in kinds or listed:
         yield "certainly not one of these"
     yield {"a": 1}
@@ -49,7 +50,8 @@ def wrong_values(rule: Rule) -> Iterator[Any]:
     if "bool" not in kinds and "true" not in kinds:
         yield True
     if numeric:
-        wrap = (lambda value: [value]) if listed else (lambda value: value)
+        size = 2 if any(part.startswith("pair of ") for part in words(rule)) else 1
+        wrap = (lambda value: [value] * size) if listed else (lambda value: value)
         yield from (wrap(value) for value in (math.nan, math.inf, -math.inf))
         if "float" not in kinds:
             yield wrap(1.5)
@@ -63,15 +65,15 @@ def wrong_values(rule: Rule) -> Iterator[Any]:
 def boundaries(rule: Rule) -> Iterator[Any]:
     """Values that are just allowed."""
     for part in words(rule):
-        listed = part.startswith("list of ")
-        kind = part.removeprefix("list of ").split()[0]
+        listed = LISTED.match(part)
+        kind = LISTED.sub("", part).split()[0]
         if kind not in ("int", "float"):
             continue
         for sign, text in LIMIT.findall(part):
             step = 1 if kind == "int" else 1e-6
             value = float(text) + {">": step, ">=": 0, "<": -step, "<=": 0}[sign]
             value = int(value) if kind == "int" else value
-            yield [value] if listed else value
+            yield [value] * (2 if listed[1] == "pair" else 1) if listed else value
 
 
 def test_there_are_keys() -> None:

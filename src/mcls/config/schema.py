@@ -6,7 +6,8 @@ A key is preceded by a comment that begins with its rule in parentheses:
     lr: 0.1
 
 A rule is one or more alternatives separated by `|`. An alternative is `int`, `float`, `bool` or `text`; a number's may
-be followed by limits (`> 0`, `<= 1`); `list of` makes it a list; anything else stands for itself (`null`, `auto`).
+be followed by limits (`> 0`, `<= 1`); `list of` makes it a list, `pair of` a list of two; anything else stands for
+itself (`null`, `auto`).
 """
 
 import math
@@ -46,10 +47,10 @@ class Rule:
 
 def match(alternative: str, value: Any) -> tuple[bool, Any]:
     """Whether `value` fits one alternative of a rule, and the value to use."""
-    if alternative.startswith("list of "):
-        if not isinstance(value, list):
+    if alternative.startswith(("list of ", "pair of ")):
+        if not isinstance(value, list) or (alternative.startswith("pair") and len(value) != 2):
             return False, value
-        parts = [match(alternative.removeprefix("list of "), item) for item in value]
+        parts = [match(alternative[len("list of ") :], item) for item in value]
         return all(fits for fits, _ in parts), [item for _, item in parts]
     kind = alternative.split()[0]
     if kind in ("int", "float"):
