@@ -145,6 +145,27 @@ def test_what_is_not_there_is_named() -> None:
         build("model", {"_target_": "torchvision.models.nothing"})
 
 
+def test_a_package_that_is_not_there_or_does_not_import(own_package: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError) as caught:
+        build("model", {"_target_": "no_such_net.Net"}, ["no_such_net"])
+    assert str(caught.value) == (
+        "model._target_: no no_such_net.Net (No module named 'no_such_net'). "
+        "It is not on the Python path: PYTHONPATH=. mcls ..."
+    )
+    (tmp_path / own_package / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(RequestError) as caught:
+        build("model", {"_target_": f"{own_package}.broken.Net"}, [own_package])
+    assert str(caught.value) == f"model._target_: no {own_package}.broken.Net (division by zero)."
+
+
+def test_nobody_is_told_to_trust_torch() -> None:
+    with pytest.raises(RequestError) as caught:
+        check_target("schedule", "torch.optim.lr_scheduler.StepLR", [])
+    assert str(caught.value) == (
+        "schedule._target_: torch.optim.lr_scheduler.StepLR is not allowed here; allowed are names in mcls.optim."
+    )
+
+
 def test_what_is_built() -> None:
     weight = nn.Parameter(torch.zeros(3))
     optimizer = build("optimizer", {"_target_": "torch.optim.SGD", "lr": 0.5}, params=[weight])

@@ -28,6 +28,7 @@ FOREIGN = {
     "loss": (("torch.nn", "torch.nn.Module"),),
     "optimizer": (("torch.optim", "torch.optim.Optimizer"),),
 }
+KNOWN = ("mcls", "torch", "torchvision")  # packages that are nobody's own
 
 
 def check_target(group: str, target: Any, trust: Sequence[str]) -> None:
@@ -40,9 +41,10 @@ def check_target(group: str, target: Any, trust: Sequence[str]) -> None:
         raise RequestError(f"{group}._target_: must be a dotted name, got {target!r}.")
     packages = [*OWN[group], *(package for package, _ in FOREIGN.get(group, ())), *trust]
     if not any(target.startswith(f"{package}.") for package in packages):
+        package = target.split(".")[0]
+        hint = f" For a package of your own say trust=[{package}] on the command line." * (package not in KNOWN)
         raise RequestError(
-            f"{group}._target_: {target} is not allowed here; allowed are names in {', '.join(packages)}. "
-            f"For a package of your own say trust=[{target.split('.')[0]}] on the command line."
+            f"{group}._target_: {target} is not allowed here; allowed are names in {', '.join(packages)}.{hint}"
         )
 
 
@@ -57,8 +59,10 @@ def resolve(group: str, target: str, trust: Sequence[str]) -> Any:
     check_target(group, target, trust)
     try:
         found = load(target)
-    except (ImportError, AttributeError) as error:
-        raise RequestError(f"{group}._target_: no {target} ({error}).") from error
+    except Exception as error:  # a user's own module may fail in any way
+        absent = isinstance(error, ModuleNotFoundError) and error.name == target.split(".")[0]
+        hint = " It is not on the Python path: PYTHONPATH=. mcls ..." * absent
+        raise RequestError(f"{group}._target_: no {target} ({' '.join(str(error).split())}).{hint}") from error
     module = target.rpartition(".")[0]
     if any(f"{module}.".startswith(f"{package}.") for package in OWN[group]):
         allowed = getattr(found, "__module__", None) == module and callable(found)
