@@ -1,6 +1,7 @@
 """Command lines: what they compose to, what is refused, and how fast."""
 
 import json
+import os
 import random
 import shlex
 import subprocess
@@ -385,6 +386,27 @@ def test_version_and_help(mcls: Main, capsys: pytest.CaptureFixture[str]) -> Non
         shown.append(capsys.readouterr())
     assert len(set(shown)) == 1
     assert shown[0].err == "" and "usage: mcls COMMAND" in shown[0].out and "  train " in shown[0].out
+
+
+def test_every_command_says_the_version_of_mcls(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", "--version") == 0
+    assert capsys.readouterr() == (f"mcls {package.__version__}\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", [["completion", "bash"], ["--help"], ["train", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_output_that_does_not_fit_is_one_line(arguments: list[str], buffered: str, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mcls", *arguments],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": buffered},
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (4, "mcls: standard output: No space left on device. Make room.\n")
 
 
 def test_help_of_train_lists_groups_and_keys(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """`mcls COMMAND ...`: looks at the first word, imports that one command, hands over the rest."""
 
+import errno
 import gc
+import os
 import sys
 
 from mcls import __version__
@@ -23,7 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command in ("--version", "-V"):
+    return run(command, rest, debug)
+
+
+def dispatch(command: str, arguments: list[str]) -> int:
+    """Import one command and run it, or say which there are."""
+    if command == "-V" or "--version" in (command, *arguments):
         print(f"mcls {__version__}")
         return 0
     if command in ("--help", "-h"):
@@ -33,7 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"mcls: {command}: no such command. {nearest(command)}There are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    return run(command, rest, debug)
+    import importlib
+
+    try:
+        status: int = importlib.import_module(f"mcls.commands.{command}").run(arguments)
+        return status
+    except SystemExit:  # of its --help
+        sys.stdout.flush()
+        raise
 
 
 def nearest(command: str) -> str:
@@ -45,11 +59,10 @@ def nearest(command: str) -> str:
 
 
 def run(command: str, arguments: list[str], debug: bool) -> int:
-    """Import one command and run it."""
-    import importlib
-
+    """Run one command and say what went wrong."""
     try:
-        status: int = importlib.import_module(f"mcls.commands.{command}").run(arguments)
+        status = dispatch(command, arguments)
+        sys.stdout.flush()  # or the interpreter would, where nobody sees that it can't
         return status
     except MclsError as error:
         from mcls.console import plain
@@ -64,10 +77,15 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
         print("mcls: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        mute()
         return 141
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            mute()
+            print(f"mcls: {error.filename or 'standard output'}: {error.strerror}. Make room.", file=sys.stderr)
+            return 4
         if out_of_memory(error):
             reason = [*str(error).splitlines(), "the system gives no more"][0].rstrip(".")
             print(f"mcls: not enough memory: {reason}. Ask for less data or a smaller batch.", file=sys.stderr)
@@ -80,6 +98,11 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
     finally:
         if "triton" not in sys.modules:  # which complains of what is never freed
             gc.freeze()  # or the interpreter's end walks all that torch made, for half a second
+
+
+def mute() -> None:
+    """Throw away what could not be printed, or the interpreter's end would complain of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def out_of_memory(error: Exception) -> bool:
