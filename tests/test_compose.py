@@ -262,6 +262,17 @@ def test_the_users_own_rules_hold(own: Path) -> None:
     assert "\n" not in refused("optimizer=broken", config_dir=own)
 
 
+def test_a_file_with_a_shipped_name_is_refused_unless_it_is_a_copy(own: Path) -> None:
+    shipped = Path(__file__).parents[1] / "configs" / "optimizer" / "sgd.yaml"
+    path = own / "optimizer" / "sgd.yaml"
+    path.write_bytes(shipped.read_bytes())
+    assert ask(config_dir=own).choices["optimizer"] == "sgd"
+    path.write_text("_target_: torch.optim.SGD\nlr: 3.0\n")
+    assert refused(config_dir=own) == (
+        f"--config-dir: {path} has the name of one of mcls's own files. Give it another name."
+    )
+
+
 @pytest.mark.parametrize(
     "defaults",
     ["\n  - adam", "\n- adam\n- _self_", " [adam, _self_]", "\n  - /optimizer/adam@_here_\n  - _self_"],

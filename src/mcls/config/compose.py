@@ -305,6 +305,15 @@ def refuse_strangers(values: dict[str, Any], rules: dict[str, Rule], choices: di
         raise RequestError(f"{key}: no such key, got {show(value)}. {suggestion(key, list(rules))}")
 
 
+def refuse_doubles(folder: Path) -> None:
+    """Raise RequestError for a file in `folder` that Hydra would not look at: mcls has another one of that name."""
+    root = Path(str(files(CONFIGS)))
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
+        shipped = root / path.relative_to(folder)
+        if shipped.is_file() and shipped.read_bytes() != path.read_bytes():
+            raise RequestError(f"--config-dir: {path} has the name of one of mcls's own files. Give it another name.")
+
+
 @contextlib.contextmanager
 def checker(config_dir: str | None = None, name: str = "train") -> Iterator[Checker]:
     """A Checker over mcls's own configuration files and those in `config_dir`."""
@@ -313,6 +322,7 @@ def checker(config_dir: str | None = None, name: str = "train") -> Iterator[Chec
         folder = Path(config_dir).absolute()
         if not folder.is_dir():
             raise RequestError(f"--config-dir: no folder {folder}.")
+        refuse_doubles(folder)
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     instance = GlobalHydra.instance()
     instance.clear()
