@@ -11,8 +11,7 @@ from typing import Any
 
 from mcls import checkpoint, results
 from mcls.assembly import Parts, assemble, flat
-from mcls.config.compose import leaves
-from mcls.config.schema import show
+from mcls.config.schema import leaves, show
 from mcls.config.stored import HARMLESS, untrained
 from mcls.data.loader import Loader
 from mcls.distributed import Team, leading

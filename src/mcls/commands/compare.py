@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcls import tables
-from mcls.config.compose import leaves
-from mcls.config.schema import show
+from mcls.config.schema import leaves, show
 from mcls.config.stored import stored_config
 from mcls.console import percent
 from mcls.errors import FolderError, MachineError, RequestError

@@ -7,7 +7,7 @@ one line that names the nearest thing that exists.
 import contextlib
 import itertools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.build import OWN, check_target
-from mcls.config.schema import Rule, read_rules, show
+from mcls.config.schema import Rule, leaves, put, read_rules, show
 from mcls.config.words import nearest, quoted, suggestion
 from mcls.errors import RequestError
 from mcls.sweeps import job_name
@@ -62,23 +62,6 @@ class Request:
     fixed: list[str]
     jobs: list[list[str]]
     sweeper: str
-
-
-def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a nested dictionary with its value; lists are values."""
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def put(node: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a nested dictionary."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        node = node[parent]
-    node[last] = value
 
 
 class Checker:
@@ -131,17 +114,9 @@ class Checker:
         except OmegaConfBaseException as error:
             raise RequestError(f"{place}: {' '.join(str(error).split())}") from error
         keys = [override.key_or_group for override in parsed if override not in swept]
-        lines = [
-            listed.get(override.key_or_group, [override.input_line or ""])
-            for override in parsed
-            if not override.key_or_group.startswith("hydra")
-        ]
         sweeper = str(hydra.sweeper["_target_"])
-        plain = (
-            sweeper.endswith(".BasicSweeper") and not hydra.sweeper.get("params") and "hydra.sweep.subdir" not in keys
-        )
-        drawn = any("shuffle(" in (override.input_line or "") for override in swept)  # Hydra will draw another order
-        jobs = [list(job) for job in itertools.product(*lines)] if sweep and plain and not drawn else []
+        known = sweep and sweeper.endswith(".BasicSweeper") and not hydra.sweeper.get("params")
+        jobs = planned(parsed, listed) if known else []
         return Request(values, choices, sweep, folder, keys, jobs, sweeper)
 
     def values(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -236,6 +211,22 @@ class Checker:
         except Exception as error:  # Hydra leaks others for values that it can't place
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise RequestError(f"{' '.join(overrides)}: Hydra can't compose this ({text}).") from error
+
+
+def planned(parsed: Sequence[Override], listed: Mapping[str, list[str]]) -> list[list[str]]:
+    """The overrides of each job of a sweep, in the order of their numbers; none where Hydra alone knows them.
+
+    Args:
+        parsed: the command line.
+        listed: what those overrides stand for that have several values, by key.
+    """
+    if any(override.key_or_group == "hydra.sweep.subdir" for override in parsed):
+        return []
+    if any("shuffle(" in (override.input_line or "") for override in parsed if override.key_or_group in listed):
+        return []  # Hydra will draw another order
+    own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+    lines = [listed.get(override.key_or_group, [override.input_line or ""]) for override in own]
+    return [list(job) for job in itertools.product(*lines)]
 
 
 def as_plain(value: Any) -> Any:

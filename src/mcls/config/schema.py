@@ -98,6 +98,23 @@ def show(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
+def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a nested dictionary with its value; lists are values."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def put(node: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a nested dictionary."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+
+
 def read_rules(path: Path, roots: Sequence[Path] = ()) -> dict[str, Rule]:
     """The rules in a YAML file, by dotted key; the files that it inherits from are read first.
 

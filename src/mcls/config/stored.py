@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from mcls.config.build import OWN, check_target, resolve
-from mcls.config.compose import CONFIGS, leaves, put
-from mcls.config.schema import Rule, read_rules, show
+from mcls.config.compose import CONFIGS
+from mcls.config.schema import Rule, leaves, put, read_rules, show
 from mcls.config.words import suggestion
 from mcls.errors import FolderError, RequestError
 from mcls.runs import RunFolder, read_json, read_yaml
