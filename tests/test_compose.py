@@ -424,6 +424,7 @@ def test_help_of_train_lists_groups_and_keys(tmp_path: Path) -> None:
     text = command("train", "--help", cwd=tmp_path).stdout
     for word in ("mcls train experiment=mnist-mlp", "dataset: blobs, cifar10", "label_smoothing: 0.0", "--config-dir"):
         assert word in text
+    assert "Zsh" not in text and "Hydra's version" not in text
 
 
 def test_cfg_shows_the_configuration_and_nothing_else(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
