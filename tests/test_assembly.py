@@ -97,9 +97,9 @@ CASES = [
         "torch.nn.MSELoss does not take logits of shape (2, 4) and class numbers: RuntimeError: "
         "The size of tensor a (4) must match the size of tensor b (2) at non-singleton dimension 1.",
     ),
-    ("loss", "mynet.Rows", "mynet.Rows must return one finite number with a gradient, got shape (2,)."),
-    ("loss", "mynet.Constant", "mynet.Constant must return one finite number with a gradient, got tensor(1.)."),
-    ("loss", "mynet.Word", "mynet.Word must return one finite number with a gradient, got small."),
+    ("loss", "mynet.Rows", "mynet.Rows must return one number with a gradient, got shape (2,)."),
+    ("loss", "mynet.Constant", "mynet.Constant must return one number with a gradient, got tensor(1.)."),
+    ("loss", "mynet.Word", "mynet.Word must return one number with a gradient, got small."),
     ("model", "mynet.Asserts", "mynet.Asserts does not take samples of shape 2: AssertionError."),
     (
         "model",

@@ -151,7 +151,7 @@ def check_model(model: nn.Module, name: str, shape: tuple[int, ...], num_classes
 
 
 def check_loss(loss: nn.Module, name: str, targets: Tensor, num_classes: int, device: torch.device) -> None:
-    """Raise RequestError unless `loss` turns logits and some of `targets` into one finite number with a gradient."""
+    """Raise RequestError unless `loss` turns logits and some of `targets` into one number with a gradient."""
     if isinstance(loss, nn.NLLLoss):
         raise RequestError(f"loss: {name} wants log-probabilities, and models return logits. Say loss=nll.")
     targets = targets[: 3 if num_classes == 2 else 2].to(device)  # never as many as classes: nothing to broadcast
@@ -164,9 +164,9 @@ def check_loss(loss: nn.Module, name: str, targets: Tensor, num_classes: int, de
     except Exception as error:
         wanted = f"logits of shape {tuple(logits.shape)} and class numbers"
         raise RequestError(f"loss: {name} does not take {wanted}: {told(error)}.") from error
-    if not isinstance(value, Tensor) or value.ndim or not value.isfinite() or not value.requires_grad:
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         made = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.ndim else str(value)
-        raise RequestError(f"loss: {name} must return one finite number with a gradient, got {made}.")
+        raise RequestError(f"loss: {name} must return one number with a gradient, got {made}.")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, name: str) -> None:

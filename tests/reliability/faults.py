@@ -241,7 +241,7 @@ def plant(place: str, step: int, value: float) -> None:
         "gradient": (torch.optim.SGD, "step"),
         "weight": (torch.optim.SGD, "step"),
     }[place]
-    inner, calls = getattr(owner, name), [0]
+    inner, calls = getattr(owner, name), [-1 if place == "loss" else 0]  # a loss is called once before the first step
 
     def planted(first: Any, *arguments: Any, **keys: Any) -> Any:
         calls[0] += 1
