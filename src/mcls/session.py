@@ -120,7 +120,8 @@ def fill(
     started: float,
 ) -> dict[str, Any]:
     """Train into `folder`, from `state` on if there is one. Returns what stands in result.json."""
-    folder.write_json(folder.result, {"status": "running", "test_openings": folder.openings()})
+    openings = folder.openings()
+    folder.write_json(folder.result, {"status": "running", "test_openings": openings})
     introduce(parts, about, folder)
     progress = {"epoch": 0, "step": 0} if state is None else state["progress"]
     recorder = Recorder(folder, progress["epoch"], progress["step"])
@@ -131,7 +132,7 @@ def fill(
             recorder.hyperparameters(about["hyperparameters"])
         if state is not None:
             log.info(f"resumed after epoch {progress['epoch']}, step {progress['step']}")
-        result = run(parts, config, folder, recorder, state, stop)
+        result = run(parts, config, folder, recorder, state, stop, openings)
         result["total_seconds"] = time.monotonic() - started
         folder.write_json(folder.result, result)
         recorder.end(succeeded=True)
@@ -260,10 +261,14 @@ def run(
     recorder: Recorder,
     state: dict[str, Any] | None,
     stop: StopRequest,
+    openings: int,
 ) -> dict[str, Any]:
-    """Train, select, then open the test set, measure and draw. Returns what stands in result.json."""
+    """Train, select, then open the test set, measure and draw. Returns what stands in result.json.
+
+    Args:
+        openings: of the test set, before this.
+    """
     begun, followed = 0 if state is None else state["progress"]["epoch"], config["trainer"]["test_every_epoch"]
-    openings = folder.openings()
     with leading(parts.team, parts.device, "mcls.session:assist", config, stop):
         trainer = make_trainer(parts, recorder, saver(folder, parts), stop)
         try:

@@ -36,14 +36,14 @@ def run(arguments: list[str]) -> int:
     if shows and not options.cfg:
         launch(arguments, str)
         return 0
-    with checker(options.config_dir, options.config_name or "train") as check:
-        request = check.check(options.overrides, options.multirun)
-    if shows:
-        launch(arguments, str)
-        return 0
-    if request.sweep and rank_and_size()[1] > 1:
-        raise RequestError("-m: not under torchrun. Say trainer.devices=N instead.")
-    with console(), StopRequest() as stop:
+    with console(), StopRequest() as stop:  # from here on: an interrupt inside Hydra would come out as another error
+        with checker(options.config_dir, options.config_name or "train") as check:
+            request = check.check(options.overrides, options.multirun)
+        if shows:
+            launch(arguments, str)
+            return 0
+        if request.sweep and rank_and_size()[1] > 1:
+            raise RequestError("-m: not under torchrun. Say trainer.devices=N instead.")
         task = Task(shlex.join(["mcls", "train", *arguments]), request.folder is not None, stop)
         return sweep(request, arguments, task) if request.sweep else single(arguments, task)
 
