@@ -173,7 +173,7 @@ def make_trainer(parts: assembly.Parts) -> Trainer:
     """mcls's trainer with its real recorder and checkpoints, in a folder of its own."""
     folder = RunFolder(Path(tempfile.mkdtemp()))
     recorder = Recorder(folder)
-    return session.make_trainer(parts, recorder, session.saver(folder, parts, recorder), stop=int)
+    return session.make_trainer(parts, recorder, session.saver(folder, parts), stop=int)
 
 
 def mcls_trainer(work: Work, device: str) -> Epoch:
