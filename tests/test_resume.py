@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from mcls.config.stored import HARMLESS
-
 Main = Callable[..., int]
 QUICK = ("trainer.figures=false", "trainer.epochs=3")
 
@@ -94,7 +92,6 @@ def test_a_schedule_that_is_stretched_is_told(
 ) -> None:
     assert mcls("train", *QUICK, f"schedule={schedule}") == 0
     capsys.readouterr()
-    assert HARMLESS[0] == "trainer.epochs"
     assert mcls("resume", str(only(tmp_path)), "trainer.epochs=4") == 0
     assert ("the learning rate goes back" in capsys.readouterr().err) is warns
 

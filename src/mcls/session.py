@@ -101,7 +101,7 @@ def finish(
         return train(config, origin, lambda: folder, stop)
     wanted = dict(leaves(config))
     for key, was in leaves(read_yaml(folder.config)):
-        if key not in HARMLESS[1:] and key in wanted and wanted[key] != was:
+        if key not in HARMLESS and key in wanted and wanted[key] != was:
             place, asked = relative(folder.path), show(wanted[key])
             raise RequestError(f"{key}: {place} holds a run with {show(was)}, not {asked}. Name a new hydra.sweep.dir.")
     if (result := folder.finished()) is not None:

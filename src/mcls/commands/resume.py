@@ -76,7 +76,7 @@ def resume_sweep(path: Path, changes: list[str], config_dir: str | None) -> int:
     if not plan.jobs:
         raise RequestError(f"{path}: it does not say what its jobs are. Give its own command again: {plan.again}")
     for line in changes:
-        if line.split("=")[0] not in HARMLESS[1:]:
+        if line.split("=")[0] not in HARMLESS:
             raise RequestError(f"{line}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
     refuse_harm(plan, changes)
     with console(), StopRequest() as stop:

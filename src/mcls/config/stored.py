@@ -15,9 +15,9 @@ from mcls.config.words import suggestion
 from mcls.errors import FolderError, RequestError
 from mcls.runs import RunFolder, read_json, read_yaml
 
-# keys that do not change what is trained; the first may only grow
+GROWING = "trainer.epochs"  # may be changed for a larger number
+# keys that do not change what is trained
 HARMLESS = (
-    "trainer.epochs",
     "trainer.log_every",
     "trainer.checkpoint_every",
     "trainer.checkpoint_steps",
@@ -108,11 +108,11 @@ def change(config: dict[str, Any], known: dict[str, Any], rules: dict[str, Rule]
     """Change one key of `config`, if that is allowed. Raises RequestError."""
     if key not in known:
         raise RequestError(f"{key}: no such key. {suggestion(key, list(known))}")
-    if key not in HARMLESS and value != known[key]:
+    if key not in (GROWING, *HARMLESS) and value != known[key]:
         raise RequestError(
             f"{key}: {show(known[key])} -> {show(value)} would change what was trained. Begin a new run: mcls train."
         )
-    if key == HARMLESS[0] and isinstance(value, int) and value < known[key]:
+    if key == GROWING and isinstance(value, int) and value < known[key]:
         raise RequestError(f"{key}: {known[key]} -> {value} would take back what was trained. Give a larger number.")
     put(config, key, rules[key].check(key, value) if key in rules else value)
 
