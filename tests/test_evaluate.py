@@ -19,6 +19,8 @@ from mcls import evaluation
 from mcls.commands.evaluate import ordinal, show_classes
 from mcls.data.datasets import Split
 from mcls.evaluation import EACH, Evaluation, by_class, doubted, tallied
+from mcls.forward import autocast
+from mcls.inference import from_run
 from mcls.metrics import brier, fit_temperature, top_k
 from mcls.opened import open_run
 from mcls.runs import RunFolder
@@ -128,6 +130,52 @@ def test_the_temperature_is_the_best_one_and_mends(mcls: Main, blobs: Path) -> N
     assert all(loss(logits / (mended["value"] * factor), targets) > best for factor in (0.99, 1.01))
     assert mended["fitted_on"] == "val"
     assert mended["ece"] < written(blobs, "test")["ece"] and mended["loss"] < written(blobs, "test")["loss"]
+
+
+@pytest.mark.parametrize("recorded", ["fp32", "bf16"])
+def test_the_arithmetic_is_that_of_the_training(
+    recorded: str, mcls: Main, blobs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By run.json, whatever `precision: auto` would mean on this machine, and without TF32 as in training."""
+    about = json.loads((blobs / "run.json").read_text())
+    (blobs / "run.json").write_text(json.dumps({**about, "precision": recorded}))
+    other = "bf16" if recorded == "fp32" else "fp32"
+    monkeypatch.setattr("mcls.machine.resolve_precision", lambda name, device: other if name == "auto" else name)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    opened = open_run(RunFolder(blobs), device="cpu")
+    split = evaluation.rebuild(opened, download=False).open_test()
+    inputs = torch.as_tensor(split.inputs)
+    with torch.inference_mode(), autocast(opened.device, recorded):
+        expected = opened.model(inputs.clone()).float()
+    assert torch.equal(evaluation.logits_of(opened, split), expected)
+    assert not torch.backends.cudnn.allow_tf32
+    probabilities = from_run(RunFolder(blobs), "cpu", []).probabilities(inputs.numpy())
+    np.testing.assert_array_equal(probabilities, expected.softmax(dim=1).numpy())
+    with torch.inference_mode(), autocast(opened.device, other):
+        assert not torch.equal(opened.model(inputs.clone()).float(), expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "recorded", "told"),
+    [
+        ("precision", "fp16", "precision: the run was trained in fp16, which cpu does not compute; here it is fp32.\n"),
+        ("precision", "fp32_fast", "precision: the run was trained in fp32_fast, which cpu does not compute; here "),
+        ("nothing", "fp16", ""),
+    ],
+)
+def test_a_precision_that_is_not_to_be_had_here_is_told(
+    key: str, recorded: str, told: str, mcls: Main, blobs: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = json.loads((blobs / "run.json").read_text())
+    del about["precision"]  # as in folders of older versions
+    (blobs / "run.json").write_text(json.dumps({**about, key: recorded}))
+    monkeypatch.setattr("mcls.machine.product_error", lambda: 1e-3)
+    capsys.readouterr()
+    assert mcls("evaluate", str(blobs)) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(told) and err.count("\n") == (told != "")
+    assert mcls("compare", str(blobs), str(shutil.copytree(blobs, blobs.parent / "other"))) == 0
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_temperature_of_known_logits() -> None:

@@ -91,10 +91,10 @@ def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, int]:
 
 @torch.inference_mode()
 def logits_of(opened: OpenedRun, split: Split) -> Tensor:
-    """Logits float32 (N, C) of every sample of `split`, on the CPU, in the precision of the training where it can."""
+    """Logits float32 (N, C) of every sample of `split`, on the CPU, in the precision of the training."""
     size = forward_batch(math.prod(opened.input_shape))
     loader = Loader(split, size, opened.device, opened.normalise, resident=False)
-    with as_trained(opened.config["precision"], opened.device):
+    with as_trained(opened.precision, opened.device):
         parts = [opened.model(inputs).float().cpu() for inputs, _ in loader.epoch()]
     return torch.cat(parts) if parts else torch.empty(0, len(opened.classes))
 

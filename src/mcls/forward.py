@@ -10,7 +10,7 @@ from torch import nn
 from mcls.data.loader import Loader
 from mcls.distributed import ALONE, Team
 from mcls.errors import Stopped
-from mcls.machine import resolve_precision
+from mcls.machine import set_matrix_products
 from mcls.metrics import Tally
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,10 +21,10 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, DTYPES[precision]) if precision in DTYPES else contextlib.nullcontext()
 
 
-def as_trained(chosen: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The context of a forward pass in a run's `precision`, fp32 where that is for another kind of device."""
-    elsewhere = {"cpu": "fp16", "cuda": "fp32_fast"}  # what one kind of device trains in and the other can't
-    return autocast(device, "fp32" if chosen == elsewhere[device.type] else resolve_precision(chosen, device))
+def as_trained(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context of a forward pass of a run that was trained in `precision`; it may not be the run used before."""
+    set_matrix_products(precision)
+    return autocast(device, precision)
 
 
 @torch.inference_mode()

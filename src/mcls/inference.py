@@ -60,7 +60,7 @@ def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier
     @torch.inference_mode()
     def probabilities(samples: Array) -> Array:
         inputs = opened.normalise(torch.from_numpy(samples).to(opened.device))
-        with as_trained(opened.config["precision"], opened.device):
+        with as_trained(opened.precision, opened.device):
             logits = opened.model(inputs)
         found: Array = logits.float().softmax(dim=1).cpu().numpy()
         return found

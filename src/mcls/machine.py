@@ -1,5 +1,7 @@
 """The machine: what `auto` means here, a clear error for what is not there, and what to write down of it."""
 
+import functools
+import logging
 import os
 import platform
 import subprocess
@@ -13,6 +15,8 @@ from mcls import __version__
 from mcls.distributed import ALONE, Team
 from mcls.errors import MachineError, RequestError
 from mcls.torchrun import rank_and_size
+
+log = logging.getLogger("mcls")
 
 PACKAGES = (
     "torch",
@@ -82,14 +86,34 @@ def set_matrix_products(precision: str) -> None:
     """
     torch.set_float32_matmul_precision("medium" if precision == "fp32_fast" else "highest")
     torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the convolutions of fp32 to 10 bits
-    if precision == "fp32_fast":
-        left, right = torch.linspace(-1, 1, 256 * 256).view(256, 256), torch.linspace(1, -2, 256 * 256).view(256, 256)
-        exact = left.double() @ right.double()
-        error = float((left @ right - exact).abs().max() / exact.abs().max())
-        if error > 1e-5:
-            raise MachineError(
-                f"precision: fp32_fast is not fp32 on this CPU, its error is {error:.0e}. Use bf16 or fp32."
-            )
+    if precision == "fp32_fast" and (error := product_error()) > 1e-5:
+        raise MachineError(f"precision: fp32_fast is not fp32 on this CPU, its error is {error:.0e}. Use bf16 or fp32.")
+
+
+@functools.cache
+def product_error() -> float:
+    """The relative error of a matrix product as torch computes it now."""
+    left, right = torch.linspace(-1, 1, 256 * 256).view(256, 256), torch.linspace(1, -2, 256 * 256).view(256, 256)
+    exact = left.double() @ right.double()
+    return float((left @ right - exact).abs().max() / exact.abs().max())
+
+
+def trained_precision(recorded: str | None, chosen: str, device: torch.device) -> str:
+    """The precision to use a run in on `device`: the one it was trained in, or else fp32, which is said.
+
+    Args:
+        recorded: in its run.json; None in a folder without that.
+        chosen: in its configuration.
+    """
+    wanted = recorded or chosen
+    try:
+        precision = resolve_precision(wanted, device)
+        set_matrix_products(precision)
+        return precision
+    except (RequestError, MachineError):
+        log.warning(f"precision: the run was trained in {wanted}, which {device} does not compute; here it is fp32.")
+        set_matrix_products("fp32")
+        return "fp32"
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -13,8 +13,8 @@ from mcls.config.build import build
 from mcls.config.stored import stored_config, untrained
 from mcls.data.loader import Normalise
 from mcls.errors import FolderError
-from mcls.machine import resolve_device
-from mcls.runs import RunFolder, find_run, typed
+from mcls.machine import resolve_device, trained_precision
+from mcls.runs import RunFolder, find_run, read_json, typed
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class OpenedRun:
         mean, std: of each channel, in 0..1, for uint8 images; None for data that are floats.
         normalise: turns samples as they are stored into what the model is given.
         device: where the model is.
+        precision: of the training, or fp32 where `device` does not compute in that.
         epoch: that the weights come from.
         encoder: what turns the rows of a table into samples, plain data, not checked; None for data that are no table.
     """
@@ -43,6 +44,7 @@ class OpenedRun:
     std: tuple[float, ...] | None
     normalise: Normalise
     device: torch.device
+    precision: str
     epoch: int
     encoder: dict[str, Any] | None
 
@@ -71,6 +73,7 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
     except (KeyError, TypeError, ValueError) as error:
         raise FolderError(f"{path}: refused, it is no checkpoint of mcls ({error}).") from error
     target = resolve_device(device)
+    precision = trained_precision(read_json(folder.about).get("precision"), config["precision"], target)
     node = fitting(config, shape, len(classes), weights, path)
     model = build("model", node, config["trust"], input_shape=shape, num_classes=len(classes))
     try:
@@ -79,7 +82,8 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
         raise FolderError(f"{path}: refused, its weights do not fit the run's model.") from error
     model.to(target).eval()
     normalise = Normalise(mean, std, target)
-    return OpenedRun(folder, config, model, classes, shape, mean, std, normalise, target, epoch, data.get("encoder"))
+    encoder = data.get("encoder")
+    return OpenedRun(folder, config, model, classes, shape, mean, std, normalise, target, precision, epoch, encoder)
 
 
 def with_delimiter(opened: OpenedRun) -> Any:
