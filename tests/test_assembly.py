@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mcls.assembly import check_loss, check_model
+from mcls.assembly import check_loss, check_model, resolve_batch_size
 from mcls.errors import RequestError
 
 Main = Callable[..., int]
@@ -187,3 +187,16 @@ def test_looking_at_a_model_leaves_it_as_it_was() -> None:
     check_model(model, "mine", (3, 8, 8), 5, CPU)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not model.training and not any(weight.is_inference() for weight in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("samples", "normalised", "processes", "size"),
+    [(1000, True, 1, 128), (108, True, 1, 108), (257, False, 1, 128), (257, True, 1, 129), (7, False, 3, 7)],
+)
+def test_the_default_batch_goes_with_any_data(samples: int, normalised: bool, processes: int, size: int) -> None:
+    model = nn.BatchNorm1d(2) if normalised else nn.Linear(2, 2)
+    assert resolve_batch_size("auto", samples, model, processes) == size
+    assert resolve_batch_size(size, samples, model, processes) == size
+    if size != 128:
+        with pytest.raises(RequestError, match=r"^trainer\.batch_size: 128 "):
+            resolve_batch_size(128, samples, model, processes)

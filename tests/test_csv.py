@@ -502,3 +502,23 @@ def test_a_run_on_a_table_resumes(tmp_path: Path, mcls: Callable[..., int]) -> N
     assert mcls("resume", str(run.path), "trainer.epochs=3") == 0
     assert (run.read_result() or {})["epochs"] == 3
     assert session.newest(run) is not None
+
+
+def test_the_default_batch_takes_what_a_small_table_has(
+    tmp_path: Path, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is recorded, so that a run resumes with it; a number that is asked for stays an error."""
+    from mcls.runs import find, read_json
+
+    write(tmp_path / "own.csv", rows(150))
+    line = "dataset=csv dataset.path=own.csv dataset.target=kind trainer.figures=false outputs=out model.dropout=0.1"
+    assert mcls("train", line.split(), "trainer.epochs=2") == 0
+    assert "batch   108 samples, not 128: train has 108\n" in capsys.readouterr().err
+    (run,) = find(tmp_path / "out")
+    about = read_json(run.about)
+    assert about["batch_size"] == about["hyperparameters"]["trainer.batch_size"] == 108
+    run.write_json(run.about, {**about, "batch_size": 54})
+    assert mcls("resume", str(run.path), "trainer.epochs=3") == 0
+    assert checkpoint.load(run.last)["progress"]["step"] == 2 + 2  # two of 108, then two of 54
+    assert mcls("train", line.split(), "trainer.batch_size=128") == 2
+    assert "batch_size: 128 is more than the 108 training samples. Lower it, or say full." in capsys.readouterr().err

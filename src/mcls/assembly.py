@@ -1,6 +1,7 @@
 """From a checked configuration to the parts of a training, built, on their device, and known to go together."""
 
 import inspect
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,10 @@ from mcls.machine import memory_bytes, resolve_device, resolve_precision, set_ma
 from mcls.optim import Rates, spare_compiler
 from mcls.trainer import Settings
 
+log = logging.getLogger("mcls")
+
 THREADS = torch.get_num_threads()  # before any job of a sweep has changed it
+AUTO_BATCH = 128  # what trainer.batch_size=auto takes, as its comment says
 PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
 THROUGH = (MclsError, MemoryError, torch.OutOfMemoryError)  # what is not the fault of the part that raises it
 NOT_COMPARED = {"_target_", "download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
@@ -77,8 +81,7 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
         model.compile()
     augment = build("augment", config["augment"], trust)
     check_augment(augment, config["augment"]["_target_"], shape)
-    size = len(dataset.train) if settings["batch_size"] == "full" else settings["batch_size"]
-    check_batches(len(dataset.train), size, model, team.size)
+    size = resolve_batch_size(settings["batch_size"], len(dataset.train), model, team.size)
     serve = {
         "device": device,
         "normalise": Normalise(dataset.mean, dataset.std, device),
@@ -194,22 +197,30 @@ def told(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(". :")
 
 
-def check_batches(samples: int, size: int, model: nn.Module, processes: int) -> None:
-    """Raise RequestError for a batch size that does not go with the number of training samples or with batch norm.
+def resolve_batch_size(choice: int | str, samples: int, model: nn.Module, processes: int) -> int:
+    """The samples a batch; `auto` goes with any number of training samples.
 
     Of every batch each of the `processes` gets a sample, and more than one where there is batch norm.
+    Raises RequestError for a number that does not go with the training samples or with batch norm.
     """
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    least = (2 if normalised else 1) * processes
+
+    def fitting(first: int) -> int:
+        return next(size for size in range(min(first, samples), samples + 1) if not 0 < samples % size < least)
+
+    size = choice if isinstance(choice, int) else samples if choice == "full" else fitting(AUTO_BATCH)
+    if choice == "auto" and size != AUTO_BATCH:
+        log.info(f"batch   {size} samples, not {AUTO_BATCH}: train has {samples:,}")
     if size > samples:
         raise RequestError(
             f"trainer.batch_size: {size} is more than the {samples} training samples. Lower it, or say full."
         )
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    least = (2 if normalised else 1) * processes
     if processes > 1 and size < least:
         norm = ", and batch norm can't train on one sample" if normalised else ""
         raise RequestError(f"trainer.batch_size: {size} is too few for trainer.devices={processes}{norm}.")
     if 0 < samples % size < least:
-        better = next(other for other in range(size + 1, samples + 1) if not 0 < samples % other < least)
+        better = fitting(size + 1)
         if processes > 1:
             raise RequestError(
                 f"trainer.batch_size: {size} leaves {samples % size} of the {samples} training samples for the last "
@@ -219,6 +230,7 @@ def check_batches(samples: int, size: int, model: nn.Module, processes: int) -> 
             f"trainer.batch_size: {size} leaves one of the {samples} training samples alone in the last batch, "
             f"and batch norm can't train on one. Try {better}."
         )
+    return size
 
 
 def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.device, precision: str) -> bool:

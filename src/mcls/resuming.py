@@ -21,6 +21,9 @@ def read_about(folder: RunFolder) -> dict[str, Any]:
     wrong = [key for key, kind in kinds.items() if not isinstance(about.get(key), kind)]
     if wrong or any(not isinstance(about["choices"].get(part), str) for part in PARTS):
         raise FolderError(f"{folder.about}: damaged, it does not say {', '.join(wrong) or 'what was chosen'}.")
+    batch = about.get("batch_size", 1)  # older runs have none, and take their configuration's
+    if not isinstance(batch, int) or batch < 1:
+        raise FolderError(f"{folder.about}: damaged, {batch!r} samples a batch.")
     threads = about["environment"].get("threads")
     if not isinstance(threads, int) or not 0 < threads <= 1024:
         raise FolderError(f"{folder.about}: damaged, {threads!r} threads.")

@@ -50,6 +50,7 @@ def train(
     with stop.at_once():
         parts = assemble(config)
     folder = make_folder()
+    resolved = {"trainer.batch_size": parts.train.batch_size} if config["trainer"]["batch_size"] == "auto" else {}
     about = {
         **origin,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -58,8 +59,9 @@ def train(
         "device_name": describe(parts.device),
         "precision": parts.precision,
         "channels_last": parts.channels_last,
+        "batch_size": parts.train.batch_size,
         "environment": environment(),
-        "hyperparameters": flat(config, origin["choices"]),
+        "hyperparameters": flat(config, origin["choices"]) | resolved,
     }
     with folder.lock(), keeping_record(folder):
         folder.write_config(config)
@@ -77,7 +79,8 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
     with folder.lock(), keeping_record(folder):
         state = newest(folder)
         wanted = config if state is None else resumable(folder, config, state)
-        wanted = {**wanted, "threads": about["environment"]["threads"]}
+        trainer = {**wanted["trainer"], "batch_size": about.get("batch_size", wanted["trainer"]["batch_size"])}
+        wanted = {**wanted, "threads": about["environment"]["threads"], "trainer": trainer}
         with stop.at_once():
             parts = assemble(wanted)
         if state is not None and state["data"] != parts.data:
