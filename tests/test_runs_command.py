@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mcls import listing
-from mcls.runs import LIMIT, RunFolder
+from mcls.runs import LIMIT, RunFolder, as_yaml, read_json
 from trained import train
 
 Main = Callable[..., int]
@@ -29,6 +29,7 @@ def make(folder: Path, status: str | None = "finished", val: float | None = 0.9,
     folder.mkdir(parents=True)
     about = {"overrides": [], "started": "2026-01-01", "hyperparameters": {**PLAIN, **settings}}
     (folder / "run.json").write_text(json.dumps(about))
+    (folder / "config.yaml").write_text(as_yaml({**PLAIN, **settings}))
     report = None if val is None else {"accuracy": val, "loss": 1 - val, "f1_macro": val, "ece": 0.1}
     test = {"accuracy": (val or 0) / 2, "loss": 1.0, "f1_macro": 0.5, "ece": 0.1}
     result = {"status": status, "epochs": 3, "total_seconds": 1.5, "val": report, "test": test}
@@ -88,10 +89,75 @@ def test_seeds_are_averaged(mcls: Main, tmp_path: Path, capsys: Capture) -> None
 def test_other_data_and_other_ends_are_not_averaged(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
     for seed, name in enumerate(("x", "y")):
         folder = make(tmp_path / "outputs" / name, seed=seed)
-        about = json.loads((folder / "run.json").read_text())
-        (folder / "run.json").write_text(json.dumps({**about, "overrides": [f"dataset.path={name}.csv"]}))
+        (folder / "config.yaml").write_text(as_yaml({"seed": seed, "dataset": {"path": f"{name}.csv"}}))
     make(tmp_path / "outputs" / "stopped", status="stopped", seed=2)
     assert [row["n"] for row in table(mcls, capsys)] == [1, 1, 1]
+
+
+METHODS = (  # one and the same hyper-parameters as run.json of an older version has them
+    {"optimizer": {"_target_": "torch.optim.Adam", "lr": 0.1}},
+    {"optimizer": {"_target_": "torch.optim.NAdam", "lr": 0.1}},
+    {"optimizer": {"_target_": "torch.optim.NAdam", "lr": 0.2}},
+    {"optimizer": {"_target_": "torch.optim.NAdam", "lr": 0.2}, "dataset": {"drop_columns": ["id", "x"]}},
+    {"optimizer": {"_target_": "torch.optim.NAdam", "lr": 0.2}, "dataset": {"drop_columns": ["id"]}},
+    {"optimizer": {"_target_": "torch.optim.NAdam", "lr": 0.2}, "trainer": {"epochs": 4}},
+)
+
+
+def test_different_methods_are_no_seeds_of_each_other(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    for number, method in enumerate(METHODS):
+        for seed in (0, 1):
+            folder = make(tmp_path / "outputs" / f"{number}{seed}", val=0.9 - number / 100, seed=seed)
+            free = {"seed": seed, "device": f"cuda:{seed}", "outputs": str(seed), "trust": [str(seed)] * seed}
+            trainer = {"figures": bool(seed), **method.get("trainer", {})}
+            (folder / "config.yaml").write_text(as_yaml({**free, **method, "trainer": trainer}))
+    assert [(row["n"], row["run"][-2]) for row in table(mcls, capsys)] == [(2, str(number)) for number in range(6)]
+
+
+def test_runs_in_another_arithmetic_are_no_seeds_of_each_other(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    for seed, precision in enumerate(("fp32", "fp32", "bf16")):
+        folder = make(tmp_path / "outputs" / f"a{seed}", seed=seed, precision="auto")
+        about = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**about, "precision": precision}))
+    assert sorted((row["n"], row["hyperparameters"]["precision"]) for row in table(mcls, capsys)) == [
+        (1, "bf16"),
+        (2, "fp32"),
+    ]
+
+
+def test_parts_of_one_name_have_a_column_that_tells_them_apart(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    targets = ("torch.optim.Adam", "torch.optim.NAdam", "mine.SGD", "torch.optim.SGD")
+    for number, target in enumerate(targets):
+        choice = "sgd" if target == "torch.optim.SGD" else "mine"
+        folder = make(tmp_path / "outputs" / f"a{number}", val=0.9 - number / 10, optimizer=choice)
+        (folder / "config.yaml").write_text(as_yaml({"seed": 0, "optimizer": {"_target_": target}}))
+    assert mcls("runs", "optimizer=mine", "--sort", "run") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[4] for line in lines] == ["optimizer._target_", "Adam", "NAdam", "SGD"]
+    assert mcls("runs", "--sort", "run") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[4:6] for line in lines] == [
+        ["optimizer", "optimizer._target_"],
+        ["mine", "torch.optim.Adam"],
+        ["mine", "torch.optim.NAdam"],
+        ["mine", "mine.SGD"],
+        ["sgd", "torch.optim.SGD"],
+    ]
+    assert mcls("runs", "optimizer._target_=torch.optim.NAdam") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_real_runs_of_two_classes_under_one_name(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
+    """Two optimizers that only `_target_` tells apart, and the HPARAMS tab's trial of each."""
+    for number, target in enumerate(("Adam", "Adam", "NAdam")):
+        folder = tmp_path / "outputs" / "blobs-mlp" / str(number)
+        optimizer = ("optimizer=adam", f"optimizer._target_=torch.optim.{target}")
+        train(folder, data_root, *optimizer, f"seed={number}", "trainer.epochs=1", "trainer.figures=false")
+    assert sorted(row["n"] for row in table(mcls, capsys)) == [1, 2]
+    about = [read_json(tmp_path / "outputs" / "blobs-mlp" / str(number) / "run.json") for number in range(3)]
+    assert [each["hyperparameters"]["optimizer._target_"] for each in about] == [
+        f"torch.optim.{target}" for target in ("Adam", "Adam", "NAdam")
+    ]
 
 
 def test_every_status(mcls: Main, tmp_path: Path, capsys: Capture) -> None:

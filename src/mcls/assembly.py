@@ -26,7 +26,7 @@ THREADS = torch.get_num_threads()  # before any job of a sweep has changed it
 AUTO_BATCH = 128  # what trainer.batch_size=auto takes, as its comment says
 PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
 THROUGH = (MclsError, MemoryError, torch.OutOfMemoryError)  # what is not the fault of the part that raises it
-NOT_COMPARED = {"_target_", "download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
+NOT_COMPARED = {"download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
 
 
 @dataclass(frozen=True)

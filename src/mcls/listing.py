@@ -18,12 +18,17 @@ from typing import Any
 
 from mcls.errors import FolderError, RequestError
 from mcls.files import open_plain
-from mcls.runs import RunFolder, read_json, relative
+from mcls.runs import RunFolder, read_json, read_text, relative
 
 MEASURES = ("accuracy", "loss", "f1_macro", "ece")
 STATUSES = ("running", "finished", "stopped", "failed", "killed", "never started", "damaged")
 HIGH_FIRST = ("accuracy", "f1_macro", "started")  # keys, or their endings, that are sorted from high to low
-DATA = ("dataset.root=", "dataset.path=")  # changes that hyper-parameters leave out and that may mean other data
+TARGET = "._target_"
+KEY = re.compile(r"( {0,2})([\w-]+):")  # begins a line of config.yaml that is a group or a key
+# keys that do not change what is trained; the precision that counts is the one in run.json
+FREE = {"seed", "name", "outputs", "device", "precision", "threads", "trust", "dataset.download"}
+FREE |= {f"trainer.{key}" for key in ("log_every", "checkpoint_every", "checkpoint_steps", "figures")}
+FREE |= {f"trainer.{key}" for key in ("workers", "resident", "test_every_epoch")}
 TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
 FILTER = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": ne, ">": gt, "<": lt, ">=": ge, "<=": le}
@@ -40,7 +45,7 @@ class Listed:
         values: measures and `epochs`, `seconds`, `started`; means where there are several runs.
         deviation: sample standard deviation of those that are numbers, over the seeds.
         reason: why it failed, stopped or can't be read.
-        data: what was said of where the data are.
+        method: what a run is but for its seed; empty where it is not known.
     """
 
     folders: tuple[Path, ...]
@@ -49,7 +54,7 @@ class Listed:
     values: dict[str, Any] = field(default_factory=dict)
     deviation: dict[str, float] = field(default_factory=dict)
     reason: str = ""
-    data: tuple[str, ...] = ()
+    method: str = ""
 
     def get(self, key: str) -> Any:
         """The value of `key`, None where the row has none."""
@@ -70,10 +75,31 @@ def read(folder: RunFolder) -> Listed:
         status = status_of(folder, result)
         if status != "finished":
             values["epochs"] = epochs_done(folder.metrics)
-        data = tuple(line for line in overrides if line.startswith(DATA))
-        return Listed((folder.path,), status, settings, values, {}, str((result or {}).get("reason") or ""), data)
+        method = ""
+        if folder.config.is_file():
+            method, targets = method_of(read_text(folder.config))
+            precision = about.get("precision", settings.get("precision"))
+            settings, method = {**settings, **targets, "precision": precision}, f"{method}precision: {precision}"
+        return Listed((folder.path,), status, settings, values, {}, str((result or {}).get("reason") or ""), method)
     except (FolderError, OSError, ValueError, TypeError, AttributeError) as error:
         return Listed((folder.path,), "damaged", reason=str(error))
+
+
+def method_of(config: str) -> tuple[str, dict[str, str]]:
+    """The lines of a config.yaml that decide what is trained, but for the seed, and the `_target_` of each group.
+
+    Read as text, in the form in which mcls writes it: a thousand runs are listed in a second.
+    """
+    group, key, kept, targets = "", "", [], {}
+    for line in config.splitlines(keepends=True):
+        if start := KEY.match(line):
+            group = group if start[1] else start[2]
+            key = f"{group}.{start[2]}" if start[1] else group
+        if key.endswith(TARGET):
+            targets[key] = line.partition(":")[2].strip()
+        if key not in FREE:
+            kept.append(line)
+    return "".join(kept), targets
 
 
 def overridden(overrides: Sequence[str]) -> dict[str, Any]:
@@ -139,13 +165,15 @@ def epochs_done(path: Path) -> int | None:
 
 
 def average(rows: Iterable[Listed]) -> list[Listed]:
-    """Finished runs that differ in the seed alone as one row; of runs with the same seed too, the newest counts."""
+    """Finished runs whose whole configuration differs in the seed alone as one row.
+
+    Of runs with the same seed too, the newest counts.
+    """
     groups: dict[str, dict[str, Listed]] = {}
     for number_, row in enumerate(rows):
         key = str(number_)
-        if row.status == "finished" and "seed" in row.settings:
-            same = {name: value for name, value in row.settings.items() if name != "seed"}
-            key = json.dumps([same, row.data], sort_keys=True)
+        if row.status == "finished" and "seed" in row.settings and row.method:
+            key = row.method
         seed = str(row.settings.get("seed"))
         before = groups.setdefault(key, {}).get(seed)
         if before is None or str(before.get("started")) <= str(row.get("started")):
@@ -171,12 +199,20 @@ def merge(rows: list[Listed]) -> Listed:
 
 
 def differing(rows: Iterable[Listed]) -> list[str]:
-    """The hyper-parameters that have more than one value among the runs that have them, in the order of their files."""
+    """The hyper-parameters that have more than one value among the runs that have them, in the order of their files.
+
+    A `_target_` is one of them where it says more than the name of the choice beside it.
+    """
     seen: dict[str, set[str]] = {}
+    chosen: dict[str, set[tuple[str, str]]] = {}
     for row in rows:
         for key, value in row.settings.items():
-            seen.setdefault(key, set()).add(value if isinstance(value, str) else json.dumps(value))
-    return [key for key, values in seen.items() if len(values) > 1]
+            text = value if isinstance(value, str) else json.dumps(value)
+            seen.setdefault(key, set()).add(text)
+            if key.endswith(TARGET):
+                chosen.setdefault(key, set()).add((str(row.settings.get(key.removesuffix(TARGET))), text))
+    said = {key for key, pairs in chosen.items() if len({choice for choice, _ in pairs}) == len(pairs)}
+    return [key for key, values in seen.items() if len(values) > 1 and key not in said]
 
 
 def order(key: str) -> Callable[[Listed], tuple[bool, bool, Any]]:

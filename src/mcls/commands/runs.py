@@ -12,7 +12,7 @@ from typing import Any
 from mcls import tables
 from mcls.errors import FolderError, RequestError
 from mcls.files import to_json
-from mcls.listing import FILTER, Listed, average, differing, full_key, order, overridden, parse_filter, read
+from mcls.listing import FILTER, TARGET, Listed, average, differing, full_key, order, overridden, parse_filter, read
 from mcls.runs import find, relative
 from mcls.sweeps import read_sweep
 
@@ -134,16 +134,25 @@ def readable(rows: Sequence[Listed], keys: Sequence[str]) -> tuple[list[str], li
     seeds = any(len(row.folders) > 1 for row in rows)
     reasons = any(row.reason for row in rows)
     header = ["run", *MEASURED, *(["n"] if seeds else []), "status", *keys, "epochs", "seconds"]
-    cells = []
-    for row in rows:
+    columns, cells = [column_of(rows, key) for key in keys], []
+    for index, row in enumerate(rows):
         count = len(row.folders)
         line: list[Any] = [f"{row.get('run')}{f' + {count - 1} more' if count > 1 else ''}"]
         line += [measured(row, key, 4) for key in MEASURED]
         line += [count] if seeds else []
-        line += [row.status, *(short(row.settings.get(key)) for key in keys)]
+        line += [row.status, *(short(column[index]) for column in columns)]
         line += [short(row.get("epochs")), short(row.get("seconds") and round(row.get("seconds"), 1))]
         cells.append(line + ([short(row.reason)] if reasons else []))
     return [short(name) for name in header + (["reason"] if reasons else [])], cells
+
+
+def column_of(rows: Sequence[Listed], key: str) -> list[Any]:
+    """A hyper-parameter of each row; of a `_target_` its last part, where that tells one from another."""
+    values = [row.settings.get(key) for row in rows]
+    if not key.endswith(TARGET):
+        return values
+    ends = [str(value or "").rpartition(".")[2] for value in values]
+    return ends if len(set(ends)) == len(set(map(str, values))) else values
 
 
 def measured(row: Listed, key: str, digits: int) -> str:
