@@ -88,6 +88,22 @@ def test_numbers_are_standardised_and_texts_indicated_by_train_alone(tmp_path: P
         assert (inputs(split).dtype, split.targets.dtype) == (torch.float32, torch.int64)
 
 
+def test_texts_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+    """Accented letters of one character and of two: in labels, categories and names of columns."""
+    one, two = "\u00e9", "e\u0301"
+    found = {}
+    for name, forms in (("pure", (one, one)), ("mixed", (one, two))):
+        body = [[*row[:3], f"r{forms[n // 3 % 2]}d", f"caf{forms[n // 5 % 2]}" * int(row[4] == "yes") or "bar"]
+                for n, row in enumerate(rows())]  # fmt: skip
+        header = ["id", "size", f"p{forms[1]}se", "colour", f"kl{forms[1]}m"]
+        path = write(tmp_path / f"{name}.csv", body, header)
+        found[name] = read(path, f"kl{two}m", drop_columns=["id"], text_columns=[f"p{two}se"])
+    assert found["mixed"].classes == ("bar", f"caf{one}")
+    assert found["mixed"].encoder == found["pure"].encoder
+    for pure, mixed in zip(splits(found["pure"]), splits(found["mixed"]), strict=True):
+        assert torch.equal(inputs(pure), inputs(mixed)) and torch.equal(pure.targets, mixed.targets)
+
+
 def test_cuts_depend_on_their_own_seeds_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", rows())
     first, other = read(path), read(path, val_seed=1)

@@ -134,6 +134,81 @@ def test_splits_of_unknown_names_are_told(tmp_path: Path, caplog: pytest.LogCapt
     assert "Are they splits" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("seg_train", "seg_test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("train/training", "test/test"),
+        ("asl_train_images", "asl_test_images"),
+    ],
+    ids=str,
+)
+def test_folders_of_splits_by_longer_names_and_nested_once_more(
+    tmp_path: Path, folders: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, folder in enumerate(folders):
+        tree(tmp_path / folder, count=10 - 5 * number, seed=100_000 * number)
+    write(tmp_path / "seg_pred" / "seg_pred", 2)
+    found = read(tmp_path)
+    assert found.classes == ("cat", "dog", "emu") and sizes(found) == [27, 3, 15]
+    assert found.train.names[0].startswith(folders[0] + "/cat/")
+    assert "data    folders beside train are not used: 'seg_pred'" in caplog.text
+
+
+def test_classes_are_not_splits_by_chance(tmp_path: Path) -> None:
+    for number, names in enumerate((("steam_train", "crash_test"), ("night_train", "night_test"))):
+        assert read(tree(tmp_path / str(number), names)).classes == tuple(sorted(names))
+
+
+@pytest.mark.parametrize(("part", "expected"), [("test", [9, 0, 6]), ("val", [18, 6, 6])])
+def test_pictures_of_a_split_without_classes_are_left_alone(
+    tmp_path: Path, part: str, expected: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    tree(tmp_path / "train", count=10 if part == "val" else 5)
+    write(tmp_path / part / part, 7)
+    keys = {"val_fraction": 0.0} if part == "test" else {"val_fraction": 0.25}
+    assert sizes(read(tmp_path, **keys, test_fraction=0.4 if part == "test" else 0.2)) == expected
+    place = tmp_path / part / part
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"data    {place}: its 7 images are not in folders of classes and are not used; {part} is cut from train. "
+        f"To classify them: mcls predict RUN {place}"
+    ]
+
+
+def test_names_that_look_the_same_are_one_class(tmp_path: Path) -> None:
+    one, two = "Caf\u00e9", "Cafe\u0301"
+    tree(tmp_path / "train", (one, "Bar"), count=5)
+    tree(tmp_path / "val", (two, "Bar"), count=2, seed=100)
+    tree(tmp_path / "test", (one, two, "Bar"), count=3, seed=200)
+    found = read(tmp_path)
+    assert found.classes == ("Bar", one) and sizes(found) == [10, 4, 9]
+    assert torch.bincount(found.open_test().targets).tolist() == [3, 6]
+
+
+def test_runs_and_figures_of_mcls_are_no_classes(
+    tmp_path: Path, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree(tmp_path, ("cat", "dog"))
+    write(tmp_path / "plots", 3, seed=50)  # a class, with a picture of that name
+    image(90).save(tmp_path / "plots" / "grid.png")
+    line = ["dataset=image_folder", "dataset.root=.", "trainer.epochs=1", "trainer.batch_size=8"]
+    told = "data    folders with runs or figures of mcls are not classes: "
+    assert mcls("train", line) == 0 and told not in capsys.readouterr().err
+    assert mcls("data", "check", line, "--output", "look/here") == 0
+    assert mcls("train", line, "-m", "seed=1,2", "outputs=cat/deep", "trainer.figures=false") == 0
+    assert mcls("train", line, "-m", "seed=1,2", "hydra.sweep.dir=s") == 0
+    capsys.readouterr()
+    assert mcls("train", line) == 0
+    assert f"{told}'deep', 'look', 'outputs', 's'\n" in capsys.readouterr().err
+    found = read(tmp_path)
+    assert found.classes == ("cat", "dog", "plots") and sum(sizes(found)) == 44
+    assert mcls("evaluate", str(next(tmp_path.glob("outputs/*/*")))) == 0
+    write(tmp_path / "look" / "own", 2)  # with images of the user's it is one
+    assert read(tmp_path).classes == ("cat", "dog", "look", "plots")
+
+
 def test_no_val_is_cut_for_a_fraction_of_zero(tmp_path: Path) -> None:
     assert read(cut_tree(tmp_path, train=10, test=5), val_fraction=0.0).val is None
 
@@ -278,7 +353,10 @@ def test_hidden_folders_loose_files_and_other_suffixes_are_left_out_and_told(
     told = [record.getMessage() for record in caplog.records]
     assert told.count("data    hidden and system folders are not looked into: "
                       "'.ipynb_checkpoints', '.thumbs', '@eaDir', '__MACOSX'") == 1  # fmt: skip
-    assert "data    files that are no images by their names are not used: 2 .heic, 1 .txt" in told
+    assert (
+        "data    files that are not images are not used: 2 .heic, 1 .txt. To read HEIC files: pip install pillow-heif"
+        in told
+    )
     assert "data    1 images outside the folders of classes are not used" in told
 
 
@@ -429,12 +507,32 @@ def spoil_unknown_class(root: Path) -> None:
 TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "missing": (lambda root: None, "nowhere", rf"dataset\.root: ROOT/nowhere: no such folder\. {LAYOUT}"),
     "a file": (lambda root: None, "cat/0.png", rf"dataset\.root: ROOT/cat/0\.png: a file, no folder\. {LAYOUT}"),
-    "no classes": (lambda root: None, "cat", rf"dataset\.root: ROOT/cat: no folders of classes in it\. {LAYOUT}"),
+    "no classes": (
+        lambda root: None,
+        "cat",
+        rf"dataset\.root: ROOT/cat: 20 images in it, but no folders of classes\. {LAYOUT}",
+    ),
+    "nothing": (
+        lambda root: (root / "bare").mkdir(),
+        "bare",
+        rf"dataset\.root: ROOT/bare: no folders of classes in it\. {LAYOUT}",
+    ),
     "an empty class": (spoil_empty_class, "", rf"ROOT/fox: no image in this folder of a class\. {LAYOUT}"),
     "one class": (
         lambda root: write(root / "x" / "cat", 3),
         "x",
         "ROOT/x: only one class, 'cat'. A classifier needs two.",
+    ),
+    "one folder too high": (
+        lambda root: cut_tree(root / "up" / "a b" / "x-ray", train=3, test=3),
+        "up",
+        r"ROOT/up: only one class, 'a b', which holds the folders 'test', 'train'\. "
+        r"Say \"dataset\.root='ROOT/up/a b/x-ray'\"\.",
+    ),
+    "pictures without classes": (
+        lambda root: write(root / "cut" / "train", 3),
+        "cut",
+        rf"dataset\.root: ROOT/cut/train: 3 images in it, but no folders of classes\. {LAYOUT}",
     ),
     "unknown class": (
         spoil_unknown_class,

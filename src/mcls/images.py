@@ -1,6 +1,8 @@
 """Pictures from files: any format of Pillow's, brought to the shape that a model takes. Files are not trusted."""
 
+import contextlib
 import functools
+import importlib
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +21,33 @@ MODES = {1: "L", 3: "RGB"}  # by number of channels
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is a warning up to twice its size; `read` has one that holds
 
 
+@functools.cache
 def suffixes() -> set[str]:
     """Endings, in lower case and with their dot, of the files that are pictures."""
-    Image.init()
     return {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
 
 
 @functools.cache
 def formats() -> list[str]:
-    """The formats that are read."""
+    """The formats that are read: Pillow's, and HEIF where pillow-heif is installed."""
     Image.init()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
     return [name for name in Image.ID if name not in UNSAFE]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its suffix or, if it has none, by its first bytes."""
+    if path.suffix:
+        return path.suffix.lower() in suffixes()
+    marked = [name for name in formats() if Image.OPEN[name][1] is not None]  # others take any bytes for theirs
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with Image.open(path, formats=marked):
+            return True
+    except Exception:  # what Pillow's readers raise on other files is of every kind
+        return False
 
 
 def read(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -12,6 +12,7 @@ from mcls import checkpoint
 from mcls.config.build import build
 from mcls.config.stored import stored_config, untrained
 from mcls.data.loader import Normalise
+from mcls.data.names import composed
 from mcls.errors import FolderError
 from mcls.machine import resolve_device, trained_precision
 from mcls.runs import RunFolder, find_run, read_json, typed
@@ -68,7 +69,7 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
     try:
         data, weights = state["data"], state["model"]
         epoch = int(state["epoch"] if which == "best" else state["progress"]["epoch"])
-        classes, shape = tuple(map(str, data["classes"])), tuple(map(int, data["input_shape"]))
+        classes, shape = tuple(composed(str(name)) for name in data["classes"]), tuple(map(int, data["input_shape"]))
         mean, std = ((tuple(map(float, data[key])) if key in data else None) for key in ("mean", "std"))
     except (KeyError, TypeError, ValueError) as error:
         raise FolderError(f"{path}: refused, it is no checkpoint of mcls ({error}).") from error

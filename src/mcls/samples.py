@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mcls import images
 from mcls.data.encoding import INPUTS, Table, check_names, encode_table, number, separator_of
 from mcls.data.folders import ignored, suffix_of
-from mcls.data.names import quoted
+from mcls.data.names import composed, quoted
 from mcls.errors import DataError, RequestError
 from mcls.tables import clean
 
@@ -89,7 +89,7 @@ def records(path: str, delimiter: str = "auto") -> Records:
                     raise csv.Error("not UTF-8")
                 number += 1
                 if cells:
-                    yield number, [cell.strip() for cell in cells]
+                    yield number, [composed(cell.strip()) for cell in cells]
     except (OSError, csv.Error) as error:
         raise DataError(
             f"{path}, row {number + 1}: cannot be read as CSV ({images.reason(error)}), nor what follows."

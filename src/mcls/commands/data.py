@@ -154,6 +154,7 @@ def draw(dataset: "Dataset", output: Path) -> None:
     import torch
 
     from mcls import figures
+    from mcls.data.folders import GRID_FILE
 
     each = max(1, GRID // len(dataset.classes))
     members = [(dataset.train.targets == number).nonzero()[:each, 0] for number in range(len(dataset.classes))]
@@ -161,7 +162,7 @@ def draw(dataset: "Dataset", output: Path) -> None:
     labels = [tables.clean(dataset.classes[number]) for number in dataset.train.targets[chosen].tolist()]
     pixels = dataset.train.inputs[chosen].numpy()
     figure = figures.pictures(pixels, labels, [True] * len(labels), "the first training images of each class", 8)
-    path = output / "grid.png"
+    path = output / GRID_FILE
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcls.data.names import did_you_mean, listed, natural, quoted
+from mcls.data.names import composed, did_you_mean, listed, natural, quoted
 from mcls.errors import DataError, RequestError
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -88,7 +88,7 @@ def read_table(path: Path, delimiter: str = "auto") -> Table:
                     f"{path}, row {number}: {got}. Is a quote or a {quoted(separator)} too many or too few? "
                     "If something else stands between cells, say dataset.delimiter."
                 )
-            records.append([cell.strip() for cell in cells])
+            records.append([composed(cell.strip()) for cell in cells])
             rows.append(number)
     except csv.Error as error:
         raise DataError(f"{path}, row {number + 1}: {error}. Is a quote never closed?") from error

@@ -2,12 +2,18 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from mcls.tables import clean
 
 SHOWN = 10  # names in a message
 LONG = 60  # characters of a value in a message
+
+
+def composed(name: str) -> str:
+    """`name` with each accented letter as one character (NFC): a Mac writes two, which look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def natural(names: Iterable[str]) -> list[str]:
@@ -18,6 +24,11 @@ def natural(names: Iterable[str]) -> list[str]:
         return (0, len(digits), digits) if part[0] in "0123456789" else (1, 0, part)
 
     return sorted(names, key=lambda name: ([place(part) for part in re.findall(r"[0-9]+|[^0-9]+", name)], name))
+
+
+def assigned(key: str, value: str) -> str:
+    """`key=value` to be typed: in quotes for the shell and for Hydra where it has more than plain characters."""
+    return f"{key}={value}" if re.fullmatch(r"[\w./-]+", value) else f"\"{key}='{value}'\""
 
 
 def listed(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mcls.data.datasets import Dataset, Split, check_classes, cut, cut_test, filled, tell_absent
 from mcls.data.encoding import Table, encode_table, fit, lacking, read_table
-from mcls.data.names import listed, natural, quoted
+from mcls.data.names import composed, listed, natural, quoted
 from mcls.errors import DataError, RequestError
 
 log = logging.getLogger("mcls")
@@ -40,6 +40,9 @@ def csv_file(
         raise RequestError("dataset.path: say which CSV file, dataset.path=FILE.")
     if target is None:
         raise RequestError("dataset.target: say which column holds the classes, dataset.target=COLUMN.")
+    target = composed(target)
+    lists = (drop_columns, text_columns, missing_values)
+    drop_columns, text_columns, missing_values = (list(map(composed, names)) for names in lists)
     tables = {name: read_table(Path(file), delimiter) for name, file in (("train", path), ("test", test_path)) if file}
     columns = input_columns(tables["train"], target, drop_columns, text_columns)
     for name, table in tables.items():
