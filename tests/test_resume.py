@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from mcls import checkpoint
+from mcls.errors import Stopped
+
 Main = Callable[..., int]
 QUICK = ("trainer.figures=false", "trainer.epochs=3")
 
@@ -48,10 +51,78 @@ def test_a_run_that_lost_its_patience_is_not_gone_on_with(
     run = only(tmp_path)
     before = (run / "result.json").read_bytes()
     capsys.readouterr()
-    for more in ([], ["trainer.epochs=40"]):
+    told = "already finished: trainer.patience ran out after 3 of 20 epochs; for more: mcls resume"
+    for more in ([], ["trainer.epochs=40"], ["trainer.patience=1"]):
         assert mcls("resume", str(run), more) == 0
-        assert capsys.readouterr().out == "already finished: trainer.patience ran out after 3 of 20 epochs\n"
+        assert capsys.readouterr().out == f"{told} {run} trainer.patience=4\n"
     assert (run / "result.json").read_bytes() == before
+    assert mcls("resume", str(run), "trainer.patience=4") == 0
+    assert result_of(run)["epochs"] == 5
+    assert mcls("resume", str(run), "trainer.patience=null", "trainer.epochs=6") == 0
+    assert result_of(run)["epochs"] == 6
+    assert json.loads((run / "run.json").read_text())["hyperparameters"]["trainer.epochs"] == 6
+
+
+MIDDLE = ("trainer.checkpoint_steps=1", "trainer.batch_size=80", "trainer.figures=false")
+
+
+def stopped(
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str, epochs: int = 4, step: int = 5
+) -> Path:
+    """A run of the 720 training samples of blobs, or 800 without val, that a signal stopped at `step`."""
+    with monkeypatch.context() as patch:
+        patch.setattr("mcls.trainer.Trainer.pause_due", lambda self: self.progress.step == step)
+        patch.setattr("mcls.trainer.Trainer.pause", stop_here)
+        assert mcls("train", *MIDDLE, f"trainer.epochs={epochs}", *more) == 143
+    return only(tmp_path)
+
+
+def stop_here(trainer: Any) -> None:
+    trainer.checkpoint()
+    raise Stopped(f"stopped at step {trainer.progress.step}", 15)
+
+
+def test_a_stopped_run_can_end_with_the_epochs_that_are_done(
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = stopped(mcls, tmp_path, monkeypatch, "schedule=cosine", epochs=6, step=33)  # in the fourth
+    before = (run / "result.json").read_bytes()
+    assert mcls("resume", str(run), "trainer.epochs=2") == 2
+    told = "mcls: trainer.epochs: 3 are done, 2 would take some back. Give 3 or more.\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert (run / "result.json").read_bytes() == before
+    assert mcls("resume", str(run), "trainer.epochs=4") == 0
+    warned = "the learning rate jumps ahead" in capsys.readouterr().err
+    assert warned and result_of(run)["epochs"] == 4
+
+
+@pytest.mark.parametrize("val_fraction", [0, 0.1])
+def test_no_epoch_more_than_those_that_are_done(
+    val_fraction: float,
+    mcls: Main,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The weights are those of the checkpoint, or of the best epoch; growing again goes on from there."""
+    keys = (f"dataset.val_fraction={val_fraction}",)
+    run = stopped(mcls, tmp_path, monkeypatch, *keys, step=23)
+    done = (run / "metrics.jsonl").read_text().count("\n")
+    step = checkpoint.load(run / "last.pt")["progress"]["step"]
+    capsys.readouterr()
+    assert mcls("resume", str(run), f"trainer.epochs={done}") == 0
+    assert (" are in the weights too" in capsys.readouterr().err) is (val_fraction == 0)
+    result = result_of(run)
+    assert (result["status"], result["epochs"], result["steps"]) == ("finished", done, step)
+    assert mcls("resume", str(run), "trainer.epochs=4") == 0
+    assert mcls("train", *MIDDLE, *keys, "trainer.epochs=4", f"hydra.run.dir={tmp_path / 'whole'}") == 0
+    assert result_of(run)["weights_sha256"] == result_of(tmp_path / "whole")["weights_sha256"]
+
+
+def test_patience_of_a_stopped_run_can_be_changed(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stopped(mcls, tmp_path, monkeypatch, "optimizer.lr=1e-12", "trainer.patience=9", epochs=20, step=13)
+    assert mcls("resume", str(run), "trainer.patience=2") == 0
+    assert result_of(run)["epochs"] == 3
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 
 from mcls import checkpoint
 from mcls.assembly import PARTS
+from mcls.config.stored import check_length
 from mcls.errors import FolderError
 from mcls.opened import fitting
 from mcls.runs import RunFolder, read_json
@@ -41,9 +42,10 @@ def resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) 
         good = all(isinstance(number, int) and 0 <= number < 1 << 48 for number in whole)
         if not good or not {"optimizer", "scaler", "rng"} <= state.keys():
             raise ValueError("its progress makes no sense")
-        return {**config, "model": node}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FolderError(f"{folder.last}: refused, it is no checkpoint of mcls ({error}).") from error
+    check_length(config["trainer"]["epochs"], progress.epoch)
+    return {**config, "model": node}
 
 
 def newest(folder: RunFolder) -> dict[str, Any] | None:

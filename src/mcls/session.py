@@ -89,8 +89,24 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
         for key, found in here.items():
             if (was := str(about[key]).split(":")[0]) != str(found):
                 raise MachineError(f"{key}: the run began with {was}, here it is {found}. Resume it where it began.")
+        if state is not None:
+            tell_length(config, read_yaml(folder.config)["trainer"]["epochs"], state["progress"], parts)
         folder.write_config(config)
+        about["hyperparameters"] = flat(config, about["choices"])
+        folder.write_json(folder.about, about)
         return fill(folder, parts, wanted, about, state, stop, started)
+
+
+def tell_length(config: dict[str, Any], planned: int, progress: dict[str, Any], parts: Parts) -> None:
+    """Warn of what it does to a run that it is to have another number of epochs than `planned`."""
+    epochs, constant = config["trainer"]["epochs"], {"_target_": "mcls.optim.constant", "warmup": 0}
+    if progress["epoch"] < epochs != planned and config["schedule"] != constant:
+        way = "stretched over all epochs: the learning rate goes back to where it was before"
+        if epochs < planned:
+            way = "shrunk to fewer epochs: the learning rate jumps ahead"
+        log.warning(f"the schedule is {way}")
+    if progress["epoch"] == epochs and progress["batch"] and parts.val is None:
+        log.warning(f"{progress['batch']} steps of epoch {epochs + 1} are in the weights too")
 
 
 def finish(
@@ -161,7 +177,7 @@ def keeping_record(folder: RunFolder) -> Iterator[None]:
         reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
         handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, reason, (), None))
         with contextlib.suppress(MclsError):
-            if folder.finished() is None:  # or nothing of it was changed yet
+            if (folder.read_result() or {}).get("status", "running") == "running":  # or nothing was changed yet
                 opened = {"test_openings": folder.openings()}
                 folder.write_json(folder.result, {"status": status, "reason": reason, **opened})
         raise

@@ -4,8 +4,9 @@ import argparse
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from mcls.config.stored import HARMLESS, stored_config
+from mcls.config.stored import HARMLESS, check_length, stored_config
 from mcls.console import console, say_result
 from mcls.errors import FolderError, RequestError, Stopped
 from mcls.runs import RunFolder, find_run, read_yaml, typed
@@ -20,7 +21,8 @@ def run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mcls resume",
         description="Go on where a run stopped, however it stopped: the result is the uninterrupted run's, bit for bit "
-        "on the CPU. Keys that do not change what is trained may be changed, trainer.epochs to go on for longer.",
+        "on the CPU. Keys that do not change what is trained may be changed, and trainer.epochs and trainer.patience, "
+        "to go on for longer or to end earlier.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of a sweep")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="for example trainer.epochs=30")
@@ -36,14 +38,8 @@ def run(arguments: list[str]) -> int:
     folder = find_run(options.run)
     config = stored_config(folder, options.changes)
     result = folder.read_result() or {}
-    planned = read_yaml(folder.config)["trainer"]["epochs"]
-    grown = config["trainer"]["epochs"] > planned
-    if result.get("status") == "finished" and result["epochs"] < planned:
-        print(f"already finished: trainer.patience ran out after {result['epochs']} of {planned} epochs")
-        return 0
-    if result.get("status") == "finished" and not grown:
-        more = f"mcls resume {typed(options.run)} trainer.epochs={2 * planned}"
-        print(f"already finished, {planned} epochs; for more: {more}")
+    if result.get("status") == "finished" and (said := complete(result, folder, config["trainer"])):
+        print(said)
         return 0
     if size not in (1, devices := config["trainer"]["devices"]):
         raise RequestError(f"trainer.devices: the run has {devices}, torchrun started {size} processes.")
@@ -55,11 +51,23 @@ def run(arguments: list[str]) -> int:
         if rank:
             session.assist(Team(rank, size), "env://", config, stop, ready=int)
             return 0
-        if grown and config["schedule"] != {"_target_": "mcls.optim.constant", "warmup": 0}:
-            log.warning("the schedule is stretched over all epochs: the learning rate goes back to where it was before")
         result = session.resume(folder, config, stop)
     say_result(folder, result)
     return 0
+
+
+def complete(result: dict[str, Any], folder: RunFolder, asked: dict[str, Any]) -> str:
+    """Why there is nothing to go on with in a finished run; nothing if it is `asked` for more.
+
+    Raises RequestError when it is asked for less.
+    """
+    done, was = result["epochs"], read_yaml(folder.config)["trainer"]
+    epochs, patience, again = asked["epochs"], asked["patience"], f"mcls resume {typed(folder.path)}"
+    check_length(epochs, done)
+    if done < was["epochs"] and patience is not None and patience <= (was["patience"] or patience):
+        ended = f"already finished: trainer.patience ran out after {done} of {was['epochs']} epochs"
+        return f"{ended}; for more: {again} trainer.patience={2 * (was['patience'] or patience)}"
+    return f"already finished, {done} epochs; for more: {again} trainer.epochs={2 * done}" if epochs == done else ""
 
 
 def resume_sweep(path: Path, changes: list[str], config_dir: str | None) -> int:

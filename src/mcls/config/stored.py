@@ -15,7 +15,7 @@ from mcls.config.words import suggestion
 from mcls.errors import FolderError, RequestError
 from mcls.runs import RunFolder, read_json, read_yaml
 
-GROWING = "trainer.epochs"  # may be changed for a larger number
+LENGTH = ("trainer.epochs", "trainer.patience")  # how long is trained; not to less than has been
 # keys that do not change what is trained
 HARMLESS = (
     "trainer.log_every",
@@ -108,13 +108,17 @@ def change(config: dict[str, Any], known: dict[str, Any], rules: dict[str, Rule]
     """Change one key of `config`, if that is allowed. Raises RequestError."""
     if key not in known:
         raise RequestError(f"{key}: no such key. {suggestion(key, list(known))}")
-    if key not in (GROWING, *HARMLESS) and value != known[key]:
+    if key not in (*LENGTH, *HARMLESS) and value != known[key]:
         raise RequestError(
             f"{key}: {show(known[key])} -> {show(value)} would change what was trained. Begin a new run: mcls train."
         )
-    if key == GROWING and isinstance(value, int) and value < known[key]:
-        raise RequestError(f"{key}: {known[key]} -> {value} would take back what was trained. Give a larger number.")
     put(config, key, rules[key].check(key, value) if key in rules else value)
+
+
+def check_length(epochs: int, done: int) -> None:
+    """Raise RequestError for `epochs` in all where more are done."""
+    if epochs < done:
+        raise RequestError(f"trainer.epochs: {done} are done, {epochs} would take some back. Give {done} or more.")
 
 
 def shipped_rules(choices: dict[str, str]) -> dict[str, Rule]:
