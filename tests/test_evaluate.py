@@ -276,17 +276,40 @@ def test_folders_that_are_refused(mcls: Main, blobs: Path, tmp_path: Path, capsy
     (blobs / "last.pt").unlink()
     going_on = f"Go on with: mcls resume {blobs}"
     refused(5, f"{blobs}/last.pt: no such checkpoint yet. {going_on}", str(blobs), "--checkpoint", "last")
-    (blobs / "result.json").write_text('{"status": "stopped"}')
-    closed = "the test set stays closed until every choice is made. Say --split val, or mcls resume"
-    refused(2, f"{blobs}: not finished, {closed} {blobs}.", str(blobs))
-    assert mcls("evaluate", str(blobs), "--split", "val") == 0
-    capsys.readouterr()
     outside = tmp_path / "outside"
     outside.mkdir()
     shutil.rmtree(blobs / "figures", ignore_errors=True)
     (blobs / "figures").symlink_to(outside)
     refused(5, f"{blobs}/figures: refused, not a plain folder.", str(blobs), "--split", "val")
     assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize("val_fraction", [0, 0.1])
+def test_a_run_that_was_stopped_is_measured_and_labelled(
+    val_fraction: float, mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture
+) -> None:
+    """Its newest weights where none were selected; the opening counts, and counts on when the run is resumed."""
+    folder = train(tmp_path / "run", data_root, f"dataset.val_fraction={val_fraction}", "trainer.epochs=2")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("  epochs: 2", "  epochs: 5"))
+    (folder / "result.json").write_text('{"status": "stopped", "reason": "x", "test_openings": 0}')
+    if not val_fraction:
+        (folder / "best.pt").unlink()
+    capsys.readouterr()
+    assert mcls("evaluate", str(folder)) == 0
+    told = capsys.readouterr().out
+    assert "the run is not finished: stopped after 2 of 5 epochs\ntest set opened for the 1st time\n" in told
+    report = written(folder, "test")
+    assert report["unfinished"] == "stopped after 2 of 5 epochs"
+    assert (report["checkpoint"] == "best") is (val_fraction > 0)
+    assert json.loads((folder / "result.json").read_text())["status"] == "stopped"
+    assert mcls("resume", str(folder)) == 0
+    assert json.loads((folder / "result.json").read_text())["test_openings"] == 2
+    assert mcls("evaluate", str(folder)) == 0
+    assert "unfinished" not in written(folder, "test")
+    (folder / "result.json").unlink()
+    assert mcls("evaluate", str(folder)) == 2
+    assert capsys.readouterr().err.endswith(f"{folder}: never started. Go on with: mcls resume {folder}\n")
 
 
 @pytest.mark.parametrize("arguments", [["--device", "gpu"], ["--split", "all"], ["--checkpoint", "first"]])

@@ -161,15 +161,26 @@ def test_damaged_curves(mcls: Main, run: Path, capsys: Capture, line: str) -> No
     assert "damaged" in capsys.readouterr().err
 
 
-def test_what_is_no_finished_run(mcls: Main, run: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_what_is_no_run(mcls: Main, run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert mcls("report", str(tmp_path)) == 5
     assert capsys.readouterr().err == f"mcls: {tmp_path}: no run folder, it has no run.json.\n"
-    change(run / "result.json", status="stopped")
-    assert mcls("report", str(run)) == 5
-    assert capsys.readouterr().err == f"mcls: {run}: not finished, stopped. Go on with: mcls resume {run}\n"
+
+
+def test_a_run_that_is_not_finished(mcls: Main, run: Path) -> None:
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("  epochs: 3", "  epochs: 60"))
+    (run / "result.json").write_text('{"status": "stopped", "reason": "stopped at step 7", "test_openings": 0}\n')
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "tr')
+    best = max(json.loads(line)["val"]["accuracy"] for line in (run / "metrics.jsonl").read_text().splitlines()[:3])
+    assert mcls("report", str(run)) == 0
+    words = " ".join(Seen((run / "report.html").read_text()).words)
+    assert "stopped after 3 of 60 epochs" in words and f"so far: {best * 100:.2f} %, selected on val" in words
+    assert "stopped at step 7" in words and "test set opened 0 times" in words and "95 % interval" not in words
     (run / "result.json").unlink()
-    assert mcls("report", str(run)) == 5
-    assert "not finished, never started." in capsys.readouterr().err
+    (run / "metrics.jsonl").unlink()
+    assert mcls("report", str(run)) == 0
+    words = " ".join(Seen((run / "report.html").read_text()).words)
+    assert "never started" in words and "no validation accuracy yet" in words
 
 
 def test_links_are_not_followed(mcls: Main, run: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from mcls import listing
-from mcls.runs import LIMIT, RunFolder, as_yaml, read_json
+from mcls.runs import LIMIT, RunFolder, as_yaml, locked, read_json
 from trained import train
 
 Main = Callable[..., int]
@@ -177,10 +176,10 @@ def test_every_status(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
 def test_looking_takes_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.touch()
-    assert not listing.locked(path)
+    assert not locked(path)
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert listing.locked(path)
+        assert locked(path)
 
 
 def test_jobs_of_a_sweep_that_are_still_to_come(mcls: Main, tmp_path: Path, capsys: Capture) -> None:

@@ -69,7 +69,7 @@ def rebuild(opened: OpenedRun, download: bool) -> Dataset:
 def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, int]:
     """Split `name`, and how often the test set has been opened. An opening is counted before it happens.
 
-    Raises RequestError without a val, and for the test set of a run that is not finished.
+    Raises RequestError without a val, and for the test set of a run that was never started.
     """
     if name == "train":
         return dataset.train, 0
@@ -78,13 +78,10 @@ def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, int]:
             raise RequestError("--split val: the run has none, it was trained on all of train. Say --split test.")
         return dataset.val, 0
     with folder.lock():
-        result = folder.read_result() or {}
-        openings = result.get("test_openings")
-        if result.get("status") != "finished" or not isinstance(openings, int):
-            raise RequestError(
-                f"{folder.path}: not finished, the test set stays closed until every choice is made. "
-                f"Say --split val, or mcls resume {typed(folder.path)}."
-            )
+        result = folder.read_result()
+        if result is None:
+            raise RequestError(f"{folder.path}: never started. Go on with: mcls resume {typed(folder.path)}")
+        openings = int(result.get("test_openings", 0))
         folder.write_json(folder.result, {**result, "test_openings": openings + 1})
     return dataset.open_test(), openings + 1
 

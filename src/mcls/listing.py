@@ -4,10 +4,8 @@ A folder may be somebody else's, or half written: whatever is wrong with it make
 """
 
 import difflib
-import fcntl
 import json
 import math
-import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -17,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError, RequestError
-from mcls.files import open_plain
-from mcls.runs import RunFolder, read_json, read_text, relative
+from mcls.runs import RunFolder, epochs_done, read_json, read_text, relative, status_of
 
 MEASURES = ("accuracy", "loss", "f1_macro", "ece")
-STATUSES = ("running", "finished", "stopped", "failed", "killed", "never started", "damaged")
 HIGH_FIRST = ("accuracy", "f1_macro", "started")  # keys, or their endings, that are sorted from high to low
 TARGET = "._target_"
 KEY = re.compile(r"( {0,2})([\w-]+):")  # begins a line of config.yaml that is a group or a key
@@ -29,7 +25,6 @@ KEY = re.compile(r"( {0,2})([\w-]+):")  # begins a line of config.yaml that is a
 FREE = {"seed", "name", "outputs", "device", "precision", "threads", "trust", "dataset.download"}
 FREE |= {f"trainer.{key}" for key in ("log_every", "checkpoint_every", "checkpoint_steps", "figures")}
 FREE |= {f"trainer.{key}" for key in ("workers", "resident", "test_every_epoch")}
-TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
 FILTER = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": ne, ">": gt, "<": lt, ">=": ge, "<=": le}
 
@@ -40,7 +35,7 @@ class Listed:
 
     Args:
         folders: of the runs, the one with the best `val/accuracy` first.
-        status: one of STATUSES.
+        status: one of runs.STATUSES.
         settings: the hyper-parameters, dotted keys to plain values.
         values: measures and `epochs`, `seconds`, `started`; means where there are several runs.
         deviation: sample standard deviation of those that are numbers, over the seeds.
@@ -125,43 +120,6 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError(f"result.json: damaged, {value!r:.40} is no number.")
     return value
-
-
-def status_of(folder: RunFolder, result: dict[str, Any] | None) -> str:
-    """One of STATUSES; a run that says `running` and whose lock nobody holds was killed."""
-    said = "never started" if result is None else str(result.get("status"))
-    if said not in STATUSES:
-        raise FolderError(f"{folder.result}: damaged, its status is {said!r:.40}.")
-    if said not in ("running", "never started"):
-        return said
-    return "running" if locked(folder.path / "lock") else "killed" if said == "running" else said
-
-
-def locked(path: Path) -> bool:
-    """Whether a process holds the lock file `path`."""
-    try:
-        descriptor = open_plain(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def epochs_done(path: Path) -> int | None:
-    """The epoch in the last whole line of a metrics.jsonl, None when there is none."""
-    if path.is_symlink() or not path.is_file():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL))
-        lines = file.read(TAIL).splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"}\n")]
-    epoch = json.loads(whole[-1]).get("epoch") if whole and whole[-1].startswith(b"{") else None
-    return epoch if isinstance(epoch, int) else None
 
 
 def average(rows: Iterable[Listed]) -> list[Listed]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mcls.charts import Curve, chart
 from mcls.errors import FolderError
-from mcls.runs import RunFolder, read_json, read_text
+from mcls.runs import RunFolder, read_json, read_text, unfinished
 from mcls.tables import clean, decimals
 
 CURVES = 64_000_000  # bytes of metrics.jsonl that are read
@@ -55,15 +55,16 @@ pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; 
 
 
 def page(folder: RunFolder) -> str:
-    """The page of a finished run. Raises FolderError when the folder holds none or is damaged."""
-    about, result = read_json(folder.about), folder.read_finished()
+    """The page of a run. Raises FolderError when the folder holds none or is damaged."""
+    about, result = read_json(folder.about), folder.read_result() or {}
     try:
+        label = unfinished(folder, result or None)
         title = f"{about['choices']['dataset']} · {about['choices']['model']}"
         body = [
             f'<h1>{text(title)}</h1><p class="soft">{text(folder.name)} · {text(about["started"])}</p>',
-            section("Result", summary(result)),
+            section("Result", part(folder, result, label) if label else summary(result)),
             section("Curves", curves(folder, result)),
-            section("Test set, class by class", classes(folder, result["test"])),
+            section("Test set, class by class", "" if label else classes(folder, result["test"])),
             section("Samples", pictures(folder)),
             section("How it was trained", settings(folder, about)),
             section("To repeat it", f"<pre>{escape(clean(command(about)))}</pre>"),
@@ -115,25 +116,43 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
+def part(folder: RunFolder, result: dict[str, Any], label: str) -> str:
+    """How far a run that is not finished has come."""
+    vals = [record["val"]["accuracy"] for record in records(folder) if record.get("val")]
+    best = (
+        f"best validation accuracy so far: {max(vals) * 100:.2f} %, selected on val"
+        if vals
+        else "no validation accuracy yet"
+    )
+    opened = int(result.get("test_openings", 0))
+    return (
+        f'<div class="number">{text(label)}</div>{best}<br>'
+        f'<span class="soft">test set opened {opened} times {text(result.get("reason", ""))}</span>'
+    )
+
+
+def records(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for one that a kill cut off."""
+    content = read_text(folder.metrics, CURVES) if folder.metrics.exists() else ""
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def curves(folder: RunFolder, result: dict[str, Any]) -> str:
     """Loss and accuracy from epoch to epoch."""
-    if not folder.metrics.exists():
-        return ""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for line in read_text(folder.metrics, CURVES).splitlines():
-        record = json.loads(line)
+    for record in records(folder):
         for split in COLOURS:
             for name in ("loss", "accuracy"):
                 value = (record.get(split) or {}).get(name)
                 if value is not None and math.isfinite(value):
                     found.setdefault((name, split), []).append((int(record["epoch"]), float(value)))
-    best = float(result["best_epoch"])
+    best = float(result.get("best_epoch", 0))
     charts = []
     for name in ("loss", "accuracy"):
         lines = [Curve(split, colour, found.get((name, split), [])) for split, colour in COLOURS.items()]
-        charts.append(chart(name, "epoch", lines, best))
+        charts.append(chart(name, "epoch", lines, best or None))
     dashed = '<p class="soft">The dashed line is the epoch whose weights were selected.</p>'
-    return f'<div class="two">{"".join(charts)}</div>{dashed}' if any(charts) else ""
+    return f'<div class="two">{"".join(charts)}</div>{dashed if best else ""}' if any(charts) else ""
 
 
 def classes(folder: RunFolder, test: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 20  # samples in a grid of pictures
+FOLLOWED = ("accuracy", "loss", "f1_macro", "ece")
 
 
 def draw(
@@ -85,3 +86,13 @@ def grid(
         labels.append(f"{truth}\n{guess} {confidence[index]:.0%}")
         right.append(truth == guess)
     return figures.pictures(split.inputs[chosen].numpy(), labels, right, f"{title}: true name, then predicted")
+
+
+def final_scalars(result: dict[str, Any], test_followed: bool) -> dict[str, float]:
+    """The selected weights' values for TensorBoard; `test/...` only where no epoch has written them."""
+    found = {
+        f"best/{split}_{key}": result[split][key] for split in ("val", "test") if result[split] for key in FOLLOWED[:2]
+    }
+    if not test_followed:
+        found |= {f"test/{key}": result["test"][key] for key in FOLLOWED}
+    return found

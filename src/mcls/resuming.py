@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from mcls import checkpoint
-from mcls.assembly import PARTS
+from mcls.assembly import PARTS, Parts
 from mcls.config.stored import check_length
 from mcls.errors import FolderError
 from mcls.opened import fitting
@@ -46,6 +46,18 @@ def resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) 
         raise FolderError(f"{folder.last}: refused, it is no checkpoint of mcls ({error}).") from error
     check_length(config["trainer"]["epochs"], progress.epoch)
     return {**config, "model": node}
+
+
+def tell_length(config: dict[str, Any], planned: int, progress: dict[str, Any], parts: Parts) -> None:
+    """Warn of what it does to a run that it is to have another number of epochs than `planned`."""
+    epochs, constant = config["trainer"]["epochs"], {"_target_": "mcls.optim.constant", "warmup": 0}
+    if progress["epoch"] < epochs != planned and config["schedule"] != constant:
+        way = "stretched over all epochs: the learning rate goes back to where it was before"
+        if epochs < planned:
+            way = "shrunk to fewer epochs: the learning rate jumps ahead"
+        log.warning(f"the schedule is {way}")
+    if progress["epoch"] == epochs and progress["batch"] and parts.val is None:
+        log.warning(f"{progress['batch']} steps of epoch {epochs + 1} are in the weights too")
 
 
 def newest(folder: RunFolder) -> dict[str, Any] | None:

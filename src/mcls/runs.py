@@ -21,6 +21,8 @@ from mcls.tables import clean
 LIMIT = 40_000_000  # bytes of a file of text that is read back, as much as two confusion matrices of 2,000 classes
 YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
 DEPTH = 20  # of nested YAML
+TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
+STATUSES = ("running", "finished", "stopped", "failed", "killed", "never started", "damaged")
 
 
 class RunFolder:
@@ -232,3 +234,50 @@ def find(root: Path) -> Iterator[RunFolder]:
     """Every run folder under `root`, in the order of their paths; a run folder is one that has a run.json."""
     for path in sorted(root.rglob("run.json")):
         yield RunFolder(path.parent)
+
+
+def status_of(folder: RunFolder, result: dict[str, Any] | None) -> str:
+    """One of STATUSES; a run that says `running` and whose lock nobody holds was killed."""
+    said = "never started" if result is None else str(result.get("status"))
+    if said not in STATUSES:
+        raise FolderError(f"{folder.result}: damaged, its status is {said!r:.40}.")
+    if said not in ("running", "never started"):
+        return said
+    return "running" if locked(folder.path / "lock") else "killed" if said == "running" else said
+
+
+def locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path`."""
+    try:
+        descriptor = open_plain(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def epochs_done(path: Path) -> int | None:
+    """The epoch in the last whole line of a metrics.jsonl, None when there is none."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = file.read(TAIL).splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"}\n")]
+    epoch = json.loads(whole[-1]).get("epoch") if whole and whole[-1].startswith(b"{") else None
+    return epoch if isinstance(epoch, int) else None
+
+
+def unfinished(folder: RunFolder, result: dict[str, Any] | None) -> str:
+    """`stopped after 9 of 60 epochs`, nothing of a finished run. Raises FolderError for what is damaged."""
+    status = status_of(folder, result)
+    if status in ("finished", "never started"):
+        return "" if status == "finished" else status
+    settings = read_yaml(folder.config).get("trainer")
+    planned = settings.get("epochs") if isinstance(settings, dict) else None
+    return f"{status} after {epochs_done(folder.metrics) or 0} of {planned} epochs"

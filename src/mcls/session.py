@@ -20,7 +20,7 @@ from mcls.files import move
 from mcls.forward import evaluate
 from mcls.machine import describe, environment
 from mcls.metrics import Tally
-from mcls.resuming import newest, read_about, resumable
+from mcls.resuming import newest, read_about, resumable, tell_length
 from mcls.runs import RunFolder, as_yaml, read_yaml, relative, typed
 from mcls.signals import StopRequest
 from mcls.tracking import LogFile, Recorder
@@ -28,8 +28,6 @@ from mcls.trainer import Recorder as Reports
 from mcls.trainer import Trainer
 
 log = logging.getLogger("mcls")
-
-FOLLOWED = ("accuracy", "loss", "f1_macro", "ece")
 
 
 def train(
@@ -95,18 +93,6 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
         about["hyperparameters"] = flat(config, about["choices"])
         folder.write_json(folder.about, about)
         return fill(folder, parts, wanted, about, state, stop, started)
-
-
-def tell_length(config: dict[str, Any], planned: int, progress: dict[str, Any], parts: Parts) -> None:
-    """Warn of what it does to a run that it is to have another number of epochs than `planned`."""
-    epochs, constant = config["trainer"]["epochs"], {"_target_": "mcls.optim.constant", "warmup": 0}
-    if progress["epoch"] < epochs != planned and config["schedule"] != constant:
-        way = "stretched over all epochs: the learning rate goes back to where it was before"
-        if epochs < planned:
-            way = "shrunk to fewer epochs: the learning rate jumps ahead"
-        log.warning(f"the schedule is {way}")
-    if progress["epoch"] == epochs and progress["batch"] and parts.val is None:
-        log.warning(f"{progress['batch']} steps of epoch {epochs + 1} are in the weights too")
 
 
 def finish(
@@ -326,19 +312,9 @@ def run(
         "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
     }
     end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more
-    recorder.scalars(end, final_scalars(result, followed))
+    recorder.scalars(end, results.final_scalars(result, followed))
     if config["trainer"]["figures"]:
         parts.train.release()  # matplotlib takes as much memory as MNIST
         network = parts.model
         results.draw(folder.figures, folder.name, split, tally, test, classes, network, parts.train, recorder, end)
     return result
-
-
-def final_scalars(result: dict[str, Any], test_followed: bool) -> dict[str, float]:
-    """The selected weights' values for TensorBoard; `test/...` only where no epoch has written them."""
-    found = {
-        f"best/{split}_{key}": result[split][key] for split in ("val", "test") if result[split] for key in FOLLOWED[:2]
-    }
-    if not test_followed:
-        found |= {f"test/{key}": result["test"][key] for key in FOLLOWED}
-    return found

@@ -3,7 +3,7 @@
 COMMANDS = {
     "train": "train a classifier, or sweep over many: mcls train [key=value ...] [-m]",
     "resume": "go on where a run stopped: mcls resume RUN [key=value ...]",
-    "evaluate": "measure a finished run: mcls evaluate RUN [--split val|test]",
+    "evaluate": "measure a run: mcls evaluate RUN [--split val|test]",
     "predict": "classify files with a finished run: mcls predict RUN INPUT ...",
     "export": "bring a model elsewhere: mcls export RUN --format onnx|pt2|safetensors",
     "runs": "the runs in a folder, best first: mcls runs [DIR]",

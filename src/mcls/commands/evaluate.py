@@ -8,7 +8,7 @@ from mcls import tables
 from mcls.console import console, percent
 from mcls.files import publish
 from mcls.options import add_checkpoint, add_device
-from mcls.runs import RunFolder, find_run, read_json, relative
+from mcls.runs import RunFolder, find_run, read_json, relative, unfinished
 
 if TYPE_CHECKING:
     from mcls.evaluation import Evaluation
@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> int:
     """Evaluate one run. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="mcls evaluate",
-        description="Measure a finished run on a split of the data it was trained with. Everything is in its folder "
+        description="Measure a run on a split of the data it was trained with. Everything is in its folder "
         "afterwards: evaluation.json, figures/evaluation-*.png. Each opening of the test set is counted.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
@@ -46,6 +46,9 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     from mcls import evaluation
     from mcls.opened import open_run
 
+    label = unfinished(folder, folder.read_result())
+    if label and not folder.best.is_file():  # without val it is written at the end
+        options.checkpoint = "last"
     opened = open_run(folder, options.checkpoint, options.device, options.changes)
     classes = opened.classes
     asked = any(change.startswith("dataset.download=") for change in options.changes)
@@ -53,7 +56,7 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     dataset = evaluation.rebuild(opened, download=asked)
     split, openings = evaluation.take(folder, dataset, options.split)
     found = evaluation.evaluate(opened, split, options.split, dataset.val)
-    report = {"checkpoint": options.checkpoint, **found.report}
+    report = {"checkpoint": options.checkpoint, **({"unfinished": label} if label else {}), **found.report}
     order = evaluation.doubted(found) if options.mistakes else None
     evaluation.draw(found, folder, classes, order)
     path = folder.path / "evaluation.json"
@@ -69,6 +72,8 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
 def show(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> None:
     """The measures as tables on the terminal."""
     print(f"{report['split']:<5} {percent(report)}; {report['checkpoint']} checkpoint, of epoch {report['epoch']}")
+    if "unfinished" in report:
+        print(f"the run is not finished: {report['unfinished']}")
     if openings:
         print(f"test set opened for the {ordinal(openings)} time")
     mended = report["temperature"]

@@ -17,7 +17,7 @@ def run(arguments: list[str]) -> int:
         "samples, the configuration, the environment and the command that repeats it. It needs no other file and "
         "runs no script.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default RUN/report.html")
     options = parser.parse_args(arguments)
     folder = find_run(options.run)
