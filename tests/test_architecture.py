@@ -27,6 +27,7 @@ ROWS = [
     ["mcls.data.image_folder", "mcls.data.tabular"],
     ["mcls.data.datasets", "mcls.data.loader", "mcls.checkpoint", "mcls.tracking", "mcls.samples"],
     ["mcls.runs", "mcls.data.encoding", "mcls.data.folders", "mcls.data.pictures"],
+    ["mcls.data.delimited"],
     ["mcls.data.names"],
     [
         *(f"mcls.{name}" for name in ("files", "machine", "losses", "metrics", "optim", "figures", "models", "tables")),

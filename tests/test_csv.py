@@ -1,10 +1,12 @@
 """Tables: what becomes of columns, that train alone teaches it, that new rows are encoded the same, and wrong files."""
 
 import csv
+import gzip
 import io
 import random
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,45 @@ def test_delimiters_marks_and_line_ends_make_no_difference(
         assert torch.equal(inputs(found.train), inputs(expected.train)) and found.encoder == expected.encoder
 
 
+def spaced(text: str) -> str:
+    return "\n".join("  ".join(f"{cell:>8}" for cell in line.split(",")) for line in text.splitlines())
+
+
+FORMS: dict[str, Callable[[str], str | bytes]] = {
+    "gzip": lambda text: gzip.compress(text.encode()),
+    "utf-16": lambda text: text.encode("utf-16"),
+    "utf-16, big endian": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "Excel's Unicode text": lambda text: text.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"),
+    "sep=": lambda text: "sep=;\r\n" + text.replace(",", ";"),
+    "comments": lambda text: f"# made by a tool, in 2024\n#\n{text}",
+    "blanks": spaced,
+    "delimiters in quotes": lambda text: text.replace(",", ";").replace("size", '"size, in cm, or, more"'),
+    "delimiters in names": lambda text: text.replace(",", ";").replace("size", "size, in cm, or, more, or, less"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_forms_of_a_table_make_no_difference(tmp_path: Path, form: str, name: str) -> None:
+    """Nor does what the file is called."""
+    expected = read(write(tmp_path / "plain.csv", rows()))
+    content = FORMS[form]((tmp_path / "plain.csv").read_text())
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = read(tmp_path / name)
+    assert [torch.equal(inputs(a), inputs(b)) for a, b in zip(splits(found), splits(expected), strict=True)] == [
+        True
+    ] * 3
+    assert found.open_test().targets.tolist() == expected.open_test().targets.tolist()
+
+
+def test_a_header_may_begin_with_a_number_sign_or_hold_numbers(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "t.csv", rows(), ["#id", *HEADER[1:]])).input_shape == (6,)
+    assert read(write(tmp_path / "t.csv", rows(), ["0", "1", "2", "3", "4"]), "4").input_shape == (6,)
+    assert read(write(tmp_path / "t.csv", rows(), ["id", "2019", "weight", "colour", "kind"])).input_shape == (6,)
+    waves = [[f"{random.random():.3f}" for _ in range(9)] + ["ab"[n % 2]] for n in range(40)]
+    assert read(write(tmp_path / "t.csv", waves, [*(f"{400.5 + n}" for n in range(9)), "y"]), "y").input_shape == (9,)
+
+
 def test_blanks_quotes_and_columns_without_a_name(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     lines = [f'{number}, {number % 7} ,"a, ""{number % 2}""",' for number in range(40)]
@@ -186,6 +227,72 @@ def test_missing_cells(tmp_path: Path, word: str, caplog: pytest.LogCaptureFixtu
             if name == "row 5":
                 assert values[0].abs() < 1e-6
             assert values[2:].sum() == (0 if name == "row 10" else 1)
+
+
+@pytest.mark.parametrize(
+    "word", ["", "NA", "N/A", "n/a", "NULL", "null", "None", "<NA>", "#N/A", "-nan", "1.#QNAN", "?"]
+)
+def test_missing_classes_are_no_class(tmp_path: Path, word: str, caplog: pytest.LogCaptureFixture) -> None:
+    """pandas' words for missing, in targets as in features; with missing=drop their rows go, and are counted."""
+    caplog.set_level("INFO", "mcls")
+    body = rows()
+    body[3][4] = body[8][4] = word
+    body[9][1] = "NaN"
+    path = write(tmp_path / "t.csv", body)
+    with pytest.raises(DataError, match=r"row 5, column 'kind': no class.* \(2 such rows\)\. Fill it in, or say "):
+        read(path, missing="mean")
+    found = read(path, missing="drop")
+    assert found.classes == ("no", "yes") and sum(map(len, splits(found))) == 57
+    told = f"3 of 60 rows dropped (2 without a class), they have missing cells: 3 such cells: 2 '{word}', 1 'NaN'"
+    assert f"data    {path}: {told}" in caplog.text
+    assert word in read(path, missing="drop", missing_values=["NaN"]).classes or not word
+
+
+def test_missing_cells_that_are_filled_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mcls")
+    body = rows()
+    body[3][1] = body[8][3] = "NULL"
+    path = write(tmp_path / "t.csv", body)
+    read(path, missing="mean")
+    assert f"data    {path}: missing, 2 such cells; they get the mean, or no category" in caplog.text
+
+
+def test_names_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    body = [
+        [*row[:3], ("red", "Red ", "blue")[n % 3], ("1", "1.0", "2", "cat", "Cat")[n % 5]]
+        for n, row in enumerate(rows())
+    ]
+    path = write(tmp_path / "t.csv", body)
+    assert len(read(path).classes) == 5
+    end = "count as different. If they are one, write them alike."
+    assert [record.getMessage() for record in caplog.records] == [
+        f"data    {path}, column 'kind': '1', '1.0' {end}",
+        f"data    {path}, column 'kind': 'Cat', 'cat' {end}",
+        f"data    {path}, column 'colour': 'Red', 'red' {end}",
+    ]
+    caplog.clear()
+    read(write(path, rows()))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_numbers_of_rows_that_give_the_classes_away_are_told(
+    tmp_path: Path, shuffled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = sorted(rows(), key=lambda row: row[4])
+    body = [[str(number), *row[1:]] for number, row in enumerate(body)]
+    body = random.Random(0).sample(body, 60) if shuffled else body
+    path = write(tmp_path / "t.csv", body, ["Unnamed: 0", *HEADER[1:]])
+    read(path)
+    message = (
+        f"data    {path}: column 'Unnamed: 0' numbers the rows, and the classes come in its order: "
+        "it gives them away (a leak). Name it in dataset.drop_columns."
+    )
+    assert [record.getMessage() for record in caplog.records] == [message]
+    caplog.clear()
+    read(path, drop_columns=["Unnamed: 0"])
+    read(write(path, rows()))  # numbers of rows that say nothing of the classes
+    assert not caplog.records
 
 
 def test_missing_values_are_what_the_user_says(tmp_path: Path) -> None:
@@ -242,7 +349,7 @@ def test_a_column_with_one_value_is_harmless(tmp_path: Path) -> None:
 
 # what is done to a healthy file, and what is said of it
 ELSE = "If something else stands between cells, say dataset.delimiter."
-QUOTE = f"Is a quote or a ',' too many or too few? {ELSE}"
+QUOTE = f"Is a quote or a delimiter too many or too few? {ELSE}"
 CELLS = "cells). Mend it, or name the column in dataset.text_columns, or the word in dataset.missing_values."
 COLUMNS = "It has 'id', 'size', 'weight', 'colour', 'kind'."
 FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
@@ -272,12 +379,43 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "latin-1": (
         lambda text: text.replace("blue", "bl\xfcu").encode("latin-1"),
-        "FILE, row 2: not UTF-8 (byte 0xfc). Save it as UTF-8.",
+        "FILE, row 2: not UTF-8 (byte 0xfc). Save it as UTF-8, Excel's 'CSV UTF-8'.",
     ),
     "utf-16": (lambda text: text.encode("utf-16-le"), "FILE, row 1: a NUL byte. Is this a text file?"),
-    "utf-16 with a mark": (
-        lambda text: text.encode("utf-16"),
-        "FILE, row 1: not UTF-8 (byte 0xff). Save it as UTF-8.",
+    "workbook": (lambda text: zipped("xl/workbook.xml"), "FILE: no CSV file but an Excel workbook. Save it as CSV."),
+    "zip": (lambda text: zipped("t.csv"), "FILE: no CSV file but a zip archive. Unpack it."),
+    "parquet": (lambda text: b"PAR1\0\0PAR1", "FILE: no CSV file but a Parquet file. Save it as CSV."),
+    "half a gzip": (
+        lambda text: gzip.compress(text.encode())[:200],
+        "FILE: cannot be read (Compressed file ended before the end-of-stream marker was reached).",
+    ),
+    "no header": (
+        lambda text: text.split("\n", 1)[1],
+        "FILE, row 1: data and no header ('0', '0.942', '7000', 'blue', 'no'). Put a row of column names before it; "
+        "if these are names, put a letter before their numbers.",
+    ),
+    "no header, of texts": (
+        lambda text: "\n".join(line.split(",", 3)[3] for line in text.splitlines()[1:]),
+        "FILE, row 1: data and no header ('blue', 'no'). Put a row of column names before it; "
+        "if these are names, put a letter before their numbers.",
+    ),
+    "R's header": (
+        lambda text: text.removeprefix("id,"),
+        "FILE, row 1: the header has 4 names, the rows have 5 cells. R writes names of rows so: say row.names=FALSE "
+        "there, or put a name before the first.",
+    ),
+    "R's table": (
+        lambda text: text.removeprefix("id,").replace(",", " "),
+        "FILE, row 1: the header has 4 names, the rows have 5 cells. R writes names of rows so: say row.names=FALSE "
+        "there, or put a name before the first.",
+    ),
+    "delimiter after the header": (
+        lambda text: text.replace("kind", "kind,", 1),
+        "FILE, row 1: the header ends with a ',' too many, the rows don't. Take it out.",
+    ),
+    "delimiter after the rows": (
+        lambda text: text.replace("no\n", "no,\n").replace("yes\n", "yes,\n"),
+        "FILE, row 1: the rows end with a ',' too many, the header doesn't. Put one there too.",
     ),
     "duplicate header": (
         lambda text: text.replace("weight", "size", 1),
@@ -289,11 +427,11 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "empty label": (
         lambda text: text.replace("no\n", " \n", 2),
-        "FILE, row 2, column 'kind': no class (2 such rows). Fill it in, or take the row out.",
+        "FILE, row 2, column 'kind': no class (2 such rows). Fill it in, or say dataset.missing=drop.",
     ),
     "missing label": (
         lambda text: text.replace("no\n", "NA\n", 2),
-        "FILE, row 2, column 'kind': no class, got 'NA' (2 such rows). Fill it in, or take the row out. "
+        "FILE, row 2, column 'kind': no class, got 'NA' (2 such rows). Fill it in, or say dataset.missing=drop. "
         "If 'NA' is a class, leave it out of dataset.missing_values.",
     ),
     "no number": (
@@ -314,6 +452,13 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
         "Is it cut by something else? Say dataset.delimiter.",
     ),
 }
+
+
+def zipped(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, "x" * 99)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("kind", FAULTS)
@@ -356,7 +501,7 @@ def test_wrong_files(tmp_path: Path, kind: str) -> None:
         ),
         (
             {"missing_values": list(COLOURS), "missing": "drop"},
-            "FILE: every row has a missing cell, none is left. Say dataset.missing=mean.",
+            "FILE: column 'colour' has no cell filled. Name it in dataset.drop_columns.",
         ),
     ],
 )
@@ -379,7 +524,9 @@ def test_what_is_no_file_and_what_is_not_said(tmp_path: Path) -> None:
         RequestError, match=r"^dataset\.target: say which column holds the classes, dataset\.target=COLUMN\.$"
     ):
         read(path, None)
-    with pytest.raises(RequestError, match=r"^dataset\.delimiter: must be auto, tab or one character, got '::'\.$"):
+    with pytest.raises(
+        RequestError, match=r"^dataset\.delimiter: must be auto, tab, space or one character, got '::'\.$"
+    ):
         read(path, delimiter="::")
 
 
@@ -451,7 +598,7 @@ ROW = {"size": "1.5", "weight": "2000", "colour": "red"}
             {"colour": "mauve\n"},
             {},
             "column 'colour': 'mauve' is a category that train does not have; it has 'blue', 'green', 'red'. "
-            "Mend it, or train with dataset.unseen=ignore.",
+            "Mend it, or let it count as none: dataset.unseen=ignore, or for mcls predict --handle-unknown ignore.",
         ),
     ],
 )

@@ -247,10 +247,10 @@ BAD_ROWS = [
     ("1,two\n", "row 1: 'two' is not a number."),
     ("x,y\n1,nan\n", "row 2: 'nan' is not a number."),
     ("x,y\n1,\n", "row 2: '' is not a number."),
-    ('1,2\n3,"4\n', "row 2: cannot be read as CSV (unexpected end of data), nor what follows."),
+    ('1,2\n3,"4\n', "row 2: unexpected end of data. Is a quote never closed? What follows is not read."),
     (
         "1,2\n\xff,4\n",
-        "row 2: cannot be read as CSV (not UTF-8), nor what follows.",
+        "row 2: not UTF-8 (byte 0xff). Save it as UTF-8, Excel's 'CSV UTF-8'. What follows is not read.",
     ),
 ]
 
@@ -278,7 +278,7 @@ def test_rows_that_are_wrong_are_named_skipped_and_counted(
     assert err.splitlines()[:3] == [
         f"skipped {one}, row 3: 'two' is not a number.",
         f"skipped {one}, row 4: 1 cells, the model takes 2 numbers.",
-        f"skipped {one}, row 6: cannot be read as CSV (unexpected end of data), nor what follows.",
+        f"skipped {one}, row 6: unexpected end of data. Is a quote never closed? What follows is not read.",
     ]
     assert err.splitlines()[-1] == "6 classified; 6 wrong, skipped"
 
@@ -330,7 +330,7 @@ def test_wrong_rows_and_files_of_a_table_cost_no_others(tmp_path: Path) -> None:
         f"{files[3]}, row 1: two columns are called 'age'. Rename one.",
     ]
     starts = [
-        f"{path}, row 207: cannot be read as CSV (unexpected end of data), nor what follows.",
+        f"{path}, row 207: unexpected end of data. Is a quote never closed? What follows is not read.",
         f"{path}, row 203: 2 cells, the header has 3.",
         f"{path}, row 202, column 'colour': 'green' is a category that train does not have",
         f"{path}, row 204, column 'age': 'old' is not a number. Mend it, or",

@@ -1,10 +1,8 @@
 """Samples from what a command line names: files, folders, patterns and lists, one at a time, however many there are."""
 
-import csv
 import glob
 import math
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,17 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcls import images
-from mcls.data.encoding import INPUTS, Table, check_names, encode_table, number, separator_of
+from mcls.data.delimited import Records, number, records
+from mcls.data.encoding import INPUTS, Table, check_names, encode_table
 from mcls.data.folders import ignored, suffix_of
-from mcls.data.names import composed, quoted
+from mcls.data.names import quoted
 from mcls.errors import DataError, RequestError
 from mcls.tables import clean
 
 ENCODED = 256  # rows of a table that are encoded at a time
-UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of bytes that are not UTF-8
 Sample = tuple[str, NDArray[Any]]
 Refuse = Callable[[DataError], None]  # told what is wrong with a file or a row that is left out
-Records = Iterator[tuple[int, list[str]]]
 
 
 def paths(arguments: Iterable[str], suffixes: set[str], listed: IO[bytes] | None) -> Iterator[str]:
@@ -72,36 +69,12 @@ def pictures(found: Iterable[str], shape: Sequence[int], max_pixels: int, refuse
             yield path, picture
 
 
-def records(path: str, delimiter: str = "auto") -> Records:
-    """Number and cells of each row of CSV file `path`, in UTF-8; `delimiter` is one of `separator_of`.
-
-    Raises DataError, naming the file and the row.
-    """
-    number = 0
-    if not Path(path).is_file():
-        raise DataError(f"{path}: {'not a plain file' if os.path.lexists(path) else 'no such file'}.")
-    try:
-        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            first = file.readline(1 << 16)
-            file.seek(0)
-            for cells in csv.reader(file, delimiter=separator_of(first, delimiter), strict=True):
-                if UNDECODED.search("".join(cells)):
-                    raise csv.Error("not UTF-8")
-                number += 1
-                if cells:
-                    yield number, [composed(cell.strip()) for cell in cells]
-    except (OSError, csv.Error) as error:
-        raise DataError(
-            f"{path}, row {number + 1}: cannot be read as CSV ({images.reason(error)}), nor what follows."
-        ) from error
-
-
 def readable(lines: Records, refuse: Refuse) -> Records:
     """`lines` up to what cannot be read; `refuse` is called with that."""
     try:
         yield from lines
     except DataError as error:
-        refuse(error)
+        refuse(DataError(f"{error} What follows is not read."))
 
 
 def vectors(found: Iterable[str], shape: Sequence[int], refuse: Refuse) -> Iterator[Sample]:
@@ -111,7 +84,7 @@ def vectors(found: Iterable[str], shape: Sequence[int], refuse: Refuse) -> Itera
     """
     count = math.prod(shape)
     for path in found:
-        for row, cells in readable(records(path), refuse):
+        for row, cells in readable(records(Path(path), header=False), refuse):
             values = list(map(number, cells))
             if row == 1 and len(cells) == count and not any(value is not None for value in values):
                 continue
@@ -129,7 +102,7 @@ def opened(path: str, encoder: dict[str, Any]) -> tuple[list[str], Records]:
     Raises DataError when it cannot be read, lacks a column or has one twice.
     """
     for delimiter in (encoder.get("delimiter", "auto"), "auto"):
-        lines = records(path, delimiter)
+        lines = records(Path(path), delimiter)
         try:
             _, header = next(lines, (1, []))
         except DataError:

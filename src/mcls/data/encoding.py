@@ -10,8 +10,6 @@ A row's number is that of the file, whose header is row 1. An encoder is a plain
     delimiter    as in configs/dataset/csv.yaml, added for new files; there may be none
 """
 
-import csv
-import io
 import math
 import re
 import unicodedata
@@ -23,13 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcls.data.names import composed, did_you_mean, listed, natural, quoted
-from mcls.errors import DataError, RequestError
+from mcls.data.delimited import number, records
+from mcls.data.names import did_you_mean, listed, natural, quoted
+from mcls.errors import DataError
 
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 GROUPED = re.compile(r"[+-]?([0-9]+|[0-9]{1,3}((,[0-9]{2,3})+|(\.[0-9]{3})+))([.,][0-9]+)?")  # as people write them
-LARGEST = 1e30  # its square is a float
-DELIMITERS = ",;\t|"
+UNSEEN = "cells hold categories that train does not have; they count as none"
 INPUTS = "inputs"  # what messages call the files to be classified
 
 
@@ -69,37 +66,29 @@ class Table:
 
 
 def read_table(path: Path, delimiter: str = "auto") -> Table:
-    """The table in CSV file `path`: UTF-8, with a header row. Columns without a name are left out.
+    """The table in CSV file `path`, with a header row. Columns without a name are left out.
 
     Raises DataError, naming file and row, when the file is not there or is no such table.
     """
-    text = read_text(path)
-    separator = separator_of(text, delimiter)
-    number = 0
-    records: list[list[str]] = []
-    rows: list[int] = []
-    try:
-        for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1):
-            if not cells:
-                continue
-            if records and len(cells) != len(records[0]):
-                got = f"{len(cells)} cells, the header has {len(records[0])}"
-                raise DataError(
-                    f"{path}, row {number}: {got}. Is a quote or a {quoted(separator)} too many or too few? "
-                    "If something else stands between cells, say dataset.delimiter."
-                )
-            records.append([composed(cell.strip()) for cell in cells])
-            rows.append(number)
-    except csv.Error as error:
-        raise DataError(f"{path}, row {number + 1}: {error}. Is a quote never closed?") from error
-    if not records:
+    lines = records(path, delimiter)
+    _, header = next(lines, (1, []))
+    if not header:
         raise DataError(f"{path}: empty. The first row must be a header of column names.")
-    header, *body = records
     check_names(header, str(path))
+    body: list[list[str]] = []
+    rows: list[int] = []
+    for row, cells in lines:
+        if len(cells) != len(header):
+            raise DataError(
+                f"{path}, row {row}: {len(cells)} cells, the header has {len(header)}. Is a quote or a delimiter too "
+                "many or too few? If something else stands between cells, say dataset.delimiter."
+            )
+        body.append(cells)
+        rows.append(row)
     if not body:
         raise DataError(f"{path}: a header and no rows.")
     cells_of = zip(*body, strict=True)
-    return Table(str(path), {name: list(cells) for name, cells in zip(header, cells_of, strict=True) if name}, rows[1:])
+    return Table(str(path), {name: list(cells) for name, cells in zip(header, cells_of, strict=True) if name}, rows)
 
 
 def check_names(header: Sequence[str], source: str) -> None:
@@ -107,46 +96,6 @@ def check_names(header: Sequence[str], source: str) -> None:
     twice = [name for place, name in enumerate(header) if name and name in header[:place]]
     if twice:
         raise DataError(f"{source}, row 1: two columns are called {quoted(twice[0])}. Rename one.")
-
-
-def read_text(path: Path) -> str:
-    """The text in file `path`. Raises DataError unless it is a plain file of UTF-8 without NUL."""
-    if not path.is_file():
-        raise DataError(f"{path}: {'not a plain file' if path.exists() else 'no such file'}.")
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}, row {row}: not UTF-8 (byte 0x{content[error.start]:02x}). Save it as UTF-8."
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    if "\0" in text:
-        raise DataError(
-            f"{path}, row {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte. Is this a text file?"
-        )
-    return text
-
-
-def separator_of(text: str, delimiter: str) -> str:
-    """The one character that stands between the cells of `text`."""
-    if delimiter == "auto":
-        first = text.split("\n", 1)[0]
-        return max(DELIMITERS, key=first.count)
-    separator = "\t" if delimiter in ("tab", "\\t") else delimiter
-    if len(separator) != 1 or separator in '"\r\n':
-        raise RequestError(f"dataset.delimiter: must be auto, tab or one character, got {delimiter!r}.")
-    return separator
-
-
-def number(text: str) -> float | None:
-    """The number that `text` is, or None: no nan, no inf, nothing above LARGEST."""
-    if NUMBER.fullmatch(text) is None:
-        return None
-    value = float(text)
-    return value if abs(value) <= LARGEST else None
 
 
 def looks_numeric(text: str) -> bool:
@@ -266,6 +215,18 @@ def indicators(table: Table, name: str, categories: Sequence[str], unseen: str, 
         elif cell not in words and unseen == "error":
             raise DataError(
                 f"{table.at(index, name)}: {quoted(cell)} is a category that train does not have; it has "
-                f"{listed(categories)}. Mend it, or train with dataset.unseen=ignore."
+                f"{listed(categories)}. Mend it, or let it count as none: dataset.unseen=ignore, or for mcls predict "
+                "--handle-unknown ignore."
             )
     return found
+
+
+def count_unseen(table: Table, encoder: dict[str, Any]) -> int:
+    """How many cells hold categories that an encoder does not know."""
+    words = {"", *encoder["missing_values"]}
+    known = [
+        (name, words.union(categories))
+        for name, categories in zip(encoder["columns"], encoder["categories"], strict=True)
+        if categories
+    ]
+    return sum(cell not in cells for name, cells in known for cell in table.columns[name])

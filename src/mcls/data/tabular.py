@@ -1,7 +1,9 @@
 """Data sets from CSV files, and the encoding of new rows as a run's training rows were encoded."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,14 @@ import torch
 from torch import Tensor
 
 from mcls.data.datasets import Dataset, Split, check_classes, cut, cut_test, filled, tell_absent
-from mcls.data.encoding import Table, encode_table, fit, lacking, read_table
+from mcls.data.delimited import number
+from mcls.data.encoding import UNSEEN, Table, count_unseen, encode_table, fit, lacking, read_table
 from mcls.data.names import composed, listed, natural, quoted
 from mcls.errors import DataError, RequestError
 
 log = logging.getLogger("mcls")
+
+LEAST_ROWS = 20  # of which chance says something
 
 
 def csv_file(
@@ -48,8 +53,8 @@ def csv_file(
     for name, table in tables.items():
         for column in columns:
             table.column(column, "dataset.test_path")
-        check_labels_there(table, target, missing_values)
-        tables[name] = without_gaps(table, columns, missing, missing_values)
+        tables[name] = without_gaps(table, target, columns, missing, missing_values)
+    warn_index_columns(tables["train"], columns, target)
     classes = class_names(tables["train"], target)
     whole = numbered(tables["train"], target, classes)
     if test_path is None:
@@ -61,6 +66,8 @@ def csv_file(
     encoder |= {"missing": missing, "missing_values": list(missing_values), "unseen": unseen, "target": target}
     inputs = {"train": encoded(tables["train"], {**encoder, "unseen": "ignore"})}
     inputs["test"] = encoded(tables["test"], encoder) if "test" in tables else inputs["train"]
+    for name, categories in zip(columns, encoder["categories"], strict=True):
+        warn_lookalikes(categories, f"{path}, column {quoted(name)}")
     describe(encoder)
     train, test = filled(train, inputs["train"]), filled(test, inputs["test"])
     val = filled(val, inputs["train"]) if val is not None else None
@@ -80,43 +87,97 @@ def input_columns(table: Table, target: str, drop_columns: Sequence[str], text_c
     return columns
 
 
-def check_labels_there(table: Table, target: str, missing_values: Sequence[str]) -> None:
-    """Raise DataError, with the first row and the count, when rows have no class."""
-    cells, words = table.column(target, "dataset.target"), {"", *missing_values}
-    empty = [index for index, cell in enumerate(cells) if cell in words]
-    if empty:
-        word = cells[empty[0]]
+def without_gaps(
+    table: Table, target: str, columns: Sequence[str], missing: str, missing_values: Sequence[str]
+) -> Table:
+    """`table` as `missing` wants it. Raises DataError for missing cells if that is wrong, or when no row is left."""
+    unlabelled = lacking(table, [target], missing_values)
+    if unlabelled and missing != "drop":
+        word = table.columns[target][unlabelled[0][0]]
         got = f", got {quoted(word)}" if word else ""
         advice = f" If {quoted(word)} is a class, leave it out of dataset.missing_values." if word else ""
         raise DataError(
-            f"{table.at(empty[0], target)}: no class{got} ({len(empty)} such rows). "
-            f"Fill it in, or take the row out.{advice}"
+            f"{table.at(unlabelled[0][0], target)}: no class{got} ({count_cells(table, unlabelled, 'row')}). "
+            f"Fill it in, or say dataset.missing=drop.{advice}"
         )
-
-
-def without_gaps(table: Table, columns: Sequence[str], missing: str, missing_values: Sequence[str]) -> Table:
-    """`table` as `missing` wants it. Raises DataError for missing cells if that is wrong, or when no row is left."""
-    gaps = lacking(table, columns, missing_values) if missing != "mean" else []
-    if gaps and missing == "error":
+    gaps = lacking(table, columns, missing_values)
+    if not gaps + unlabelled:
+        return table
+    empty = [name for name in columns if {"", *missing_values}.issuperset(table.columns[name])]
+    if empty and missing != "mean":
+        raise DataError(
+            f"{table.source}: column {quoted(empty[0])} has no cell filled. Name it in dataset.drop_columns."
+        )
+    if missing == "error":
         index, name = gaps[0]
         raise DataError(
-            f"{table.at(index, name)}: missing, got {quoted(table.columns[name][index])} ({len(gaps)} such cells). "
+            f"{table.at(index, name)}: missing, got {quoted(table.columns[name][index])} "
+            f"({count_cells(table, gaps, 'cell')}). "
             "Say dataset.missing=drop or dataset.missing=mean, or name the column in dataset.drop_columns."
         )
-    if not gaps:
+    counted = count_cells(table, gaps + unlabelled, "cell")
+    if missing == "mean":
+        log.info(f"data    {table.source}: missing, {counted}; they get the mean, or no category")
         return table
-    holes = {index for index, _ in gaps}
+    holes = {index for index, _ in gaps + unlabelled}
     if len(holes) == len(table.rows):
         raise DataError(f"{table.source}: every row has a missing cell, none is left. Say dataset.missing=mean.")
-    log.info(f"data    {table.source}: {len(holes):,} of {len(table.rows):,} rows dropped, they have missing cells")
+    without = f" ({len(unlabelled):,} without a class)" if unlabelled else ""
+    told = f"{len(holes):,} of {len(table.rows):,} rows dropped{without}, they have missing cells: {counted}"
+    log.info(f"data    {table.source}: {told}")
     return table.take([index for index in range(len(table.rows)) if index not in holes])
+
+
+def count_cells(table: Table, gaps: Sequence[tuple[int, str]], what: str) -> str:
+    """How many missing cells there are, and of each word if there are several."""
+    counts = Counter(table.columns[name][index] for index, name in gaps)
+    words = (
+        ": " + ", ".join(f"{count:,} {quoted(word)}" for word, count in counts.most_common()) if len(counts) > 1 else ""
+    )
+    return f"{len(gaps):,} such {what}s{words}"
+
+
+def warn_index_columns(table: Table, columns: Sequence[str], target: str) -> None:
+    """Warn of columns that number the rows and in whose order the classes come: a row's number gives its class away.
+
+    Numbers of rows are whole, all different, and go little further than there are rows. In their order the class
+    changes from row to row not half as often as by chance.
+    """
+    labels, size = table.columns[target], len(table.rows)
+    by_chance = size - sum(count * count for count in Counter(labels).values()) / size
+    for name in columns:
+        cells = table.columns[name]
+        if size < LEAST_ROWS or len(set(cells)) < size:
+            continue
+        values = [value for value in map(number, cells) if value is not None and value.is_integer()]
+        if len(values) < size or max(values) - min(values) >= 2 * size:
+            continue
+        order = sorted(range(size), key=values.__getitem__)
+        if 2 * sum(labels[before] != labels[after] for before, after in pairwise(order)) < by_chance:
+            log.warning(
+                f"data    {table.source}: column {quoted(name)} numbers the rows, and the classes come in its order: "
+                "it gives them away (a leak). Name it in dataset.drop_columns."
+            )
+
+
+def warn_lookalikes(names: Sequence[str], place: str) -> None:
+    """Warn of `names` that differ in capitals, in blanks or in how a number is written alone."""
+    alike: dict[float | str, list[str]] = {}
+    for name in names:
+        value = number(name)
+        alike.setdefault(" ".join(name.casefold().split()) if value is None else value, []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            log.warning(f"data    {place}: {listed(group)} count as different. If they are one, write them alike.")
 
 
 def class_names(table: Table, target: str) -> tuple[str, ...]:
     """The classes, in natural order. Raises DataError when there is one alone, or nearly as many as rows."""
     labels = table.columns[target]
     classes = tuple(natural(set(labels)))
-    check_classes(classes, f"{table.source}, column {quoted(target)}")
+    place = f"{table.source}, column {quoted(target)}"
+    check_classes(classes, place)
+    warn_lookalikes(classes, place)
     if 2 * len(classes) > len(labels):
         raise DataError(
             f"{table.source}: column {quoted(target)} has {len(classes)} different values in {len(labels)} rows; "
@@ -145,17 +206,9 @@ def rows_of(table: Table, split: Split) -> Table:
 
 def encoded(table: Table, encoder: dict[str, Any]) -> Tensor:
     """`encode_table`; categories that are ignored are counted and told."""
-    words = {"", *encoder["missing_values"]}
     inputs = torch.from_numpy(encode_table(table, encoder))
-    unseen = sum(
-        cell not in known and cell not in words
-        for name, categories in zip(encoder["columns"], encoder["categories"], strict=True)
-        if (known := set(categories))
-        for cell in table.columns[name]
-    )
-    if unseen:
-        told = f"{unseen:,} cells hold categories that train does not have; they count as none"
-        log.warning(f"data    {table.source}: {told}")
+    if unseen := count_unseen(table, encoder):
+        log.warning(f"data    {table.source}: {unseen:,} {UNSEEN}")
     return inputs
 
 
