@@ -23,6 +23,7 @@ from mcls.forward import autocast
 from mcls.inference import from_run
 from mcls.metrics import brier, fit_temperature, top_k
 from mcls.opened import open_run
+from mcls.results import fingerprint
 from mcls.runs import RunFolder
 from trained import train
 
@@ -248,6 +249,60 @@ def test_the_data_may_be_elsewhere_but_not_others(
     assert mcls("evaluate", str(mnist), f"dataset.root={moved}", "--split", "val") == 0
     assert json.loads((mnist / "result.json").read_text())["test_openings"] == 1
     assert mcls("evaluate", str(mnist), "optimizer.lr=1") == 2
+
+
+@pytest.mark.parametrize("resident", ["true", "false"])
+def test_another_test_set_is_not_the_runs_own(
+    resident: str, mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture
+) -> None:
+    """Same train, other test: another number, other classes, other pictures; a copy elsewhere is the same."""
+    own = tmp_path / "own"
+    draw = np.random.default_rng(0)
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (own / place).mkdir(parents=True)
+        for number in range(12):
+            pixels = draw.integers(0, 120, (8, 8), dtype=np.uint8) + (100 if place.endswith("b") else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(own / place / f"{number:02}.png")
+    keys = ("dataset=image_folder", f"dataset.root={own}", "dataset.val_fraction=0.2", "trainer.batch_size=4")
+    folder = train(tmp_path / "run", data_root, *keys, "trainer.epochs=1", f"trainer.resident={resident}")
+
+    def evaluated(place: Path, split: str = "test") -> tuple[str, str, int]:
+        capsys.readouterr()
+        assert mcls("evaluate", str(folder), "--split", split, f"dataset.root={place}") == 0
+        said = capsys.readouterr()
+        return said.out, said.err, json.loads((folder / "result.json").read_text())["test_openings"]
+
+    same = tmp_path / "same"
+    shutil.copytree(own, same)
+    assert "test set opened for the 2nd time" in evaluated(same)[0]
+    mine = written(folder, "test")
+    fewer, swapped, redrawn = (Path(shutil.copytree(own, tmp_path / name)) for name in ("fewer", "swapped", "redrawn"))
+    (fewer / "test" / "a" / "03.png").unlink()
+    (swapped / "test" / "a").rename(swapped / "x")
+    (swapped / "test" / "b").rename(swapped / "test" / "a")
+    (swapped / "x").rename(swapped / "test" / "b")
+    shutil.copy(own / "test" / "b" / "00.png", redrawn / "test" / "b" / "05.png")
+    told = {fewer: "23 in place of 24", swapped: "what is in them differs", redrawn: "what is in them differs"}
+    for place, why in told.items():
+        out, err, openings = evaluated(place)
+        assert f"test    not the samples of {folder}: {why}; another set, measured as other-test\n" in err
+        assert openings == 2 and "opened" not in out and out.startswith("other-test ")
+        assert written(folder, "test") == mine and written(folder, "other-test")["n"] == (23 if place == fewer else 24)
+        assert (folder / "figures" / "evaluation-other-test-confusion.png").is_file()
+    assert "other-val" not in evaluated(same, "val")[0]
+    result = json.loads((folder / "result.json").read_text())
+    del result["fingerprints"]  # as in folders of older versions
+    (folder / "result.json").write_text(json.dumps(result))
+    assert evaluated(fewer)[2] == 3
+
+
+def test_the_fingerprint_is_of_every_sample_and_its_order() -> None:
+    split = Split(torch.arange(24, dtype=torch.uint8).view(3, 1, 2, 4), torch.tensor([0, 1, 0]))
+    same = Split(split.inputs[:].clone(), split.targets.clone())
+    others = [split.rows(torch.tensor(rows)) for rows in ([0, 1], [1, 0, 2], [2, 1, 0])]
+    others.append(Split(split.inputs, torch.tensor([0, 1, 1])))
+    assert fingerprint(same) == fingerprint(split)
+    assert all(fingerprint(other) != fingerprint(split) for other in others)
 
 
 def test_data_of_a_relative_path_are_asked_for_elsewhere(

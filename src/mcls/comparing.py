@@ -47,10 +47,10 @@ def split_of(first: OpenedRun, second: OpenedRun, name: str) -> tuple[Split, tup
         raise RequestError(f"classes: {first.classes} and {second.classes} differ, such runs can't be compared.")
     if first.encoder != second.encoder:
         raise RequestError("dataset: each run encodes the table as its own train has it, such runs can't be compared.")
-    split, openings = take(first.folder, data, name)
+    split, _, openings = take(first.folder, data, name)
     if same_place and name == "test":
         other = replace(data, open_test=lambda: split)  # it has been read already
-    theirs, other_openings = take(second.folder, other, name)
+    theirs, _, other_openings = take(second.folder, other, name)
     if not same_samples(split, theirs):
         raise RequestError(
             f"dataset: {first.folder.path} and {second.folder.path} have different {name} samples, "

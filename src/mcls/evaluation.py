@@ -1,5 +1,7 @@
 """A finished run measured on a split of its data: what stands in evaluation.json, the doubted labels, the figures."""
 
+import contextlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,10 @@ from mcls.files import publish
 from mcls.forward import as_trained
 from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
 from mcls.opened import OpenedRun
+from mcls.results import fingerprint
 from mcls.runs import RunFolder, read_yaml, typed
+
+log = logging.getLogger("mcls")
 
 BATCH = 1024  # samples counted at a time
 TOP = 5  # of top-k, where there are more classes
@@ -66,24 +71,42 @@ def rebuild(opened: OpenedRun, download: bool) -> Dataset:
     return dataset
 
 
-def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, int]:
-    """Split `name`, and how often the test set has been opened. An opening is counted before it happens.
+def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, str, int]:
+    """Split `name`, what it is to be called, and how often the test set has been opened, this time included.
+
+    Where the data are elsewhere now and not the samples that the run was measured on, it is called `other-NAME`, and no
+    opening is counted.
 
     Raises RequestError without a val, and for the test set of a run that was never started.
     """
     if name == "train":
-        return dataset.train, 0
-    if name == "val":
-        if dataset.val is None:
-            raise RequestError("--split val: the run has none, it was trained on all of train. Say --split test.")
-        return dataset.val, 0
-    with folder.lock():
-        result = folder.read_result()
-        if result is None:
+        return dataset.train, name, 0
+    if name == "val" and dataset.val is None:
+        raise RequestError("--split val: the run has none, it was trained on all of train. Say --split test.")
+    split = dataset.val if name == "val" and dataset.val is not None else dataset.open_test()
+    with folder.lock() if name == "test" else contextlib.nullcontext():
+        result = folder.read_result() or {}
+        if name == "test" and not result:
             raise RequestError(f"{folder.path}: never started. Go on with: mcls resume {typed(folder.path)}")
-        openings = int(result.get("test_openings", 0))
-        folder.write_json(folder.result, {**result, "test_openings": openings + 1})
-    return dataset.open_test(), openings + 1
+        if other := difference((result.get("fingerprints") or {}).get(name), split):
+            log.warning(f"{name}    not the samples of {folder.path}: {other}; another set, measured as other-{name}")
+            return split, f"other-{name}", 0
+        openings = int(result.get("test_openings", 0)) + 1
+        if name == "test":
+            folder.write_json(folder.result, {**result, "test_openings": openings})
+    return split, name, openings if name == "test" else 0
+
+
+def difference(known: dict[str, Any] | None, split: Split) -> str:
+    """In what `split` differs from the fingerprint `known`; nothing where it does not, or none is known."""
+    if known is None:
+        return ""
+    here = fingerprint(split)
+    if known["samples"] != here["samples"]:
+        return f"{here['samples']:,} in place of {known['samples']:,}"
+    if known["classes"] != here["classes"]:
+        return "their classes or their order are others"
+    return "what is in them differs" if known["inputs"] != here["inputs"] else ""
 
 
 @torch.inference_mode()
@@ -101,7 +124,7 @@ def evaluate(opened: OpenedRun, split: Split, name: str, val: Split | None) -> E
     logits, count = logits_of(opened, split), len(opened.classes)
     tally = tallied(logits, split.targets, count)
     measures = tally.measure()
-    fitted = split if val is None or name == "val" else val
+    fitted = split if val is None or split is val else val
     temperature = fit_temperature(logits if fitted is split else logits_of(opened, fitted), fitted.targets)
     mended = tallied(logits / temperature, split.targets, count).measure()
     report = {

@@ -1,5 +1,6 @@
 """What came of a run: the measures of the selected weights, and their figures."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mcls import figures
 from mcls.data.datasets import Split
 from mcls.data.loader import Loader
+from mcls.data.pictures import digests
 from mcls.errors import MachineError
 from mcls.files import describe, publish
 from mcls.metrics import Measures, Tally
@@ -74,6 +76,22 @@ def draw(
         picture = figures.png(figure)
         publish(folder / f"{kind}.png", picture)
         recorder.image(f"test/{kind}", picture, step)
+
+
+def fingerprint(split: Split) -> dict[str, Any]:
+    """What is equal for the same samples in the same order: their number, and sha256 of classes and of inputs.
+
+    Images in files are known by what stands in the files, so that none is decoded, kept in memory or not.
+    """
+    inputs: Any = digests(split.files) if split.files else torch.as_tensor(split.inputs[:]).contiguous().numpy()
+    targets: Any = split.targets.contiguous().numpy()
+    hashes = {"classes": hashlib.sha256(targets).hexdigest(), "inputs": hashlib.sha256(inputs).hexdigest()}
+    return {"samples": len(split), **hashes}
+
+
+def fingerprints(val: Split | None, test: Split) -> dict[str, Any]:
+    """Of what a run is measured on, by the splits' names."""
+    return {name: fingerprint(split) for name, split in {"val": val, "test": test}.items() if split is not None}
 
 
 def grid(

@@ -309,6 +309,7 @@ def run(
         "val": measure(parts.val).measure().report(classes) if parts.val is not None else None,
         "test": test.report(classes),
         "test_openings": openings,
+        "fingerprints": results.fingerprints(parts.dataset.val, split),
         "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
     }
     end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more

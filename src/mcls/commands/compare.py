@@ -106,7 +106,7 @@ def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
     title = f"A {folders[0].name}   B {folders[1].name}"
     written = write_flips(target / f"{options.split}_flipped", split, mine, theirs, first.classes, title)
     print(f"which: {', '.join(relative(path) for path in written)}")
-    if options.split == "test":
+    if any(openings):
         print(f"This opened the test set again: of A {openings[0]} times now, of B {openings[1]} times.")
 
 

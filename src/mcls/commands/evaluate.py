@@ -54,19 +54,17 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     asked = any(change.startswith("dataset.download=") for change in options.changes)
     folder.refuse_links()
     dataset = evaluation.rebuild(opened, download=asked)
-    split, openings = evaluation.take(folder, dataset, options.split)
-    found = evaluation.evaluate(opened, split, options.split, dataset.val)
+    split, name, openings = evaluation.take(folder, dataset, options.split)
+    found = evaluation.evaluate(opened, split, name, dataset.val)
     report = {"checkpoint": options.checkpoint, **({"unfinished": label} if label else {}), **found.report}
     order = evaluation.doubted(found) if options.mistakes else None
     evaluation.draw(found, folder, classes, order)
     path = folder.path / "evaluation.json"
-    folder.write_json(path, {**(read_json(path) if path.exists() else {}), options.split: report})
+    folder.write_json(path, {**(read_json(path) if path.exists() else {}), name: report})
     show(report, openings, classes)
     if order is not None:
         show_doubts(found, evaluation.doubts(found, order, classes), folder)
-    print(
-        f"\neverything is in {relative(path)}, pictures in {relative(folder.figures)}/evaluation-{options.split}-*.png"
-    )
+    print(f"\neverything is in {relative(path)}, pictures in {relative(folder.figures)}/evaluation-{name}-*.png")
 
 
 def show(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ import logging
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,19 +39,21 @@ class Split:
             memory, read at each indexing.
         targets: int64 (N,), class numbers.
         names: where each sample comes from, a file or a row; empty where there is no more to say than its number.
+        files: of images in files, where the files are.
     """
 
     inputs: "Tensor | Files"
     targets: Tensor
     names: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def rows(self, indices: Tensor) -> "Split":
         """The samples with these numbers."""
-        names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
-        return Split(select(self.inputs, indices), self.targets[indices], names)
+        names, files = (tuple(have[index] for index in indices.tolist() if have) for have in (self.names, self.files))
+        return Split(select(self.inputs, indices), self.targets[indices], names, files)
 
 
 def select(inputs: "Tensor | Files", indices: Tensor) -> "Tensor | Files":
@@ -129,7 +131,7 @@ def cut_test(whole: Split, test_fraction: float, test_seed: int) -> tuple[Split,
 
 def filled(part: Split, inputs: "Tensor | Files") -> Split:
     """`part`, which has numbers of samples in place of inputs, with those of `inputs`."""
-    return Split(select(inputs, torch.as_tensor(part.inputs)), part.targets, part.names)
+    return replace(part, inputs=select(inputs, torch.as_tensor(part.inputs)))
 
 
 def tell_absent(classes: Sequence[str], splits: Mapping[str, Split | None]) -> None:

@@ -107,7 +107,8 @@ def good_ones(numbers: Sequence[int], found: Found, looked: Looked) -> Split:
     """The images of a split that can be read: their numbers in place of inputs, classes and names."""
     good = [number for number in numbers if looked.errors[number] is None]
     targets = torch.tensor([found.targets[number] for number in good], dtype=torch.int64)
-    return Split(torch.tensor(good, dtype=torch.int64), targets, tuple(found.names[number] for number in good))
+    names, files = tuple(found.names[number] for number in good), tuple(found.paths[number] for number in good)
+    return Split(torch.tensor(good, dtype=torch.int64), targets, names, files)
 
 
 def complain(found: Found, looked: Looked, bad_images: str) -> None:

@@ -1,5 +1,6 @@
 """Images in files: looked through once, in threads; then kept as one tensor, or read whenever they are wanted."""
 
+import hashlib
 import itertools
 import os
 import stat
@@ -114,6 +115,18 @@ def threaded(function: Callable[[Any], Any], items: Sequence[Any], verb: str) ->
             found.append(part)
             bar.update(len(part))
     return list(itertools.chain.from_iterable(found))
+
+
+def digests(paths: Sequence[Path]) -> bytes:
+    """The sha256 of every file, one after the other. Raises DataError, naming a file that is gone."""
+
+    def digest(path: Path) -> bytes:
+        try:
+            return hashlib.sha256(path.read_bytes()).digest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+    return b"".join(threaded(digest, paths, "comparing"))
 
 
 def header_of(path: Path) -> tuple[int, int, str] | None:
