@@ -258,6 +258,7 @@ def test_missing_cells_that_are_filled_are_counted(tmp_path: Path, caplog: pytes
 
 
 def test_names_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "mcls")
     body = [
         [*row[:3], ("red", "Red ", "blue")[n % 3], ("1", "1.0", "2", "cat", "Cat")[n % 5]]
         for n, row in enumerate(rows())
@@ -279,6 +280,7 @@ def test_names_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptur
 def test_numbers_of_rows_that_give_the_classes_away_are_told(
     tmp_path: Path, shuffled: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", "mcls")
     body = sorted(rows(), key=lambda row: row[4])
     body = [[str(number), *row[1:]] for number, row in enumerate(body)]
     body = random.Random(0).sample(body, 60) if shuffled else body

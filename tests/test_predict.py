@@ -112,6 +112,13 @@ def test_formats_patterns_lists_and_files(
     output.write_text("old")
     assert said(pattern, "--output", str(output)) == ""
     assert table(output.read_text()) == part
+    wide = table(said(pattern, "--format", "wide", "--id", "image"))
+    assert list(wide[0]) == ["image", *map(str, range(10))]
+    assert [row["image"] for row in wide] == [Path(row["file"]).name for row in part]
+    np.testing.assert_allclose(
+        [float(row[best["class"]]) for row, best in zip(wide, part, strict=True)],
+        [float(row["probability"]) for row in part], rtol=1e-5,
+    )  # fmt: skip
     assert not list(folder.parent.glob("*.part"))
 
 
@@ -272,7 +279,7 @@ def test_rows_that_are_wrong_are_named_skipped_and_counted(
     one.write_text('x,y\n1,2\n1,two\n3\n3,4\n5,"6\n')
     other.write_text("5,6\n")
     capsys.readouterr()
-    assert mcls("predict", str(blobs), str(one), f"{tmp_path}/../{tmp_path.name}", str(other)) == 0
+    assert mcls("predict", str(blobs), str(one), f"{tmp_path}/../{tmp_path.name}", str(other)) == 3
     out, err = capsys.readouterr()
     assert [row["file"].split("/")[-1] for row in table(out)] == [*["one.csv:2", "one.csv:5"] * 2, *["other.csv:1"] * 2]
     assert err.splitlines()[:3] == [
@@ -280,7 +287,13 @@ def test_rows_that_are_wrong_are_named_skipped_and_counted(
         f"skipped {one}, row 4: 1 cells, the model takes 2 numbers.",
         f"skipped {one}, row 6: unexpected end of data. Is a quote never closed? What follows is not read.",
     ]
-    assert err.splitlines()[-1] == "6 classified; 6 wrong, skipped"
+    assert err.splitlines()[-1] == "mcls: 6 wrong rows or files are left out of 12."
+    place = tmp_path / "found.out"
+    assert mcls("predict", str(blobs), str(one), "--output", str(place)) == 3 and not place.exists()
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == f"mcls: 3 wrong rows or files are left out of 5, {place} is not written."
+    )
 
 
 def fail(error: DataError) -> None:
@@ -352,6 +365,70 @@ def test_tables_are_cut_as_the_runs_own_was(tmp_path: Path, quote: str) -> None:
     for delimiter in (";", "auto", "tab"):
         [(_, values)] = samples.rows([str(path)], {**ENCODER, "delimiter": delimiter}, fail)
         assert values.tolist() == [-1, 0, 1]
+
+
+def test_unknown_categories_are_counted_where_they_are_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "mcls")
+    path = tmp_path / "people.csv"
+    path.write_text("colour,age\n" + "green,30\nred,30\n" * 300)
+    found = list(samples.rows([str(path)], {**ENCODER, "unseen": "ignore"}, fail))
+    np.testing.assert_array_equal(np.stack([values for _, values in found[-2:]]), [[-1, 0, 0], [-1, 0, 1]])
+    assert len(found) == 600
+    told = "300 cells hold categories that train does not have; they count as none"
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: {told}"]
+
+
+def test_rows_are_named_by_a_column(tmp_path: Path) -> None:
+    path, other, said = tmp_path / "people.csv", tmp_path / "other.csv", list[str]()
+    path.write_text("colour,id,age\nred,a 7,30\ngreen,b,30\nblue,=c,40\n")
+    other.write_text("colour,age\nred,30\n")
+    found = samples.rows([str(path), str(other)], ENCODER, lambda error: said.append(str(error)), "id")
+    assert [name for name, _ in found] == ["a 7", "=c"]
+    assert said[0].startswith(f"{path}, row 3, column 'colour': 'green' is a category")
+    assert said[1:] == [f"--id: {other} has no column 'id'. It has 'colour', 'age'."]
+
+
+def test_a_submission_in_the_layout_of_otto(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
+    """93 features, 9 classes: the rows' ids and the probabilities of all classes, in full, as the run has them."""
+    random = np.random.default_rng(0)
+    features = random.poisson(1.0, (400, 93))
+    features[range(400), np.arange(400) % 9] += 40
+    lines = [
+        ",".join(map(str, [index + 1, *row, f"Class_{index % 9 + 1}"])) for index, row in enumerate(features.tolist())
+    ]
+    header = ",".join(["id", *(f"feat_{index}" for index in range(1, 94))])
+    (tmp_path / "train.csv").write_text("\n".join([f"{header},target", *lines[:300], ""]))
+    (tmp_path / "test.csv").write_text("\n".join([header, *(line.rpartition(",")[0] for line in lines[300:]), ""]))
+    run = train(
+        tmp_path / "run", data_root, "dataset=csv", f"dataset.path={tmp_path / 'train.csv'}", "dataset.target=target",
+        "dataset.drop_columns=[id]", "trainer.epochs=30", "optimizer.lr=1.0", "loss=nll",
+    )  # fmt: skip
+    assert mcls("export", str(run), "--format", "onnx") == 0
+    submission = tmp_path / "submission.csv"
+    for model in (run, run / "model.onnx"):
+        line = ["predict", str(model), "test.csv", "--format", "wide", "--id", "id", "--output", str(submission)]
+        assert mcls(*line) == 0
+        head, *body = csv.reader(submission.read_text().splitlines())
+        assert head == ["id", *(f"Class_{index}" for index in range(1, 10))]
+        assert [row[0] for row in body] == [str(index) for index in range(301, 401)]
+        parts = np.array([list(map(float, row[1:])) for row in body])
+        assert (parts > 0).all() and np.abs(parts.sum(axis=1) - 1).max() < 1e-12
+        assert parts.min() < 1e-6 and (parts.argmax(axis=1) == np.arange(300, 400) % 9).mean() > 0.9
+        samples_in = list(samples.rows(["test.csv"], open_run(RunFolder(run), device="cpu").encoder or {}, fail))
+        expected = inference.from_run(RunFolder(run), "cpu", []).probabilities(np.stack([x for _, x in samples_in]))
+        np.testing.assert_allclose(parts, expected, rtol=1e-4)
+
+
+def test_no_probability_in_full_is_zero() -> None:
+    from mcls.commands.predict import as_wide
+
+    found = [(["x", "=y"], np.array([[1, 0, 0], [1e-45, 0.25, 0.75]], dtype=np.float32))]
+    rows = table("".join(as_wide(found, ["a", "=b", "c"], 1, "id")))
+    assert [row["id"] for row in rows] == ["x", "=y"]
+    parts = np.array([[float(row[label]) for label in ("a", "=b", "c")] for row in rows])
+    assert (parts > 0).all() and np.isfinite(np.log(parts)).all() and (np.abs(parts.sum(axis=1) - 1) < 1e-15).all()
 
 
 def test_an_encoder_from_a_strange_folder_is_checked(tmp_path: Path) -> None:
@@ -431,7 +508,7 @@ def test_csv_holds_names_as_they_are() -> None:
 
     names = ["+1", "=2", "@x", "-1"]
     found = [(names, np.eye(4, dtype=np.float32))]
-    rows = table("".join(as_csv(found, names, 1)))
+    rows = table("".join(as_csv(found, names, 1, "file")))
     assert [(row["file"], row["class"]) for row in rows] == [(name, name) for name in names]
 
 
@@ -464,6 +541,10 @@ def test_standard_input_may_be_closed(
     assert capsys.readouterr().err == message
     (tmp_path / "a.csv").write_text("1,2\n")
     assert mcls("predict", str(blobs), str(tmp_path / "a.csv")) == 0
+    capsys.readouterr()
+    assert mcls("predict", str(blobs), str(tmp_path / "a.csv"), "--id", "id") == 2
+    message = "mcls: --id: this run takes rows of numbers, whose columns have no names. Leave it out.\n"
+    assert capsys.readouterr().err == message
 
 
 def test_memory_stays_flat() -> None:
@@ -483,7 +564,7 @@ def test_memory_stays_flat() -> None:
         found = ((name, np.zeros((1, 28, 28), dtype=np.uint8)) for name in names)
         model = inference.Classifier(classes, (1, 28, 28), True, None, probabilities)
         tracemalloc.start()
-        written = sum(text.count("\n") for text in as_csv(inference.classify(model, found, 64), classes, 1))
+        written = sum(text.count("\n") for text in as_csv(inference.classify(model, found, 64), classes, 1, "file"))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert written == count + 1
@@ -521,6 +602,14 @@ def test_a_run_on_a_table(mcls: Main, tmp_path: Path, data_root: Path, capsys: C
         assert mcls("predict", str(model), str(new), "--strict") == 3
         message = f"mcls: {new}, row 122, column 'colour': 'green' is a category that train does not have"
         assert capsys.readouterr().err.startswith(message)
+        assert mcls("predict", str(model), str(new)) == 3
+        said = capsys.readouterr()
+        assert len(table(said.out)) == 120
+        assert said.err.splitlines()[-1] == "mcls: 1 wrong rows or files are left out of 121."
+        assert mcls("predict", str(model), str(new), "--handle-unknown", "ignore") == 0
+        said = capsys.readouterr()
+        assert len(table(said.out)) == 121
+        assert said.err.startswith(f"{new}: 1 cells hold categories that train does not have; they count as none\n")
         new.write_text(new.read_text().removesuffix("green;x;1\n"))
 
 

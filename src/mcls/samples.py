@@ -1,6 +1,7 @@
 """Samples from what a command line names: files, folders, patterns and lists, one at a time, however many there are."""
 
 import glob
+import logging
 import math
 import os
 import warnings
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from mcls import images
 from mcls.data.delimited import Records, number, records
-from mcls.data.encoding import INPUTS, Table, check_names, encode_table
+from mcls.data.encoding import INPUTS, UNSEEN, Table, check_names, count_unseen, encode_table
 from mcls.data.folders import ignored, suffix_of
 from mcls.data.names import quoted
 from mcls.errors import DataError, RequestError
 from mcls.tables import clean
+
+log = logging.getLogger("mcls")
 
 ENCODED = 256  # rows of a table that are encoded at a time
 Sample = tuple[str, NDArray[Any]]
@@ -119,14 +122,20 @@ def opened(path: str, encoder: dict[str, Any]) -> tuple[list[str], Records]:
     return header, lines
 
 
-def rows(found: Iterable[str], encoder: dict[str, Any], refuse: Refuse) -> Iterator[Sample]:
-    """FILE:ROW and float32 (F,) for each row of CSV files with a header, as `encoder` makes them.
+def rows(
+    found: Iterable[str], encoder: dict[str, Any], refuse: Refuse, id_column: str | None = None
+) -> Iterator[Sample]:
+    """Name and float32 (F,) for each row of CSV files with a header, as `encoder` makes them.
 
-    `refuse` is called with what is wrong with a file, or with a row: too short or too long, or not for the encoder.
+    The name is the cell of `id_column`, without one FILE:ROW. `refuse` is called with what is wrong with a file, or
+    with a row: too short or too long, or not for the encoder.
     """
     for path in found:
+        unseen = 0
         try:
             header, lines = opened(path, encoder)
+            if id_column is not None:
+                Table(path, {column: [] for column in header}, []).column(id_column, "--id")
         except DataError as error:
             refuse(error)
             continue
@@ -139,11 +148,15 @@ def rows(found: Iterable[str], encoder: dict[str, Any], refuse: Refuse) -> Itera
                 else:
                     refuse(DataError(f"{path}, row {row}: {len(cells)} cells, the header has {len(header)}."))
             columns = {name: [cells[place] for _, cells in whole] for place, name in enumerate(header)}
-            yield from encoded(Table(path, columns, [row for row, _ in whole]), encoder, refuse)
+            table = Table(path, columns, [row for row, _ in whole])
+            unseen += count_unseen(table, encoder) if encoder["unseen"] == "ignore" else 0
+            yield from encoded(table, encoder, refuse, id_column)
+        if unseen:
+            log.warning(f"{clean(path)}: {unseen:,} {UNSEEN}")
 
 
-def encoded(table: Table, encoder: dict[str, Any], refuse: Refuse) -> Iterator[Sample]:
-    """FILE:ROW and float32 (F,) for each row of `table`: all at once, or one by one where a row is wrong."""
+def encoded(table: Table, encoder: dict[str, Any], refuse: Refuse, id_column: str | None) -> Iterator[Sample]:
+    """Name and float32 (F,) for each row of `table`: all at once, or one by one where a row is wrong."""
     try:
         inputs = encode_table(table, encoder)
     except DataError as error:
@@ -151,6 +164,7 @@ def encoded(table: Table, encoder: dict[str, Any], refuse: Refuse) -> Iterator[S
             refuse(error)
         else:
             for index in range(len(table.rows)):
-                yield from encoded(table.take([index]), encoder, refuse)
+                yield from encoded(table.take([index]), encoder, refuse, id_column)
     else:
-        yield from ((f"{table.source}:{row}", values) for row, values in zip(table.rows, inputs, strict=True))
+        names = table.columns[id_column] if id_column else [f"{table.source}:{row}" for row in table.rows]
+        yield from zip(names, inputs, strict=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mcls import tables
 from mcls.console import console
+from mcls.data.names import composed
 from mcls.errors import DataError, RequestError
 from mcls.files import replacing
 from mcls.options import add_device, positive
@@ -36,11 +37,14 @@ def run(arguments: list[str]) -> int:
         found = classified(model, options, counter)
         path = options.output
         with contextlib.nullcontext(sys.stdout) if path is None else replacing(path, "x", "utf-8") as file:
-            for text in WRITERS[options.format](found, model.classes, options.top):
+            for text in WRITERS[options.format](found, model.classes, options.top, options.id or "file"):
                 file.write(text)
                 file.flush()
             if not counter.done:
                 raise DataError(nothing(model, options, counter))
+            if counter.skipped and not model.image:  # rows are put beside those of another table, by place
+                told = f"{counter.skipped:,} wrong rows or files are left out of {counter.done + counter.skipped:,}"
+                raise DataError(told + (f", {tables.clean(str(path))} is not written." if path else "."))
         where = f", in {tables.clean(str(path))}" if path else ""
         skipped = f"; {counter.skipped:,} wrong, skipped" if counter.skipped else ""
         log.info(f"{counter.done:,} classified{where}{skipped}")
@@ -52,15 +56,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mcls predict",
         description="Classify pictures, or the rows of CSV files for a run that was trained on numbers. A file or "
-        "a row that is wrong is named on stderr and skipped. The model is a run's selected one, "
-        "or a file of mcls export.",
+        "a row that is wrong is named on stderr and skipped; skipped rows make the exit status 3. The model is a "
+        "run's selected one, or a file of mcls export.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, or an exported .onnx file")
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="files, folders, patterns; - reads a list from stdin"
     )
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="how many classes to name (default 1)")
-    parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help="of what is written (default csv)")
+    wide = "what to write (default csv); wide is a CSV with a column for each class, in full precision"
+    parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help=wide)
+    named = "the column of the table that names the rows; what is written begins with it (pictures: their file's name)"
+    parser.add_argument("--id", metavar="COLUMN", help=named)
+    unknown = "a category that train does not have is wrong, or counts as none (default: dataset.unseen of the run)"
+    parser.add_argument("--handle-unknown", choices=("error", "ignore"), help=unknown)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all, not to stdout")
     parser.add_argument("--strict", action="store_true", help="a wrong file or row is an error, exit status 3")
     add_device(parser)
@@ -123,8 +132,14 @@ def classified(model: "Classifier", options: argparse.Namespace, counter: Counte
         log.info(f"pictures are brought to {height} x {width} {colours}: turned by their EXIF data, then stretched")
         most = options.max_pixels or images.MAX_PIXELS
         found = samples.pictures(files, model.input_shape, most, counter.refuse)
+        found = ((Path(name).name if options.id else name, picture) for name, picture in found)
     elif model.encoder is not None:
-        found = samples.rows(files, model.encoder, counter.refuse)
+        unseen = options.handle_unknown or model.encoder["unseen"]
+        found = samples.rows(
+            files, {**model.encoder, "unseen": unseen}, counter.refuse, options.id and composed(options.id)
+        )
+    elif options.id:
+        raise RequestError("--id: this run takes rows of numbers, whose columns have no names. Leave it out.")
     else:
         found = samples.vectors(files, model.input_shape, counter.refuse)
     for names, probabilities in inference.classify(model, found, options.batch_size):
@@ -138,37 +153,49 @@ def best(probabilities: "Array", classes: Sequence[str], top: int) -> list[tuple
     return [(classes[index], float(probabilities[index])) for index in order.tolist()]
 
 
-def as_csv(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
-    """A header, then a line a sample; names are as they are, for programs to read."""
-    header = ["file", "class", "probability"]
+def as_csv(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
+    """A header that begins with `first`, then a line a sample; names are as they are, for programs to read."""
+    header = [first, "class", "probability"]
     for number in range(2, top + 1):
         header += [f"class_{number}", f"probability_{number}"]
-    yield tables.comma_separated(header, [])
+    yield tables.comma_separated(header, [], safe=False)
     for names, batch in found:
         rows = [
-            [name, *(cell for label, part in best(row, classes, top) for cell in (label, f"{part:.6f}"))]
+            [name, *(cell for label, part in best(row, classes, top) for cell in (label, f"{part:.6g}"))]
             for name, row in zip(names, batch, strict=True)
         ]
         yield tables.comma_separated(header, rows, safe=False).partition("\n")[2]
 
 
-def as_jsonl(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
-    """One JSON object a sample: file, class, probability, and `top`, a list, for more than one class."""
+def as_wide(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
+    """A header, then a line a sample with the probability of each class: in full, none is 0, and they sum to 1."""
+    import numpy as np
+
+    yield tables.comma_separated([first, *classes], [], safe=False)
+    for names, batch in found:
+        parts = np.maximum(batch.astype(np.float64), np.finfo(np.float32).tiny)
+        parts /= parts.sum(axis=1, keepdims=True)
+        rows = [[name, *map(repr, row)] for name, row in zip(names, parts.tolist(), strict=True)]
+        yield tables.comma_separated(["", ""], rows, safe=False).partition("\n")[2]
+
+
+def as_jsonl(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
+    """One JSON object a sample: `first`, class, probability, and `top`, a list, for more than one class."""
     for names, batch in found:
         for name, row in zip(names, batch, strict=True):
-            chosen = [{"class": label, "probability": round(part, 6)} for label, part in best(row, classes, top)]
-            yield json.dumps({"file": name, **chosen[0], **({"top": chosen} if top > 1 else {})}) + "\n"
+            chosen = [{"class": label, "probability": float(f"{part:.6g}")} for label, part in best(row, classes, top)]
+            yield json.dumps({first: name, **chosen[0], **({"top": chosen} if top > 1 else {})}) + "\n"
 
 
-def as_table(found: Found, classes: Sequence[str], top: int) -> Iterator[str]:
-    """Aligned columns, the file last, so that no line waits for another."""
+def as_table(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
+    """Aligned columns, `first` the last, so that no line waits for another."""
     names = [tables.clean(name) for name in classes]
     width = max(len("class"), *map(len, names))
-    yield "".join(f"{'class':<{width}}  {'probability':<11}  " for _ in range(top)) + "file\n"
+    yield "".join(f"{'class':<{width}}  {'probability':<11}  " for _ in range(top)) + f"{tables.clean(first)}\n"
     for files, batch in found:
         for file, row in zip(files, batch, strict=True):
             cells = (f"{label:<{width}}  {part:<11.4f}  " for label, part in best(row, names, top))
             yield "".join(cells) + tables.clean(file) + "\n"
 
 
-WRITERS = {"csv": as_csv, "jsonl": as_jsonl, "table": as_table}
+WRITERS = {"csv": as_csv, "wide": as_wide, "jsonl": as_jsonl, "table": as_table}
