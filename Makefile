@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup train test test-all reliability check bench bench-gpu clean
+.PHONY: help setup train test test-all reliability check bench bench-gpu gpu-check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,6 +39,9 @@ bench: $(READY) ## measure mcls beside the bare loop and its peers; writes bench
 
 bench-gpu: $(READY) ## the same on a GPU, with the time to 94 % on CIFAR-10
 	$(BIN)/python benchmarks/bench.py --device cuda
+
+gpu-check: $(READY) ## what only a GPU can show: its tests, short recipes, the short benchmark; under 8 minutes
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean: ## remove .venv and what tools left behind; outputs/ and data/ stay
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -32,10 +32,10 @@ def accept_cifar10(folder: Path, patch: Any = setattr) -> None:
     patch(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
 
 
-if __name__ == "__main__":  # python tests/real.py FOLDER train ...: mcls on the real data laid out under FOLDER
+if __name__ == "__main__":  # python tests/real.py FOLDER train ...: mcls on the real data, or what lies in FOLDER
     from mcls.cli import main
 
-    root = unpack(Path(sys.argv[1]))
+    root = unpack(Path(sys.argv[1])) if available() else Path(sys.argv[1])
     os.environ["MCLS_DATA"] = str(root)
     accept_cifar10(root)
     sys.exit(main(sys.argv[2:]))
