@@ -432,3 +432,23 @@ def test_cfg_shows_the_configuration_and_nothing_else(mcls: Main, capsys: pytest
     assert "lr: 0.5" in capsys.readouterr().out
     assert mcls("train", "--cfg", "job", "optimizer.lr=-1") == 2
     assert not Path("outputs").exists()
+
+
+def without(streams: str, *arguments: str, cwd: Path) -> tuple[int, str]:
+    """Exit status of `mcls ARGUMENTS` under a shell's redirections `streams`, and what it printed all the same."""
+    line = f"{shlex.join([sys.executable, '-m', 'mcls', *arguments])} {streams}"
+    done = subprocess.run(line, shell=True, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("streams", [">&-", ">&- 2>&- <&-"])
+def test_standard_streams_may_be_closed(streams: str, tmp_path: Path) -> None:
+    """As cron and daemons leave them: like /dev/null, and no file that is opened takes the place of one."""
+    assert (
+        without(streams, "train", "trainer.epochs=1", "trainer.figures=false", "hydra.run.dir=run", cwd=tmp_path)[0]
+        == 0
+    )
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "finished"
+    null = streams.replace("&-", "/dev/null")
+    for arguments in (["--version"], [], ["runs", "run"], ["runs", "nowhere"], ["train", "lr=1"]):
+        assert without(streams, *arguments, cwd=tmp_path) == without(null, *arguments, cwd=tmp_path), arguments

@@ -8,6 +8,7 @@ import sys
 from mcls import __version__
 from mcls.commands import COMMANDS
 from mcls.errors import MclsError
+from mcls.signals import end_on_signals
 
 HELP = """mcls {version}: train, sweep and honestly measure classifiers.
 
@@ -21,7 +22,10 @@ mcls COMMAND --help says more. Begin with: mcls train
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit status. Failures are one line on stderr, with `--debug` a traceback too."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # the process is this command's
+        end_on_signals()
+        open_closed()
+        arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
@@ -103,6 +107,15 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
 def mute() -> None:
     """Throw away what could not be printed, or the interpreter's end would complain of it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def open_closed() -> None:
+    """Lead the standard streams that this process was started without (cron, daemons) to nowhere."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which no other file may get now
+            if descriptor:
+                setattr(sys, name, os.fdopen(descriptor, "w"))
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -196,7 +196,7 @@ def await_all(helpers: list[Helper], stop: StopRequest) -> None:
             while not select.select([output(helper)], [], [], 0.05)[0]:
                 if number := stop():
                     raise Stopped("stopped", number)
-            if (line := output(helper).readline().strip()) != READY:
+            if (line := output(helper).readline().strip() or str(helper.wait())) != READY:
                 raise Stopped("stopped", stop()) if stop() else failure(rank, line)
     except MclsError:
         for helper in helpers:  # nothing is trained yet

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mcls.errors import MachineError
+from mcls.signals import UNFINISHED
 
 NUMBERS = re.compile(r'\[\n[^][{}"]*\]')  # a list without texts, lists and objects
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -30,6 +31,7 @@ def publish(path: Path, content: bytes) -> None:
 def replacing(path: Path, mode: str, encoding: str | None = None, needed: int = 0) -> Iterator[IO[Any]]:
     """A new file, to be written inside, that is put at `path` at the end; as `publish`, of `needed` bytes if known."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    UNFINISHED.add(str(temporary))
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open(mode, encoding=encoding) as file:  # x: never through a link that somebody left there
@@ -44,6 +46,8 @@ def replacing(path: Path, mode: str, encoding: str | None = None, needed: int = 
         if isinstance(error, OSError):
             raise MachineError(describe(path, error, needed)) from error
         raise
+    finally:
+        UNFINISHED.discard(str(temporary))
 
 
 def move(path: Path, target: Path) -> None:

@@ -45,9 +45,7 @@ def train(
         The folder and what stands in its result.json. Raises MclsError; the folder, if there is one, says why too.
     """
     started = time.monotonic()
-    with stop.at_once():
-        parts = assemble(config)
-    folder = make_folder()
+    parts = assemble(config)
     resolved = {"trainer.batch_size": parts.train.batch_size} if config["trainer"]["batch_size"] == "auto" else {}
     about = {
         **origin,
@@ -61,7 +59,7 @@ def train(
         "environment": environment(),
         "hyperparameters": flat(config, origin["choices"]) | resolved,
     }
-    with folder.lock(), keeping_record(folder):
+    with stop.patient(), (folder := make_folder()).lock(), keeping_record(folder):
         folder.write_config(config)
         folder.write_json(folder.about, about)
         return folder, fill(folder, parts, config, about, None, stop, started)
@@ -79,8 +77,7 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
         wanted = config if state is None else resumable(folder, config, state)
         trainer = {**wanted["trainer"], "batch_size": about.get("batch_size", wanted["trainer"]["batch_size"])}
         wanted = {**wanted, "threads": about["environment"]["threads"], "trainer": trainer}
-        with stop.at_once():
-            parts = assemble(wanted)
+        parts = assemble(wanted)
         if state is not None and state["data"] != parts.data:
             raise FolderError(f"{folder.path}: refused, the data set's classes, shape, statistics or sizes are others.")
         here = {"device": parts.device.type, "precision": parts.precision, "channels_last": parts.channels_last}
@@ -89,10 +86,11 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
                 raise MachineError(f"{key}: the run began with {was}, here it is {found}. Resume it where it began.")
         if state is not None:
             tell_length(config, read_yaml(folder.config)["trainer"]["epochs"], state["progress"], parts)
-        folder.write_config(config)
-        about["hyperparameters"] = flat(config, about["choices"])
-        folder.write_json(folder.about, about)
-        return fill(folder, parts, wanted, about, state, stop, started)
+        with stop.patient():
+            folder.write_config(config)
+            about["hyperparameters"] = flat(config, about["choices"])
+            folder.write_json(folder.about, about)
+            return fill(folder, parts, wanted, about, state, stop, started)
 
 
 def finish(
@@ -252,11 +250,12 @@ class Silent:
 def assist(team: Team, place: str, config: dict[str, Any], stop: StopRequest, ready: Callable[[], object]) -> None:
     """What a process does that does not lead its team: it trains with the others. The rest is the leader's."""
     log.setLevel(logging.ERROR)
-    with stop.at_once():  # the weights come from the leader
-        parts = assemble({**config, "model": untrained(config["model"], config["trust"])}, team.rank)
-    ready()
-    with team.joined(place, parts.device):
-        fit(make_trainer(parts, Silent(), lambda state, best_is_new: None, stop), parts, config, None)
+    weightless = {**config, "model": untrained(config["model"], config["trust"])}  # the leader's weights will come
+    parts = assemble(weightless, team.rank)
+    with stop.patient():
+        ready()
+        with team.joined(place, parts.device):
+            fit(make_trainer(parts, Silent(), lambda state, best_is_new: None, stop), parts, config, None)
 
 
 def run(

@@ -131,7 +131,8 @@ def behave(asked: dict[str, Any]) -> int:
         if asked["argv"][:1] == ["call"]:
             status = getattr(faults, asked["argv"][1])(*asked["argv"][2:]) or 0
         else:
-            status = importlib.import_module("mcls.cli").main(asked["argv"])
+            sys.argv = ["mcls", *asked["argv"]]
+            status = importlib.import_module("mcls.cli").main()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:

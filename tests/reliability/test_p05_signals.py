@@ -1,12 +1,15 @@
 """P5: SIGINT, SIGTERM and SIGHUP: everything is saved, the way on is said, exit 130, 143 or 129, no child is left."""
 
+import contextlib
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,3 +212,70 @@ def test_control_without_the_handlers(mcls: Run, tmp_path: Path) -> None:
     child = mcls(*TRAIN[:-4], *QUICK, setup=remove)
     assert child.status == -15
     assert "mcls resume" not in child.stderr
+
+
+BLOBS = ("trainer.epochs=20", "trainer.figures=true")
+COMMANDS = {
+    "train": [*BLOBS],
+    "sweep": ["-m", *BLOBS, "seed=1,2", "hydra.sweep.dir=sweep"],
+    "resume": ["RUN", "trainer.epochs=40"],
+    "evaluate": ["RUN", "--split", "val", "--mistakes"],
+    "predict": ["RUN", "rows.csv", "--output", "found.csv"],
+    "export": ["RUN", "--format", "onnx"],
+    "runs": ["."],
+    "compare": ["RUN", "RUN"],
+    "report": ["RUN"],
+    "data": ["check"],
+}
+
+
+def handlers_stand(pid: int) -> bool:
+    """Whether a process has said what SIGHUP does in it; before that Python itself is being started."""
+    found = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(found.split()[1], 16) >> (signal.SIGHUP - 1) & 1)
+
+
+def interrupted(arguments: Sequence[str], root: Path, number: int, after: float) -> tuple[int, str]:
+    """Exit status and stderr of a command that gets a signal `after` seconds of its own."""
+    command = [sys.executable, "-m", "mcls", *arguments]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
+        while not handlers_stand(process.pid):
+            time.sleep(0.001)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(after)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_at_random_times(
+    name: str, tmp_path: Path, size: Callable[[int, int], int], count: Count
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "rows.csv").write_text("a,b\n" + "1.5,-2\n" * 500)
+    main = [sys.executable, "-m", "mcls"]
+    subprocess.run([*main, "train", *BLOBS, "hydra.run.dir=run"], cwd=made, check=True, stderr=subprocess.DEVNULL)
+    line = ["train" if name == "sweep" else name, *(word.replace("RUN", "run") for word in COMMANDS[name])]
+    started = time.monotonic()
+    subprocess.run([*main, *line], cwd=shutil.copytree(made, tmp_path / "whole"), check=True, capture_output=True)
+    seconds, draw, hits = time.monotonic() - started, random.Random(name), 0
+    for number in SIGNALS:
+        for attempt in range(size(1, 20)):
+            root = shutil.copytree(made, tmp_path / f"{number}-{attempt}")
+            after = draw.uniform(0, seconds)
+            status, errors = interrupted(line, root, number, after)
+            assert status in (0, SIGNALS[number], -number), (after, errors)  # a shell calls the last two the same
+            told = [text for text in errors.splitlines() if text.startswith("mcls: ")]
+            assert len(told) == (status == SIGNALS[number]), (after, errors)
+            for word in ("Traceback", "Exception", "Error", "leaked", "bug"):
+                assert word not in errors, (after, errors)
+            assert not list(root.rglob("*.part"))
+            for path in root.rglob("*.json"):
+                json.loads(path.read_text())
+            hits += status != 0
+            shutil.rmtree(root)
+    count(f"{hits} signals to {name}")
+    assert hits >= 3 * size(1, 20) / 4

@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
         raise RequestError(f"--port: must be 0 to 65535, got {options.port}.")
     if next(find(folder), None) is None:
         print(f"{folder}: no runs yet, they will appear as they come.", file=sys.stderr)
-    with StopRequest() as stop:
+    with StopRequest() as stop, stop.patient():
         url = serve(folder, options.port)
         print(address(url, folder), flush=True)
         if "SSH_CONNECTION" in os.environ:
@@ -50,6 +50,7 @@ def run(arguments: list[str]) -> int:
             print("no browser could be opened, open the address above.", file=sys.stderr)
         while not stop():
             time.sleep(INTERVAL)
+        stop.number = 0  # it is how this ends
     return 0
 
 

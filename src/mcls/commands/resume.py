@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,12 @@ def run(arguments: list[str]) -> int:
     from mcls.signals import StopRequest
 
     with console(), StopRequest() as stop:
+        stop.again = shlex.join(["mcls", "resume", *arguments])
         if rank:
             session.assist(Team(rank, size), "env://", config, stop, ready=int)
             return 0
         result = session.resume(folder, config, stop)
-    say_result(folder, result)
+        say_result(folder, result)
     return 0
 
 
@@ -88,6 +90,7 @@ def resume_sweep(path: Path, changes: list[str], config_dir: str | None) -> int:
             raise RequestError(f"{line}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
     refuse_harm(plan, changes)
     with console(), StopRequest() as stop:
+        stop.again = plan.again
         for number, overrides in enumerate(plan.jobs):
             folder = plan.folder(number)
             log.info(f"\njob {number}: {' '.join(overrides)}")

@@ -174,7 +174,9 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
     extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(request.fixed)}]")
     if "optuna" in request.sweeper and "hydra.sweeper.direction" not in request.fixed:
         extra.append("hydra.sweeper.direction=maximize")  # the accuracy
-    with contextlib.suppress(KeyboardInterrupt):
+    task.stop.again = plan.again
+    others = "hydra/launcher" in request.fixed  # whose processes are not to be left alone
+    with contextlib.suppress(KeyboardInterrupt), task.stop.patient() if others else contextlib.nullcontext():
         launch([*arguments, *extra], task)
     if not task.failures and task.stop() and not plan.complete:
         task.failures.append(Stopped("stopped between two jobs", task.stop()))
