@@ -75,7 +75,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_looked_at(tmp_path: Path, 
     assert mcls(*line) == 3
     out, err = capsys.readouterr()
     assert out.count("unreadable") == 21 and "unreadable  and 12 more" in out and "samples" not in out
-    assert err.splitlines()[-1].startswith("mcls: own/cat/3.png: empty (32 of 210 images). Mend or remove them.")
+    assert err.splitlines()[-1].startswith("mcls: own/cat/3.png: empty (32 of 210 images). Fix or remove them, or say ")
 
 
 def test_uneven_classes_are_told(tmp_path: Path, mcls: Main, capsys: Capture) -> None:

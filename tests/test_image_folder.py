@@ -3,8 +3,11 @@
 import logging
 import os
 import re
+import subprocess
+import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from mcls.assembly import assemble
 from mcls.config.build import build
 from mcls.data.augment import CropFlip
 from mcls.data.datasets import Dataset
-from mcls.data.folders import LAYOUT
+from mcls.data.folders import LAYOUT, counted
 from mcls.data.loader import Loader, Normalise
 from mcls.data.pictures import header_of
 from mcls.errors import DataError, MclsError, RequestError
@@ -345,18 +348,15 @@ def test_hidden_folders_loose_files_and_other_suffixes_are_left_out_and_told(
     image(0).save(tmp_path / "loose.png")
     (tmp_path / "README.md").write_text("words")
     (tmp_path / "cat" / "notes.txt").write_text("words")
-    (tmp_path / "cat" / "a.heic").write_text("words")
-    (tmp_path / "dog" / "b.heic").write_text("words")
+    (tmp_path / "cat" / "a.dcm").write_text("words")
+    (tmp_path / "dog" / "b.dcm").write_text("words")
     (tmp_path / "dog" / ".DS_Store").write_text("words")
     found = read(tmp_path)
     assert found.classes == ("cat", "dog", "emu") and sum(sizes(found)) == 30
     told = [record.getMessage() for record in caplog.records]
     assert told.count("data    hidden and system folders are not looked into: "
                       "'.ipynb_checkpoints', '.thumbs', '@eaDir', '__MACOSX'") == 1  # fmt: skip
-    assert (
-        "data    files that are not images are not used: 2 .heic, 1 .txt. To read HEIC files: pip install pillow-heif"
-        in told
-    )
+    assert "data    files that are not images are not used: 2 .dcm, 1 .txt" in told
     assert "data    1 images outside the folders of classes are not used" in told
 
 
@@ -409,7 +409,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "too many pixels": (
         lambda path: image(0, (60, 60)).save(path),
-        r"refused, 60 x 60 pixels are more than 3,000",
+        r"refused, 60 x 60 pixels are more than max_pixels, 3,000",
     ),
 }
 
@@ -424,7 +424,8 @@ def test_a_bad_image_is_named(tmp_path: Path, kind: str) -> None:
     started = time.monotonic()
     with pytest.raises(DataError) as caught:
         read(tmp_path, **keys)
-    wanted = rf"{path}: {reason}\. Mend or remove it\. Or say dataset\.bad_images=skip\."
+    advice = r"Fix or remove it, or say dataset\.bad_images=skip dataset\.max_bad_fraction=0\.02\."
+    wanted = rf"{path}: {reason} \(1 of 60 images\)\. {advice}"
     assert re.fullmatch(wanted, str(caught.value))
     assert time.monotonic() - started < 5
 
@@ -433,12 +434,12 @@ def test_all_bad_images_are_counted_and_noted(tmp_path: Path) -> None:
     tree(tmp_path)
     for number in (3, 5):
         (tmp_path / "cat" / f"{number}.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"3\.png: empty \(2 of 60 images\)\. Mend or remove them\.") as caught:
+    with pytest.raises(DataError, match=r"3\.png: empty \(2 of 60 images\)\. Fix or remove them, or say ") as caught:
         read(tmp_path)
     assert [note.split("/")[-1] for note in caught.value.__notes__] == ["3.png: empty.", "5.png: empty."]
 
 
-def test_bad_images_are_skipped_up_to_one_percent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_images_are_skipped_up_to_a_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree(tmp_path, ("a", "b"), count=50)
     (tmp_path / "a" / "3.png").write_bytes(b"")
     found = read(tmp_path, bad_images="skip")
@@ -447,9 +448,78 @@ def test_bad_images_are_skipped_up_to_one_percent(tmp_path: Path, caplog: pytest
     assert "images  1 of 100 skipped, they can't be read, the first: " in caplog.text
     (tmp_path / "b" / "3.png").write_bytes(b"")
     with pytest.raises(
-        DataError, match=r"\(2 of 100 images\)\. Mend or remove them\. More than 1 %, so they are not sk"
+        DataError,
+        match=r"\(2 of 100 images\)\. Fix or remove them, or raise the limit of bad_images=skip: "
+        r"dataset\.max_bad_fraction=0\.02\.\n",
     ):
         read(tmp_path, bad_images="skip")
+    assert sum(sizes(read(tmp_path, bad_images="skip", max_bad_fraction=0.02))) == 98
+    with pytest.raises(DataError, match=r"dataset\.max_bad_fraction=0\.01\.\n"):
+        (tmp_path / "b" / "3.png").write_bytes((tmp_path / "b" / "4.png").read_bytes())
+        read(tmp_path, bad_images="skip", max_bad_fraction=0.0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((1, 1, 1), "Add samples, two of a class at least."),
+        ((4, 1, 1), "Say dataset.test_fraction=0.09."),
+    ],
+)
+def test_advice_for_too_few_images_to_test_on_helps(tmp_path: Path, counts: tuple[int, ...], message: str) -> None:
+    for number, count in enumerate(counts):
+        write(tmp_path / str(number), count, 10 * number)
+    for fraction in (0.05, 0.95) if "Add" in message else (0.05,):
+        wanted = f"dataset.test_fraction: {fraction} of {sum(counts)} samples leaves none to test on. {message}"
+        with pytest.raises(RequestError, match=f"^{re.escape(wanted)}$"):
+            read(tmp_path, test_fraction=fraction)
+    if "Say" in message:
+        assert sizes(read(tmp_path, test_fraction=float(message.split("=")[1][:-1]), val_fraction=0.0)) == [5, 0, 1]
+
+
+def test_files_without_a_suffix_are_known_by_their_content(
+    tmp_path: Path, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree(tmp_path / "own")
+    expected = read(tmp_path / "own")
+    for path in (tmp_path / "own").glob("*/*.png"):
+        path.rename(path.with_suffix(""))
+    (tmp_path / "own" / "cat" / "README").write_text("words " * 100)
+    (tmp_path / "own" / "cat" / "blob").write_bytes(bytes(range(256)) * 4)
+    os.mkfifo(tmp_path / "own" / "cat" / "pipe")
+    found = read(tmp_path / "own")
+    assert sizes(found) == sizes(expected) == [43, 5, 12] and found.mean == expected.mean
+    assert torch.equal(torch.as_tensor(found.train.inputs), torch.as_tensor(expected.train.inputs))
+    line = "dataset=image_folder dataset.root=own trainer.epochs=1 trainer.batch_size=16 outputs=out"
+    assert mcls("train", line.split()) == 0
+    assert "data    files that are not images are not used: 3 without a suffix\n" in capsys.readouterr().err
+    assert mcls("predict", str(next(tmp_path.glob("out/*/*"))), "own", "--strict") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 61
+
+
+def test_heic_files_are_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
+    """Pillow's plugin, in a process of its own."""
+    assert counted(Counter({".heic": 2})) == "2 .heic. To read HEIC files: pip install pillow-heif"
+    pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    tree(tmp_path / "own")
+    command = "import sys; from PIL import Image; from pathlib import Path; from mcls import images\n"
+    command += (
+        "images.formats(); path = Path(sys.argv[1]); Image.open(path).save(path.with_suffix('.heic'), quality=100)\n"
+    )
+    command += "path.unlink(); print(images.read(path.with_suffix('.heic'), 3).size)"
+    made = subprocess.run(
+        [sys.executable, "-c", command, str(tmp_path / "own/cat/0.png")], capture_output=True, text=True
+    )
+    assert made.stdout == "(8, 8)\n"
+    assert sum(sizes(read(tmp_path / "own"))) == 60
+
+
+def test_a_link_to_nothing_that_may_be_a_class_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path)
+    (tmp_path / "fox").symlink_to(tmp_path / "gone")
+    (tmp_path / "cat" / "more").symlink_to(tmp_path / "gone")
+    assert read(tmp_path).classes == ("cat", "dog", "emu")
+    assert "data    links to nothing are not used: 'fox', 'more'" in caplog.text
 
 
 def test_a_class_that_loses_its_only_image_is_wrong(tmp_path: Path) -> None:
@@ -464,7 +534,9 @@ def test_huge_images_are_refused_by_their_header_without_a_warning(tmp_path: Pat
     tree(tmp_path, count=3)
     Image.new("1", (10_000, 9_000)).save(tmp_path / "cat" / "bomb.png")
     with warnings.catch_warnings(action="error"):
-        with pytest.raises(DataError, match=r"bomb\.png: refused, 10000 x 9000 pixels are more than 64,000,000\."):
+        with pytest.raises(
+            DataError, match=r"bomb\.png: refused, 10000 x 9000 pixels are more than max_pixels, 64,000,000 \("
+        ):
             read(tmp_path)
         assert (
             sum(sizes(read(tmp_path, max_pixels=90_000_000, size=8, channels=1, test_fraction=0.5, val_fraction=0.0)))
@@ -522,6 +594,15 @@ TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         lambda root: write(root / "x" / "cat", 3),
         "x",
         "ROOT/x: only one class, 'cat'. A classifier needs two.",
+    ),
+    "other files": (
+        lambda root: [
+            (root / "phone").mkdir(),
+            *((root / "phone" / name).write_text("ftyp") for name in ("a.DCM", "b.dcm", "c", "d.pdf")),
+        ],
+        "",
+        r"ROOT/phone: no image in this folder of a class, but other files: 2 \.dcm, 1 without a suffix, 1 \.pdf\. "
+        f"{LAYOUT}",
     ),
     "one folder too high": (
         lambda root: cut_tree(root / "up" / "a b" / "x-ray", train=3, test=3),
@@ -636,5 +717,8 @@ def test_a_tree_trains_and_is_drawn(
     (tmp_path / "own" / "cat" / "3.png").write_bytes(b"")
     assert mcls("train", line.split()) == 3
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "mcls: own/cat/3.png: empty. Mend or remove it. Or say dataset.bad_images=skip."
+    assert last == (
+        "mcls: own/cat/3.png: empty (1 of 60 images). Fix or remove it, or say dataset.bad_images=skip "
+        "dataset.max_bad_fraction=0.02."
+    )
     assert len(list(tmp_path.glob("out/*/*"))) == 1

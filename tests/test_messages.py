@@ -108,7 +108,7 @@ COMBINATIONS = [  # seen when the parts are built
     ),
     (
         "dataset.n_samples=20 dataset.val_fraction=0.01",
-        "dataset.val_fraction: 0.01 of 16 samples leaves none to validate on. Raise it, or say 0.",
+        "dataset.val_fraction: 0.01 of 16 samples leaves none to validate on. Say dataset.val_fraction=0.04, or say 0.",
     ),
     (
         "trainer.patience=1 dataset.val_fraction=0",

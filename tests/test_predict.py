@@ -149,7 +149,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
         SAID,
         f"skipped {place}/cut.png: cannot be read (image file is truncated).",
         f"skipped {place}/evil\\x1b[31m\\n.png: cannot be read (not a picture).",
-        f"skipped {place}/huge.png: refused, 9000 x 8000 pixels are more than 64,000,000.",
+        f"skipped {place}/huge.png: refused, 9000 x 8000 pixels are more than max_pixels, 64,000,000.",
         f"skipped {place}/page.jpg: cannot be read (not a picture).",
         f"skipped {place}/pipe.png: not a plain file.",
         f"skipped {place}/ps.png: cannot be read (not a picture).",

@@ -24,7 +24,8 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is a warning up to twice its
 @functools.cache
 def suffixes() -> set[str]:
     """Endings, in lower case and with their dot, of the files that are pictures."""
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
+    known = formats()
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in known}
 
 
 @functools.cache
@@ -68,7 +69,7 @@ def read(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image
         with Image.open(path, formats=formats()) as image:
             if image.width * image.height > max_pixels:
                 got = f"{image.width} x {image.height} pixels"
-                raise DataError(f"{path}: refused, {got} are more than {max_pixels:,}.")
+                raise DataError(f"{path}: refused, {got} are more than max_pixels, {max_pixels:,}.")
             image.load()
             return in_mode(ImageOps.exif_transpose(image), MODES[channels])
     except DataError:

@@ -53,10 +53,16 @@ def paths(arguments: Iterable[str], suffixes: set[str], listed: IO[bytes] | None
 
 
 def walk(folder: str, suffixes: set[str]) -> Iterator[str]:
-    """The files below `folder` with one of `suffixes`, by name; as in training, not what is hidden or the system's."""
+    """The files below `folder` with one of `suffixes`, by name; as in training, not what is hidden or the system's.
+
+    The suffix "" stands for pictures without one.
+    """
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not ignored(name))
-        yield from (str(Path(place, name)) for name in sorted(files) if suffix_of(name) in suffixes)
+        for name in sorted(files):
+            suffix, path = suffix_of(name), Path(place, name)
+            if suffix in suffixes and (suffix or images.is_picture(path)):
+                yield str(path)
 
 
 def pictures(found: Iterable[str], shape: Sequence[int], max_pixels: int, refuse: Refuse) -> Iterator[Sample]:

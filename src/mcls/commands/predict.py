@@ -120,7 +120,7 @@ def classified(model: "Classifier", options: argparse.Namespace, counter: Counte
     """Names and probabilities of everything that is named, a batch at a time."""
     from mcls import images, inference, samples
 
-    suffixes = images.suffixes() if model.image else {".csv", ".tsv"}
+    suffixes = {*images.suffixes(), ""} if model.image else {".csv", ".tsv"}
     listed = None if sys.stdin is None else sys.stdin.buffer  # it is None when it is closed
     files = samples.paths(options.inputs, suffixes, listed)
     found: Iterator[Sample]

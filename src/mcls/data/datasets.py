@@ -110,23 +110,22 @@ def cut(whole: Split, val_fraction: float, val_seed: int) -> tuple[Split, Split 
     """`whole` cut into train and val (`stratified`); val is None when `val_fraction` is 0."""
     if val_fraction == 0:
         return whole, None
-    first, second = stratified(whole.targets, val_fraction, val_seed)
-    if not len(second):
-        raise RequestError(
-            f"dataset.val_fraction: {val_fraction} of {len(whole)} samples leaves none to validate on. "
-            "Raise it, or say 0."
-        )
-    return whole.rows(first), whole.rows(second)
+    return divide(whole, val_fraction, val_seed, "val_fraction", "to validate on", ", or say 0")
 
 
 def cut_test(whole: Split, test_fraction: float, test_seed: int) -> tuple[Split, Split]:
     """`whole` cut into train and test (`stratified`), for data that come without a test split."""
-    first, second = stratified(whole.targets, test_fraction, test_seed)
-    if not len(second):
-        raise RequestError(
-            f"dataset.test_fraction: {test_fraction} of {len(whole)} samples leaves none to test on. Raise it."
-        )
-    return whole.rows(first), whole.rows(second)
+    return divide(whole, test_fraction, test_seed, "test_fraction", "to test on", "")
+
+
+def divide(whole: Split, fraction: float, seed: int, key: str, purpose: str, otherwise: str) -> tuple[Split, Split]:
+    """The two parts of `stratified`. Raises RequestError, naming a fraction that does, when it leaves none for one."""
+    first, second = stratified(whole.targets, fraction, seed)
+    if len(second):
+        return whole.rows(first), whole.rows(second)
+    enough = (part / 100 for part in range(1, 100) if len(stratified(whole.targets, part / 100, seed)[1]))
+    advice = next((f"Say dataset.{key}={part:g}" for part in enough), "Add samples, two of a class at least")
+    raise RequestError(f"dataset.{key}: {fraction} of {len(whole)} samples leaves none {purpose}. {advice}{otherwise}.")
 
 
 def filled(part: Split, inputs: "Tensor | Files") -> Split:

@@ -21,7 +21,6 @@ log = logging.getLogger("mcls")
 
 LARGEST = 224  # side to which images of many sizes are brought, at most
 BIG = 512  # side from which on images of one size are said to be big
-BAD_SHARE = 0.01  # of images that may be left out
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # Pillow's modes without colour
 
 
@@ -37,6 +36,7 @@ def image_folder(
     mean: str | Sequence[float],
     std: str | Sequence[float],
     bad_images: str,
+    max_bad_fraction: float,
     max_pixels: int,
     test_fraction: float,
     test_seed: int,
@@ -62,7 +62,7 @@ def image_folder(
     keep = fits(len(files) * math.prod(shape))
     looked = look_through(files, keep)
     parts = {name: good_ones(numbers, found, looked) for name, numbers in found.parts.items()}
-    complain(found, looked, bad_images)
+    complain(found, looked, max_bad_fraction if bad_images == "skip" else None)
     if "test" not in parts:
         parts["train"], parts["test"] = cut_test(parts["train"], test_fraction, test_seed)
     if "val" not in parts and val_fraction > 0:
@@ -111,18 +111,24 @@ def good_ones(numbers: Sequence[int], found: Found, looked: Looked) -> Split:
     return Split(torch.tensor(good, dtype=torch.int64), targets, names, files)
 
 
-def complain(found: Found, looked: Looked, bad_images: str) -> None:
-    """Raise DataError, with a note for each, when images can't be read and that is an error; else say which."""
+def complain(found: Found, looked: Looked, limit: float | None) -> None:
+    """Raise DataError, with a note for each, when more than a fraction of `limit` can't be read; else say which.
+
+    None allows no image, and is not a limit to be raised.
+    """
     bad = [error for error in looked.errors if error is not None]
     if not bad:
         return
-    too_many = len(bad) > BAD_SHARE * len(found.paths)
-    if bad_images == "error" or too_many:
-        others = f" ({len(bad)} of {len(found.paths):,} images)" if len(bad) > 1 else ""
-        advice = (
-            "More than 1 %, so they are not skipped." if bad_images == "skip" else "Or say dataset.bad_images=skip."
+    share = len(bad) / len(found.paths)
+    if limit is None or share > limit:
+        needed = f"dataset.max_bad_fraction={math.ceil(share * 100) / 100:g}"
+        advice = f"raise the limit of bad_images=skip: {needed}" if limit is not None else "say dataset.bad_images=skip"
+        if limit is None and share > 0.01:
+            advice += f" {needed}"
+        others = f" ({len(bad):,} of {len(found.paths):,} images)"
+        failure = DataError(
+            f"{str(bad[0]).rstrip('.')}{others}. Fix or remove {'them' if len(bad) > 1 else 'it'}, or {advice}."
         )
-        failure = DataError(f"{str(bad[0]).rstrip('.')}{others}. Mend or remove {'them' if others else 'it'}. {advice}")
         for error in bad:
             failure.add_note(str(error))
         raise failure
