@@ -1,5 +1,6 @@
 """Parts that do not go together, seen when they are built: one line, and no run folder."""
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from mcls.assembly import check_loss, check_model, resolve_batch_size
 from mcls.errors import RequestError
+from mcls.machine import environment
 
 Main = Callable[..., int]
 CPU = torch.device("cpu")
@@ -200,3 +202,24 @@ def test_the_default_batch_goes_with_any_data(samples: int, normalised: bool, pr
     if size != 128:
         with pytest.raises(RequestError, match=r"^trainer\.batch_size: 128 "):
             resolve_batch_size(128, samples, model, processes)
+
+
+def test_the_commit_and_whether_its_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert (environment()["commit"], environment()["dirty"]) == (None, None)
+    person = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    (tmp_path / "model.py").write_text("1")
+    for words in (
+        ("init", "-q"),
+        ("add", "."),
+        (*person, "commit", "-qm", "first"),
+        (*person, "tag", "-am", "v", "v1"),
+    ):
+        subprocess.run(["git", *words], check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "new").touch()
+    assert (environment()["commit"], environment()["dirty"]) == (commit, False)
+    (tmp_path / "model.py").write_text("2")
+    assert (environment()["commit"], environment()["dirty"]) == (commit, True)

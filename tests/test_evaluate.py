@@ -81,6 +81,7 @@ def test_equal_to_scikit_learn(mcls: Main, mnist: Path, split: str) -> None:
         np.testing.assert_allclose([row[key] for row in report["per_class"]], values, atol=1e-6)
         if key != "support":
             close(report[f"{key}_macro"], values.mean())
+    close(report["balanced_accuracy"], metrics.balanced_accuracy_score(truth, guess))
     np.testing.assert_array_equal(report["confusion"], metrics.confusion_matrix(truth, guess, labels=labels))
     assert report["n"] == len(part) and report["split"] == split and report["checkpoint"] == "best"
 
@@ -91,7 +92,10 @@ def test_the_same_numbers_as_training_and_every_opening_counted(mcls: Main, blob
         assert mcls("evaluate", str(blobs)) == 0
         assert f"test set opened for the {number} time" in capsys.readouterr().out
     assert mcls("evaluate", str(blobs), "--split", "val") == 0
-    assert "opened" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "opened" not in out and out.startswith(
+        f"val   {trained['val']['accuracy'] * 100:.2f} % (selected on val) of 80;"
+    )
     again = json.loads((blobs / "result.json").read_text())
     assert again == {**trained, "test_openings": 3}
     for split in ("test", "val"):
@@ -184,8 +188,27 @@ def test_temperature_of_known_logits() -> None:
     logits = 3 * torch.randn(20_000, 5, generator=generator)
     targets = torch.multinomial((logits / 2).softmax(1), 1, generator=generator)[:, 0]
     assert fit_temperature(logits, targets) == pytest.approx(2, rel=0.03)
-    assert fit_temperature(10 * logits, targets) == pytest.approx(10 * fit_temperature(logits, targets), rel=1e-5)
-    assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(0.01)
+    assert fit_temperature(10 * logits, targets) == pytest.approx(
+        10 * (fit_temperature(logits, targets) or 0), rel=1e-5
+    )
+    assert fit_temperature(logits, logits.argmax(1)) is None  # the smaller the better
+    assert fit_temperature(logits, logits.argmin(1)) is None  # the larger the better
+    one_mistake = torch.cat([logits.argmax(1)[:-1], logits.argmin(1)[-1:]])
+    assert fit_temperature(logits, one_mistake) is not None
+    assert fit_temperature(1000 * logits, targets) is None
+    assert fit_temperature(logits[:0], targets[:0]) is None
+
+
+def test_no_temperature_where_none_can_be_fitted(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
+    """On blobs far apart val has no mistakes, and then the smallest T would be taken for the best."""
+    folder = train(tmp_path / "apart", data_root, "dataset.cluster_std=0.1", "trainer.epochs=20")
+    capsys.readouterr()
+    assert mcls("evaluate", str(folder)) == 0
+    fitted = written(folder, "test")["temperature"]
+    assert fitted == {"value": None, "fitted_on": "val", "reason": "no sample of it is mistaken"}
+    out = capsys.readouterr().out
+    assert "temperature" in out and "none can be fitted on val: no sample of it is mistaken" in out
+    assert "log-loss at it" not in out
 
 
 def test_top_k_and_brier_by_hand() -> None:
@@ -214,7 +237,7 @@ def test_the_grid_of_mistakes_has_a_row_for_each_class_the_most_doubted_first() 
     logits = torch.tensor([[2.0, 0, 0], [4, 0, 0], [3, 0, 0], [0, 0, 9], [0, 0, 9]])
     targets = torch.tensor([1, 1, 1, 0, 2])
     split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), targets)
-    tally = tallied(logits, targets, 3)
+    tally = tallied([logits], targets, 3)
     found = Evaluation(split, logits, tally, tally.measure(), {})
     chosen, labels = by_class(found, doubted(found), ("a", "b", "c"))
     rows = chosen.view(-1, EACH).tolist()

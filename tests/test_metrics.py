@@ -10,7 +10,10 @@ from sklearn import metrics
 from torch import Tensor
 from torch.nn import functional
 
+from mcls.distributed import Team
+from mcls.files import to_json
 from mcls.metrics import BINS, Measures, RunningLoss, Tally, ratio, wilson
+from mcls.tables import most_confused
 
 CPU = torch.device("cpu")
 CLASSES = 7
@@ -156,3 +159,66 @@ def test_running_loss_returns_every_step_and_counts_the_right_ones(kept, monkeyp
         right += int((some.argmax(1) == theirs).sum())
     assert running.flush() == (expected, [16, 16, 16, 2], right)
     assert running.flush() == ([], [], 0)
+
+
+class Two(Team):
+    """A process of two, the other of which has `other` samples: their cells."""
+
+    other: Tensor
+
+    def sum(self, values: Tensor) -> Tensor:
+        if values.ndim == 1 and len(values) == CLASSES**2:
+            return values + torch.bincount(self.other, minlength=CLASSES**2)
+        return values
+
+    def collect(self, value: Tensor) -> list[Tensor]:
+        return [value, self.other]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_cells_that_occur_are_counted_as_the_whole_matrix_is(monkeypatch, processes):
+    """Of many classes only the cells that are not 0 are ever held."""
+    logits, targets = sample(60)
+    tally = Tally(CLASSES, CPU)
+    tally.add(logits, targets)
+    team = Two(0, processes)
+    object.__setattr__(team, "other", torch.tensor([0, 5, 5, CLASSES**2 - 1] * (processes - 1), dtype=torch.int64))
+    whole = tally.measure(team)
+    monkeypatch.setattr("mcls.metrics.COUNTED", 1)
+    assert tally.measure(team).cells == whole.cells
+    assert whole.count == 60 + 4 * (processes - 1)
+    dense = whole.confusion
+    monkeypatch.setattr("mcls.metrics.DENSE", 1)
+    sparse = whole.confusion
+    assert list(zip(*sparse.values(), strict=True)) == whole.cells
+    names = [str(label) for label in range(CLASSES)]
+    assert most_confused(sparse, names) == most_confused(dense, names) == (dense, names, list(range(CLASSES)))
+
+
+def test_ten_thousand_classes_are_a_small_file():
+    """The whole matrix would be 600 MB of JSON, and 800 MB of counts on the device after every epoch."""
+    classes = 10_000
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(classes, (2_000,), generator=generator)
+    tally = Tally(classes, CPU)
+    for truth in targets.split(100):
+        logits = torch.zeros(100, classes)
+        logits[torch.arange(100), truth // 2] = 9.0
+        tally.add(logits, truth)
+    names = [f"class {label}" for label in range(classes)]
+    report = tally.measure().report(names)
+    assert len(to_json(report)) < 2_000_000
+    assert report["accuracy"] == float((targets == targets // 2).double().mean())
+    counts, labels, shown = most_confused(report["confusion"], names)
+    assert sum(map(sum, counts)) == 2_000 and len(labels) == len(shown) + 1 == 30
+    pairs = metrics.confusion_matrix(targets, targets // 2, labels=shown)
+    np.testing.assert_array_equal(np.array(counts)[:-1, :-1], pairs)
+
+
+def test_no_interval_where_the_weights_were_selected():
+    logits, targets = sample()
+    names = [str(label) for label in range(CLASSES)]
+    found = measure(logits, targets)
+    selected, other = found.report(names, selected=True), found.report(names)
+    assert selected.pop("selected_on_val") is True and len(other.pop("interval")) == 2
+    assert selected == other

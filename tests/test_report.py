@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import makers
@@ -226,14 +227,31 @@ def test_what_no_sample_tells_is_left_empty(mcls: Main, run: Path) -> None:
     assert "<td>3</td><td></td><td></td><td></td><td>0</td>" in (run / "report.html").read_text()
 
 
-def test_many_classes_get_the_figure(mcls: Main, run: Path) -> None:
+@pytest.mark.parametrize("count", [40, 10_000])
+def test_of_many_classes_those_that_are_confused_most(mcls: Main, run: Path, count: int) -> None:
+    """Whether the matrix is whole, as older versions have it, or only what is not 0."""
     test = json.loads((run / "result.json").read_text())["test"]
-    test["per_class"] = [{**test["per_class"][0], "class": str(number)} for number in range(40)]
+    row = {"precision": 1.0, "recall": 0.5, "f1": 0.6, "support": 4}
+    test["per_class"] = [{**row, "class": f"c{number}"} for number in range(count)]
+    cells = [(label, label, 2) for label in range(count)] + [(35, 37, 3), (38, 35, 4)]
+    if count == 40:
+        test["confusion"] = [[0] * count for _ in range(count)]
+        for truth, guess, samples in cells:
+            test["confusion"][truth][guess] = samples
+    else:
+        test["confusion"] = dict(zip(("true", "predicted", "count"), zip(*cells, strict=True), strict=True))
     change(run / "result.json", test=test)
     assert mcls("report", str(run)) == 0
     page = (run / "report.html").read_text()
-    assert '<table class="confusion">' not in page
-    assert "Confusion matrix." in page
+    words = " ".join(Seen(page).words)
+    names = [*(f"c{number}" for number in range(26)), "c35", "c37", "c38", f"{count - 29:,} others"]
+    assert f"the 29 of {count:,} classes that are confused most" in words
+    assert re.findall("<th>(c[0-9]+|[0-9,]+ others)</th>", page) == [*names, *names]
+    matrix = np.array(re.findall(r"<td style=[^>]*>(\d+)</td>", page), int).reshape(30, 30)
+    assert matrix.sum() == 2 * count + 7 and matrix[-1, -1] == 2 * (count - 29)
+    assert (matrix[26, 27], matrix[28, 26]) == (3, 4)
+    assert "c35 1.0000 0.5000 0.6000 4" in words and "c36" not in words
+    assert len(page) < 2_000_000
 
 
 def test_starts_without_torch(run: Path) -> None:

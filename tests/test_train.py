@@ -26,7 +26,8 @@ from mcls.runs import read_yaml
 Main = Callable[..., int]
 QUICK = ["trainer.figures=false", "trainer.epochs=2"]
 REPORT = {
-    "accuracy", "interval", "loss", "precision_macro", "recall_macro", "f1_macro", "ece", "n", "per_class", "confusion"
+    "accuracy", "loss", "precision_macro", "recall_macro", "balanced_accuracy", "f1_macro", "ece", "n", "per_class",
+    "confusion"
 }  # fmt: skip
 
 
@@ -109,12 +110,16 @@ def test_what_is_in_a_run_folder(dataset: str, mcls: Main, tmp_path: Path, capsy
     assert result["test_openings"] == 1 and len(result["weights_sha256"]) == 64
     for split in ("val", "test"):
         found = result[split]
-        assert set(found) == REPORT
-        low, high = found["interval"]
+        assert set(found) == REPORT | {"interval" if split == "test" else "selected_on_val"}
+        low, high = found.get("interval", (0, 1))
         assert 0 <= low <= found["accuracy"] <= high <= 1
         right = sum(row[number] for number, row in enumerate(found["confusion"]))
         assert found["accuracy"] == right / found["n"] and found["n"] == sum(map(sum, found["confusion"]))
         assert len(found["per_class"]) == len(found["confusion"])
+    whole = sum(line["samples_per_second"] * line["train_seconds"] for line in lines)
+    trained = sum(line["train_seconds"] for line in lines)
+    assert result["samples_per_second"] == pytest.approx(whole / trained) and trained < result["seconds"]
+    assert f"val   {result['val']['accuracy'] * 100:.2f} % (selected on val) of {result['val']['n']}, best of" in out
     best = max(lines, key=lambda line: (line["val"]["accuracy"], -line["val"]["loss"]))
     assert result["best_epoch"] == best["epoch"]
     assert result["val"]["accuracy"] == best["val"]["accuracy"]
@@ -138,7 +143,7 @@ def test_what_tensorboard_reads(mcls: Main, tmp_path: Path) -> None:
     assert [path.name for path in run.iterdir() if path.is_dir()] == ["figures"]
     events = events_of(run)
     scalars = events.Tags()["scalars"]
-    wanted = {"lr", "time/images_per_second"}
+    wanted = {"lr", "time/samples_per_second"}
     wanted |= {f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "accuracy")}
     assert wanted | {"test/f1_macro", "val/f1_macro"} <= set(scalars)
     for tag in scalars:

@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -91,7 +90,7 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
     }
 
     def load(split: Split) -> Loader:
-        return Loader(split, forward_batch(math.prod(shape)), **serve)
+        return Loader(split, forward_batch(shape, num_classes), **serve)
 
     train = Loader(dataset.train, size, augment=augment, seed=seed, balanced=settings["balanced"], **serve)
     counts = torch.bincount(dataset.train.targets, minlength=num_classes)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mcls import figures, tables
 from mcls.data.datasets import Split
 from mcls.errors import RequestError
-from mcls.evaluation import logits_of, rebuild, take, tallied
+from mcls.evaluation import logit_batches, rebuild, take, tallied
 from mcls.files import publish
 from mcls.metrics import Measures
 from mcls.opened import OpenedRun
@@ -71,7 +71,7 @@ def same_samples(first: Split, second: Split) -> bool:
 
 def answers(opened: OpenedRun, split: Split) -> Answers:
     """Let a run classify a split."""
-    tally = tallied(logits_of(opened, split), split.targets, len(opened.classes))
+    tally = tallied(logit_batches(opened, split), split.targets, len(opened.classes))
     predicted, confidence = tally.answers()
     return Answers(predicted, confidence, predicted == split.targets, tally.measure())
 

@@ -43,15 +43,16 @@ def console() -> Iterator[None]:
 
 
 def percent(report: dict[str, Any]) -> str:
-    """The accuracy of a report with its interval: `92.50 % [88.00, 95.40] of 200`."""
-    low, high = report["interval"]
-    return f"{report['accuracy'] * 100:.2f} % [{low * 100:.2f}, {high * 100:.2f}] of {report['n']:,}"
+    """The accuracy of a report with its interval, `92.50 % [88.00, 95.40] of 200`, if it has one."""
+    bounds = ", ".join(f"{bound * 100:.2f}" for bound in report.get("interval") or ())
+    return f"{report['accuracy'] * 100:.2f} % {f'[{bounds}]' if bounds else '(selected on val)'} of {report['n']:,}"
 
 
 def say_result(folder: RunFolder, result: dict[str, Any]) -> None:
     """What came of a run."""
     if result["val"]:
-        print(f"val   {percent(result['val'])}, best of epoch {result['best_epoch']}")
+        val = {**result["val"], "interval": None}  # older versions wrote one
+        print(f"val   {percent(val)}, best of epoch {result['best_epoch']}")
     print(f"test  {percent(result['test'])}, loss {result['test']['loss']:.4f}, F1 {result['test']['f1_macro']:.4f}")
     print(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
     place = folder.path.parent.parent if re.match(STAMP, folder.path.name) else folder.path

@@ -2,8 +2,7 @@
 
 import contextlib
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from mcls.data.loader import Loader, forward_batch
 from mcls.errors import DataError, RequestError
 from mcls.files import publish
 from mcls.forward import as_trained
-from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
+from mcls.metrics import CHUNK, Measures, Tally, brier, fit_temperature, top_k
 from mcls.opened import OpenedRun
 from mcls.results import fingerprint
 from mcls.runs import RunFolder, read_yaml, typed
+from mcls.tables import most_confused
 
 log = logging.getLogger("mcls")
 
-BATCH = 1024  # samples counted at a time
 TOP = 5  # of top-k, where there are more classes
 EACH = 5  # pictures of a class in the grid of doubted labels
 ROWS = 12  # classes in it
@@ -110,44 +109,54 @@ def difference(known: dict[str, Any] | None, split: Split) -> str:
 
 
 @torch.inference_mode()
-def logits_of(opened: OpenedRun, split: Split) -> Tensor:
-    """Logits float32 (N, C) of every sample of `split`, on the CPU, in the precision of the training."""
-    size = forward_batch(math.prod(opened.input_shape))
+def logit_batches(opened: OpenedRun, split: Split) -> Iterator[Tensor]:
+    """Logits float32 (n, C) of the samples of `split`, in order, on the CPU, in the precision of the training."""
+    size = forward_batch(opened.input_shape, len(opened.classes))
     loader = Loader(split, size, opened.device, opened.normalise, resident=False)
-    with as_trained(opened.precision, opened.device):
-        parts = [opened.model(inputs).float().cpu() for inputs, _ in loader.epoch()]
-    return torch.cat(parts) if parts else torch.empty(0, len(opened.classes))
+    arithmetic = as_trained(opened.precision, opened.device)
+    for inputs, _ in loader.epoch():
+        with arithmetic:
+            logits = opened.model(inputs)
+        yield logits.float().cpu()
+
+
+def logits_of(opened: OpenedRun, split: Split) -> Tensor:
+    """Logits float32 (N, C) of every sample of `split`."""
+    return torch.cat([torch.empty(0, len(opened.classes)), *logit_batches(opened, split)])
 
 
 def evaluate(opened: OpenedRun, split: Split, name: str, val: Split | None) -> Evaluation:
     """Measure `opened` on `split`, called `name`. The temperature is fitted on `val`, without one on `split` itself."""
     logits, count = logits_of(opened, split), len(opened.classes)
-    tally = tallied(logits, split.targets, count)
+    tally = tallied(logits.split(CHUNK), split.targets, count)
     measures = tally.measure()
     fitted = split if val is None or split is val else val
-    temperature = fit_temperature(logits if fitted is split else logits_of(opened, fitted), fitted.targets)
-    mended = tallied(logits / temperature, split.targets, count).measure()
+    scores = logits if fitted is split else logits_of(opened, fitted)
+    temperature = fit_temperature(scores, fitted.targets)
     report = {
         "split": name,
         "epoch": opened.epoch,
-        **measures.report(opened.classes),
+        **measures.report(opened.classes, selected=name == "val"),
         **({f"top_{TOP}": top_k(logits, split.targets, TOP)} if count > TOP else {}),
         "brier": brier(logits, split.targets),
-        "temperature": {
-            "value": temperature,
-            "fitted_on": name if fitted is split else "val",
-            "ece": mended.ece,
-            "loss": mended.loss,
-        },
+        "temperature": {"value": temperature, "fitted_on": name if fitted is split else "val"},
     }
+    if temperature is None:
+        right = bool((scores.argmax(1) == fitted.targets).all())
+        why = "no sample of it is mistaken" if right else "the best value is outside 0.01 to 100"
+        report["temperature"]["reason"] = why
+    else:
+        scaled = tallied((part / temperature for part in logits.split(CHUNK)), split.targets, count).measure()
+        report["temperature"] |= {"ece": scaled.ece, "loss": scaled.loss}
     return Evaluation(split, logits, tally, measures, report)
 
 
-def tallied(logits: Tensor, targets: Tensor, num_classes: int) -> Tally:
+def tallied(batches: Iterable[Tensor], targets: Tensor, num_classes: int) -> Tally:
     """The sums over all samples, in batches: a sum of many float32 in one go is not exact enough."""
-    tally = Tally(num_classes, torch.device("cpu"))
-    for part, truth in zip(logits.split(BATCH), targets.split(BATCH), strict=True):
-        tally.add(part, truth)
+    tally, start = Tally(num_classes, torch.device("cpu")), 0
+    for logits in batches:
+        tally.add(logits, targets[start : start + len(logits)])
+        start += len(logits)
     return tally
 
 
@@ -179,7 +188,7 @@ def draw(found: Evaluation, folder: RunFolder, classes: Sequence[str], order: Te
     name = found.report["split"]
     title = f"{folder.name}\n{name} accuracy {found.measures.accuracy * 100:.2f} %"
     drawn = {
-        "confusion": figures.confusion(found.measures.confusion, classes, title),
+        "confusion": figures.confusion(*most_confused(found.measures.confusion, classes)[:2], title),
         "reliability": figures.reliability(found.measures.bins, found.measures.ece, title),
     }
     if order is not None and found.split.inputs.ndim == 4 and len(order):

@@ -140,9 +140,10 @@ def describe(device: torch.device) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, commit and machine, for run.json."""
+    asked = ["git", "--no-optional-locks", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     try:
-        asked = ["git", "rev-parse", "HEAD"]
-        commit = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        described = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        commit, _, dirty = described.partition("-")
     except (OSError, subprocess.SubprocessError):
         commit = None
     return {
@@ -150,6 +151,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "commit": commit,
+        "dirty": None if commit is None else bool(dirty),  # files that git knows were changed
         "platform": platform.platform(),
         "host": platform.node(),
         "threads": torch.get_num_threads(),

@@ -13,6 +13,9 @@ from mcls.distributed import ALONE, Team
 
 BINS = 15  # of the expected calibration error
 KEPT = 1 << 20  # logits, 4 MiB of them
+CHUNK = 1024  # samples counted at a time
+COUNTED = 1 << 20  # cells of a confusion matrix up to which all are counted; of a larger one those that occur
+DENSE = 100  # classes up to which result.json has the whole confusion matrix
 
 
 class RunningLoss:
@@ -108,13 +111,28 @@ class Tally:
         """The sums, a team's over all its processes, as plain numbers; the one place where the device is waited for."""
         predicted, confidence = self.answers()
         targets = torch.cat([predicted[:0], *self.targets])
-        pairs = torch.bincount(targets * self.num_classes + predicted, minlength=self.num_classes**2)
+        cells, counts = self.pairs(targets * self.num_classes + predicted, team)
         place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
         rows = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).to(confidence)]).double()
         bins = torch.zeros(3, BINS, dtype=torch.float64, device=self.device).index_add_(1, place, rows)
-        confusion = team.sum(pairs).view(self.num_classes, -1).tolist()
-        count = sum(map(sum, confusion))
-        return Measures(confusion, team.sum(self.loss.clone()).item() / max(count, 1), team.sum(bins).tolist())
+        truth, guess = (cells // self.num_classes).tolist(), (cells % self.num_classes).tolist()
+        cells_of = list(zip(truth, guess, counts.tolist(), strict=True))
+        loss = team.sum(self.loss.clone()).item() / max(int(counts.sum()), 1)
+        return Measures(self.num_classes, cells_of, loss, team.sum(bins).tolist())
+
+    def pairs(self, codes: Tensor, team: Team) -> tuple[Tensor, Tensor]:
+        """The cells of the confusion matrix that are not 0, numbered row by row, and what is in them.
+
+        Args:
+            codes: the cell of each sample of this process.
+        """
+        if self.num_classes**2 > COUNTED:
+            codes = torch.cat(team.collect(codes.cpu()))
+            cells, counts = codes.unique(return_counts=True)
+            return cells, counts
+        whole = team.sum(torch.bincount(codes, minlength=self.num_classes**2))
+        cells = whole.nonzero()[:, 0]
+        return cells, whole[cells]
 
 
 def wilson(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -144,24 +162,37 @@ class Measures:
     """What was measured over a split.
 
     Args:
-        confusion: C x C counts, row the true class, column the predicted one.
+        num_classes: C.
+        cells: of the confusion matrix, those that are not 0: true class, predicted class, samples; in that order.
         loss: mean negative log-likelihood, in nats, with no label smoothing and no class weights.
         bins: count, sum of confidence and number right in each of the calibration bins.
     """
 
-    confusion: list[list[int]]
+    num_classes: int
+    cells: list[tuple[int, int, int]]
     loss: float
     bins: list[list[float]]
 
     @property
     def count(self) -> int:
         """Samples."""
-        return sum(map(sum, self.confusion))
+        return sum(count for _, _, count in self.cells)
 
     @property
     def correct(self) -> int:
         """Samples whose true class got the largest logit."""
-        return sum(row[index] for index, row in enumerate(self.confusion))
+        return sum(count for truth, guess, count in self.cells if truth == guess)
+
+    @property
+    def confusion(self) -> list[list[int]] | dict[str, list[int]]:
+        """C x C counts, row the true class, column the predicted one; of more than DENSE classes the cells alone."""
+        if self.num_classes > DENSE:
+            columns = zip(*self.cells, strict=True) if self.cells else ((), (), ())
+            return dict(zip(("true", "predicted", "count"), map(list, columns), strict=True))
+        counts = [[0] * self.num_classes for _ in range(self.num_classes)]
+        for truth, guess, count in self.cells:
+            counts[truth][guess] = count
+        return counts
 
     @property
     def accuracy(self) -> float:
@@ -180,10 +211,13 @@ class Measures:
         None where there is nothing to measure: recall of a class without samples, all three of one that is not
         predicted either. So a mean over the classes is that of those that occur, as scikit-learn's "macro" is.
         """
+        true, predicted, right = ([0] * self.num_classes for _ in range(3))
+        for truth, guess, count in self.cells:
+            true[truth] += count
+            predicted[guess] += count
+            right[truth] += count * (truth == guess)
         rows: list[dict[str, float | None]] = []
-        for index, row in enumerate(self.confusion):
-            hits, support = row[index], sum(row)
-            chosen = sum(other[index] for other in self.confusion)
+        for hits, support, chosen in zip(right, true, predicted, strict=True):
             occurs = support + chosen > 0
             precision, recall = ratio(hits, chosen) if occurs else None, hits / support if support else None
             f1 = 2 * hits / (support + chosen) if occurs else None
@@ -199,15 +233,21 @@ class Measures:
         """The values that are followed from epoch to epoch."""
         return {"accuracy": self.accuracy, "loss": self.loss, "f1_macro": self.f1_macro, "ece": self.ece}
 
-    def report(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Everything, as it stands in result.json; `classes` are the names in the order of their numbers."""
+    def report(self, classes: Sequence[str], selected: bool = False) -> dict[str, Any]:
+        """Everything, as it is in result.json.
+
+        Args:
+            classes: the names in the order of their numbers.
+            selected: the weights were selected on these samples; no interval holds then.
+        """
         rows = self.per_class()
         macro = {f"{key}_macro": mean(row[key] for row in rows) for key in ("precision", "recall", "f1")}
         named = [{"class": name, **row} for name, row in zip(classes, rows, strict=True)]
         return {
             "accuracy": self.accuracy,
-            "interval": list(wilson(self.correct, self.count)),
+            **({"selected_on_val": True} if selected else {"interval": list(wilson(self.correct, self.count))}),
             "loss": self.loss,
+            "balanced_accuracy": macro["recall_macro"],
             **macro,
             "ece": self.ece,
             "n": self.count,
@@ -224,20 +264,29 @@ def top_k(logits: Tensor, targets: Tensor, k: int) -> float:
 
 def brier(logits: Tensor, targets: Tensor) -> float:
     """Brier score: mean squared distance of the probabilities from the truth, summed over the classes, 0 to 2."""
-    distance = logits.double().softmax(dim=1) - functional.one_hot(targets, logits.shape[1])
-    return ratio(distance.square().sum().item(), len(targets))
+    total = 0.0
+    for part, truth in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True):
+        probabilities = part.double().softmax(dim=1)
+        of_truth = probabilities.gather(1, truth[:, None]).sum()
+        total += (probabilities.square().sum() - 2 * of_truth).item() + len(truth)
+    return ratio(total, len(targets))
 
 
-def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The T for which softmax(logits / T) has the smallest log-loss (Guo et al., 2017), 0.01 to 100.
+def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
+    """The T for which softmax(logits / T) has the smallest log-loss (Guo et al., 2017), None unless it is in 0.01..100.
 
-    The log-loss is convex in 1/T, so that its slope is bisected, on a logarithmic scale, to 1e-7.
+    Without mistakes there is none: the smaller T, the smaller the loss. The log-loss is convex in 1/T, so that its
+    slope is bisected, on a logarithmic scale, to 1e-7.
     """
-    scores = logits.double()
-    truth = scores.gather(1, targets[:, None])[:, 0].mean()
+    if bool((logits.argmax(1) == targets).all()):
+        return None
+    truth = logits.gather(1, targets[:, None]).double().mean()
     low, high = math.log(0.01), math.log(100)
     while high - low > 1e-7:
         middle = (low + high) / 2
-        slope = ((scores * math.exp(middle)).softmax(dim=1) * scores).sum(dim=1).mean() - truth
+        parts = (scores.double() for scores in logits.split(CHUNK))
+        sums = [((scores * math.exp(middle)).softmax(dim=1) * scores).sum() for scores in parts]
+        slope = torch.stack(sums).sum() / len(targets) - truth
         low, high = (low, middle) if slope > 0 else (middle, high)
-    return math.exp(-(low + high) / 2)
+    found = math.exp(-(low + high) / 2)
+    return found if 0.01001 < found < 99.9 else None

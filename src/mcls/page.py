@@ -11,12 +11,11 @@ from typing import Any
 from mcls.charts import Curve, chart
 from mcls.errors import FolderError
 from mcls.runs import RunFolder, read_json, read_text, unfinished
-from mcls.tables import clean, decimals
+from mcls.tables import clean, decimals, most_confused
 
 CURVES = 64_000_000  # bytes of metrics.jsonl that are read
 PICTURE = 8_000_000  # bytes of a figure that is embedded
 PNG = b"\x89PNG\r\n\x1a\n"
-CELLS = 30  # classes up to which the confusion matrix is a table; above, the figure is shown
 COLOURS = {"train": "#8a94a6", "val": "#2563eb"}
 FIGURES = {
     "surest": "The best: right, and the model was most sure of them.",
@@ -64,7 +63,7 @@ def page(folder: RunFolder) -> str:
             f'<h1>{text(title)}</h1><p class="soft">{text(folder.name)} · {text(about["started"])}</p>',
             section("Result", part(folder, result, label) if label else summary(result)),
             section("Curves", curves(folder, result)),
-            section("Test set, class by class", "" if label else classes(folder, result["test"])),
+            section("Test set, class by class", "" if label else classes(result["test"])),
             section("Samples", pictures(folder)),
             section("How it was trained", settings(folder, about)),
             section("To repeat it", f"<pre>{escape(clean(command(about)))}</pre>"),
@@ -101,7 +100,7 @@ def summary(result: dict[str, Any]) -> str:
     openings = int(result["test_openings"])
     opened = "once, after the last choice" if openings == 1 else f"{openings} times: the more often, the less it says"
     cards = {
-        "validation accuracy": f"{val['accuracy'] * 100:.2f} %" if val else "no validation set",
+        "validation accuracy (selected on val)": f"{val['accuracy'] * 100:.2f} %" if val else "no validation set",
         "test loss": f"{test['loss']:.4f}",
         "test F1, macro": f"{test['f1_macro']:.4f}",
         "calibration error": f"{test['ece']:.4f}",
@@ -155,22 +154,27 @@ def curves(folder: RunFolder, result: dict[str, Any]) -> str:
     return f'<div class="two">{"".join(charts)}</div>{dashed if best else ""}' if any(charts) else ""
 
 
-def classes(folder: RunFolder, test: dict[str, Any]) -> str:
+def classes(test: dict[str, Any]) -> str:
     """Confusion matrix and the measures of each class."""
-    names = [str(row["class"]) for row in test["per_class"]]
-    keys = ("precision", "recall", "f1")
-    rows = [[row["class"], *(decimals(row[key]) for key in keys), f"{row['support']:,}"] for row in test["per_class"]]
+    measured, keys = test["per_class"], ("precision", "recall", "f1")
+    matrix, names, shown = most_confused(test["confusion"], [str(row["class"]) for row in measured])
+    rows = [
+        [row["class"], *(decimals(row[key]) for key in keys), f"{row['support']:,}"]
+        for row in (measured[label] for label in shown)
+    ]
     listed = table(rows, ["class", *keys, "samples"], "text numbers")
-    if len(names) > CELLS:
-        return f"{listed}{picture(folder, 'confusion', 'Confusion matrix.')}"
+    rest = (
+        f"; the {len(shown)} of {len(measured):,} classes that are confused most" if len(shown) < len(measured) else ""
+    )
     lines = []
-    for name, counts in zip(names, test["confusion"], strict=True):
+    for name, counts in zip(names, matrix, strict=True):
         whole = max(sum(counts), 1)
         cells = "".join(cell(int(count), count / whole) for count in counts)
         lines.append(f"<tr><th>{text(name)}</th>{cells}</tr>")
     head = "".join(f"<th>{text(name)}</th>" for name in names)
-    matrix = f'<table class="confusion"><caption>rows: true class, columns: predicted</caption><tr><th></th>{head}</tr>'
-    return f'<div class="row"><div class="wide">{matrix}{"".join(lines)}</table></div>{listed}</div>'
+    caption = f"<caption>rows: true class, columns: predicted{rest}</caption>"
+    drawn = f'<table class="confusion">{caption}<tr><th></th>{head}</tr>{"".join(lines)}</table>'
+    return f'<div class="row"><div class="wide">{drawn}</div>{listed}</div>'
 
 
 def cell(count: int, share: float) -> str:

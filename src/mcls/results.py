@@ -16,6 +16,7 @@ from mcls.data.pictures import digests
 from mcls.errors import MachineError
 from mcls.files import describe, publish
 from mcls.metrics import Measures, Tally
+from mcls.tables import most_confused
 from mcls.tracking import Recorder
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def draw(
     """
     title = f"{name}\ntest accuracy {measures.accuracy * 100:.2f} %"
     drawn = {
-        "confusion": figures.confusion(measures.confusion, classes, title),
+        "confusion": figures.confusion(*most_confused(measures.confusion, classes)[:2], title),
         "reliability": figures.reliability(measures.bins, measures.ece, title),
     }
     predicted, confidence = (answer.cpu() for answer in tally.answers())

@@ -18,7 +18,7 @@ from mcls.errors import FolderError, MachineError
 from mcls.files import describe, open_plain, publish, to_json
 from mcls.tables import clean
 
-LIMIT = 40_000_000  # bytes of a file of text that is read back, as much as two confusion matrices of 2,000 classes
+LIMIT = 40_000_000  # bytes of a file of text that is read back, ten times the measures of 10,000 classes
 YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
 DEPTH = 20  # of nested YAML
 TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at

@@ -25,7 +25,10 @@ LAYOUT = {
         "loss": ["Multiline", ["^(train|val|test)/loss$"]],
         "accuracy": ["Multiline", ["^(train|val|test)/accuracy$"]],
     },
-    "rate": {"learning rate": ["Multiline", ["^lr$"]], "images a second": ["Multiline", ["^time/images_per_second$"]]},
+    "rate": {
+        "learning rate": ["Multiline", ["^lr$"]],
+        "samples per second of training": ["Multiline", ["^time/samples_per_second$"]],
+    },
 }
 
 
@@ -114,7 +117,7 @@ class Recorder:
             self.guard(lambda: self.metrics.write(to_json(record, indent=None) + "\n"))
         splits = ((name, record[name]) for name in ("train", "val", "test") if name in record)
         values = {f"{split}/{name}": value for split, found in splits for name, value in found.items()}
-        values["time/images_per_second"] = record["images_per_second"]
+        values["time/samples_per_second"] = record["samples_per_second"]
         values["epoch"] = record["epoch"]
         self.scalars(record["step"], values)
 

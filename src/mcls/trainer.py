@@ -50,6 +50,7 @@ class Progress:
     window: list[float] = field(default_factory=lambda: [0.0, 0, 0])  # loss sum, correct, seen since the last record
     train_seconds: float = 0.0  # in the current epoch's updates
     seconds: float = 0.0  # in all
+    updates: list[float] = field(default_factory=lambda: [0, 0.0])  # samples in all updates, and their seconds
     best: list[float] = field(default_factory=list)  # the best epoch's value, larger is better; then minus its loss
     best_epoch: int = 0
     waited: int = 0  # epochs without a larger value
@@ -205,6 +206,7 @@ class Trainer:
         progress.window[2] += sum(sizes)
         progress.train_seconds += now - started
         progress.seconds += now - started
+        progress.updates = [progress.updates[0] + sum(sizes), progress.updates[1] + now - started]
         return now
 
     def record(self) -> None:
@@ -244,16 +246,16 @@ class Trainer:
     def report(self, measures: dict[str, Measures]) -> None:
         """One finished epoch to the recorder and, for at most LINES of them, the log."""
         progress, epochs = self.progress, self.settings.epochs
-        train = {"loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen}
+        speed = progress.seen / max(progress.train_seconds, 1e-9)
         record = {
             "epoch": progress.epoch,
             "step": progress.step,
-            "train": train,
+            "train": {"loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen},
             **{name: found.scalars() for name, found in measures.items()},
             "lr": self.optimizer.param_groups[0]["lr"],
             "train_seconds": progress.train_seconds,
             "seconds": progress.seconds,
-            "images_per_second": progress.seen / max(progress.train_seconds, 1e-9),
+            "samples_per_second": speed,
         }
         self.recorder.epoch(record)
         if progress.epoch % -(-epochs // LINES) == 0 or self.finished:
@@ -261,9 +263,7 @@ class Trainer:
                 f"{name} loss {record[name]['loss']:.4f} acc {record[name]['accuracy']:.2%}"
                 for name in ("train", *measures)
             ]
-            log.info(
-                f"epoch {progress.epoch}/{epochs}  {'  '.join(parts)}  {record['images_per_second']:,.0f} samples/s"
-            )
+            log.info(f"epoch {progress.epoch}/{epochs}  {'  '.join(parts)}  {speed:,.0f} samples/s")
 
     @property
     def finished(self) -> bool:

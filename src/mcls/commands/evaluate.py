@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # doubted samples on the terminal
 MATRIX = 12  # classes up to which the confusion matrix is printed
-MACRO = {"precision, macro": "precision_macro", "recall, macro": "recall_macro", "F1, macro": "f1_macro"}
+MACRO = {"precision, macro": "precision_macro", "balanced accuracy": "balanced_accuracy", "F1, macro": "f1_macro"}
 CLASSES = 40  # classes up to which all are printed
 
 
@@ -74,13 +74,16 @@ def show(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> Non
         print(f"the run is not finished: {report['unfinished']}")
     if openings:
         print(f"test set opened for the {ordinal(openings)} time")
-    mended = report["temperature"]
+    scaled = report["temperature"]
     rows: list[tuple[str, str]] = [("top-5 accuracy", f"{report['top_5']:.4f}")] if "top_5" in report else []
     rows += [(name, f"{report[key]:.4f}") for name, key in MACRO.items()]
     rows += [("log-loss", f"{report['loss']:.4f}"), ("Brier score", f"{report['brier']:.4f}")]
     rows += [("ECE", f"{report['ece']:.4f}")]
-    rows += [("temperature", f"{mended['value']:.3f}, fitted on {mended['fitted_on']}")]
-    rows += [("log-loss at it", f"{mended['loss']:.4f}"), ("ECE at it", f"{mended['ece']:.4f}")]
+    if scaled["value"] is None:
+        rows += [("temperature", f"none can be fitted on {scaled['fitted_on']}: {scaled['reason']}")]
+    else:
+        rows += [("temperature", f"{scaled['value']:.3f}, fitted on {scaled['fitted_on']}")]
+        rows += [("log-loss at it", f"{scaled['loss']:.4f}"), ("ECE at it", f"{scaled['ece']:.4f}")]
     print("\n" + tables.plain(["measure", "value"], rows))
     show_classes(report, classes)
 

@@ -1,6 +1,7 @@
 """Batches of a split: slices of an epoch's order, prepared on the device. No state: the order of an epoch is a function
 of (seed, epoch) and the augmentation of a sample one of (seed, epoch, sample), whoever reads them and from where."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,12 @@ def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def forward_batch(numbers: int) -> int:
-    """Samples of `numbers` numbers in a batch that needs no gradient: 1,024 while they take up to 32 MiB as floats."""
-    return max(1, min(1024, (32 << 20) // (4 * numbers)))
+def forward_batch(shape: tuple[int, ...], num_classes: int) -> int:
+    """Samples of `shape` in a batch that needs no gradient: 1,024 while they take up to 32 MiB as floats.
+
+    So do four copies of their logits, which are made where they are counted.
+    """
+    return max(1, min(1024, (32 << 20) // (4 * max(math.prod(shape), 4 * num_classes))))
 
 
 class Normalise:
