@@ -134,7 +134,7 @@ def test_what_the_folder_says_is_escaped(mcls: Main, run: Path, tmp_path: Path) 
 
 
 DAMAGED = [
-    ("result.json", {"test": None}),
+    ("result.json", {"test": None, "val": None}),
     ("result.json", {"test": {"accuracy": "1"}}),
     ("result.json", {"test_openings": "many"}),
     ("result.json", {"best_epoch": None}),

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -396,8 +397,14 @@ def test_a_sweep(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_sweep_that_takes_a_recipes_key_away(mcls: Main, tmp_path: Path) -> None:
-    lines = ["experiment=blobs-mlp", "optimizer=adam,adamw", "~optimizer.momentum", "hydra.sweep.dir=mine", *QUICK]
-    assert mcls("train", "-m", *lines) == 0
+    lines = [
+        "experiment=blobs-mlp",
+        "optimizer=adam,adamw",
+        "~optimizer.momentum",
+        "hydra.sweep.dir=mine",
+        "sweep.test=all",
+    ]
+    assert mcls("train", "-m", *lines, *QUICK) == 0
     names = ["0_optimizer=adam", "1_optimizer=adamw"]
     assert sorted(run.name for run in runs(tmp_path)) == names
     assert mcls("resume", "mine") == 0
@@ -443,6 +450,145 @@ def test_a_sweep_in_folders_that_the_user_names(mcls: Main, tmp_path: Path) -> N
     assert mcls("train", *QUICK, "-m", "seed=0,1", "hydra.sweep.dir=mine", "hydra.sweep.subdir=s${seed}") == 0
     assert [str(run.relative_to(tmp_path)) for run in runs(tmp_path)] == ["mine/s0", "mine/s1"]
     assert (tmp_path / "mine" / "sweep.csv").is_file()
+
+
+def opened(sweep: Path) -> dict[str, tuple[int, bool]]:
+    """How often each job of a sweep has opened the test set, and whether its result.json has what it says."""
+    results = {job.name: result_of(job) for job in runs(sweep)}
+    return {name: (result["test_openings"], result["test"] is not None) for name, result in results.items()}
+
+
+SEEDS = ("train", "-m", *QUICK, "dataset.n_samples=300", "hydra.sweep.dir=sweep", "seed=0,1,2")
+
+
+def test_a_sweep_opens_the_test_set_for_the_best_job_alone(mcls: Main, tmp_path: Path) -> None:
+    assert mcls(*SEEDS) == 0
+    jobs = runs(tmp_path)
+    best = max(jobs, key=lambda job: result_of(job)["val"]["accuracy"])
+    assert opened(tmp_path) == {job.name: (1, True) if job == best else (0, False) for job in jobs}
+    assert (best / "figures").is_dir() == ("trainer.figures=false" not in QUICK)
+    rows = list(csv.DictReader((tmp_path / "sweep" / "sweep.csv").read_text().splitlines()))
+    assert [bool(row["test accuracy"]) for row in rows] == [True, False, False]
+    alone = [*SEEDS[2:-2], f"seed={best.name[-1]}", "hydra.run.dir=alone"]
+    assert mcls("train", *alone) == 0
+    for key in ("val", "test", "weights_sha256", "test_openings", "steps"):
+        assert result_of(best)[key] == result_of(tmp_path / "alone")[key]
+    assert result_of(best)["total_seconds"] > result_of(best)["seconds"]
+    before = [(job / "result.json").read_bytes() for job in jobs]
+    for again in (("resume", "sweep"), SEEDS):
+        assert mcls(*again) == 0
+        assert [(job / "result.json").read_bytes() for job in jobs] == before
+    assert mcls("resume", "sweep", "sweep.test=all") == 0
+    assert opened(tmp_path / "sweep") == {job.name: (1, True) for job in jobs}
+
+
+@pytest.mark.parametrize("killed", ["before the test set", "at the test set"])
+def test_a_sweep_that_is_killed_after_its_last_job_opens_the_test_set_when_resumed(
+    killed: str, mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mcls.session.conclude", lambda *_: None)
+        assert mcls(*SEEDS) == 0
+    jobs = runs(tmp_path)
+    assert opened(tmp_path) == {job.name: (0, False) for job in jobs}
+    best = max(jobs, key=lambda job: result_of(job)["val"]["accuracy"])
+    if killed == "at the test set":
+        with monkeypatch.context() as patch:
+            patch.setattr("mcls.session.save_best", lambda *_: None)
+            patch.setattr("mcls.session.evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 1 / 0)
+            assert mcls("resume", "sweep") == 1
+        assert result_of(best)["status"] == "failed"
+    assert mcls("resume", "sweep") == 0
+    times = 2 if killed == "at the test set" else 1
+    assert opened(tmp_path) == {job.name: (times, True) if job == best else (0, False) for job in jobs}
+
+
+@pytest.mark.parametrize(("which", "wanted"), [("all", [(1, True)] * 2), ("none", [(0, False)] * 2)])
+def test_a_sweep_opens_the_test_set_for_every_job_or_none(
+    which: str, wanted: list[tuple[int, bool]], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mcls("train", "-m", *QUICK, "seed=0,1", f"sweep.test={which}") == 0
+    assert list(opened(tmp_path).values()) == wanted
+    job = runs(tmp_path)[0]
+    assert mcls("report", str(job)) == 0
+    page = (job / "report.html").read_text()
+    assert ("test accuracy on" in page, "val accuracy on" in page) == (which == "all", which == "none")
+    assert mcls("resume", str(job), "trainer.epochs=4") == 0
+    assert ("test  closed" in capsys.readouterr().out) == (which == "none")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["dataset.val_fraction=0"], "sweep.test: the best job is chosen on val, and there is none"),
+        (["experiment=blobs-mlp"], "sweep.test: the best job is chosen on val, and there is none"),
+        (
+            ["trainer.test_every_epoch=true"],
+            "trainer.test_every_epoch: opens test in every job, and sweep.test is best",
+        ),
+        *(
+            (
+                ["hydra.sweeper._target_=some.Sampler", "dataset.val_fraction=0", line],
+                "hydra/sweeper (Sampler): searches",
+            )
+            for line in ("sweep.test=all", "sweep.test=none", "sweep.test=best")
+        ),
+    ],
+)
+def test_nothing_is_chosen_on_the_test_set(
+    lines: list[str], said: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mcls("train", "-m", *QUICK, "seed=0,1", *lines) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and err.startswith(f"mcls: {said}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_a_val_of_its_own_is_searched_on_it(mcls: Main, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (8, 8), (30 * number, 20 if name == "a" else 200, 0)).save(folder / f"{number}.png")
+    lines = ["dataset=image_folder", "dataset.root=pictures", "dataset.size=8", "model=linear-softmax"]
+    lines += ["dataset.val_fraction=0", "trainer.batch_size=4", "trainer.epochs=1", "trainer.figures=false"]
+    assert mcls("train", "-m", *lines, "seed=0,1") == 0
+    assert sorted(opened(tmp_path).values()) == [(0, False), (1, True)]
+
+
+SAMPLER = """
+from hydra.plugins.sweeper import Sweeper
+from hydra.core.plugins import Plugins
+
+class Sampler(Sweeper):
+    def __init__(self, **_):
+        pass
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments):
+        fixed = [line for line in arguments if "interval" not in line]
+        values = [self.launcher.launch([[*fixed, f"optimizer.lr={lr}"]], initial_job_idx=number)[0].return_value
+                  for number, lr in enumerate((0.1, 0.2))]
+        print("values", values)
+"""
+
+
+def test_a_sampling_sweeper_gets_the_validation_accuracy(mcls: Main, tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "sampler.py").write_text(SAMPLER)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "mcls", "train", "-m", *QUICK, "optimizer.lr=interval(0.01,0.2)"]
+    command += ["hydra.sweeper._target_=hydra_plugins.sampler.Sampler", "hydra.sweep.dir=sweep"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    results = [result_of(job) for job in runs(tmp_path)]
+    assert f"values {[result['val']['accuracy'] for result in results]}" in done.stdout
+    assert sorted(result["test_openings"] for result in results) == [0, 1]
 
 
 @pytest.mark.slow

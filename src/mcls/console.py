@@ -53,7 +53,10 @@ def say_result(folder: RunFolder, result: dict[str, Any]) -> None:
     if result["val"]:
         val = {**result["val"], "interval": None}  # older versions wrote one
         print(f"val   {percent(val)}, best of epoch {result['best_epoch']}")
-    print(f"test  {percent(result['test'])}, loss {result['test']['loss']:.4f}, F1 {result['test']['f1_macro']:.4f}")
+    if test := result["test"]:
+        print(f"test  {percent(test)}, loss {test['loss']:.4f}, F1 {test['f1_macro']:.4f}")
+    else:
+        print("test  closed: its sweep opens it for the best job alone")
     print(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
     place = folder.path.parent.parent if re.match(STAMP, folder.path.name) else folder.path
     print(f"curves and figures: mcls board {typed(relative(place))}")

@@ -63,7 +63,7 @@ def page(folder: RunFolder) -> str:
             f'<h1>{text(title)}</h1><p class="soft">{text(folder.name)} · {text(about["started"])}</p>',
             section("Result", part(folder, result, label) if label else summary(result)),
             section("Curves", curves(folder, result)),
-            section("Test set, class by class", "" if label else classes(result["test"])),
+            section("Class by class", "" if label else classes(result["test"] or result["val"])),
             section("Samples", pictures(folder)),
             section("How it was trained", settings(folder, about)),
             section("To repeat it", f"<pre>{escape(clean(command(about)))}</pre>"),
@@ -94,15 +94,19 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str] = (), kind: st
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The test accuracy in large, the rest in small."""
-    test, val = result["test"], result["val"]
-    low, high = (float(bound) * 100 for bound in test["interval"])
+    """The test accuracy in large, that on val where test was left closed; the rest in small."""
+    val = result["val"]
+    split, test = ("test", result["test"]) if result["test"] else ("val", val)
+    interval = "selected on val"
+    if split == "test":
+        interval = "95 % interval {:.2f} to {:.2f} %".format(*(float(bound) * 100 for bound in test["interval"]))
     openings = int(result["test_openings"])
-    opened = "once, after the last choice" if openings == 1 else f"{openings} times: the more often, the less it says"
+    said = {0: "not yet", 1: "once, after the last choice"}
+    opened = said.get(openings, f"{openings} times: the more often, the less it says")
     cards = {
         "validation accuracy (selected on val)": f"{val['accuracy'] * 100:.2f} %" if val else "no validation set",
-        "test loss": f"{test['loss']:.4f}",
-        "test F1, macro": f"{test['f1_macro']:.4f}",
+        f"{split} loss": f"{test['loss']:.4f}",
+        f"{split} F1, macro": f"{test['f1_macro']:.4f}",
         "calibration error": f"{test['ece']:.4f}",
         "best epoch": f"{result['best_epoch']:,} of {result['epochs']:,}",
         "time": f"{result['total_seconds']:,.0f} s",
@@ -110,7 +114,7 @@ def summary(result: dict[str, Any]) -> str:
     small = "".join(f"<div><span>{text(name)}</span><b>{text(value)}</b></div>" for name, value in cards.items())
     return (
         f'<div class="main"><div><div class="number">{test["accuracy"] * 100:.2f} %</div>'
-        f"test accuracy on {int(test['n']):,} samples<br>95 % interval {low:.2f} to {high:.2f} %<br>"
+        f"{split} accuracy on {int(test['n']):,} samples<br>{interval}<br>"
         f'<span style="color:var(--soft)">test set opened {opened}</span></div><div class="cards">{small}</div></div>'
     )
 

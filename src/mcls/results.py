@@ -90,7 +90,7 @@ def fingerprint(split: Split) -> dict[str, Any]:
     return {"samples": len(split), **hashes}
 
 
-def fingerprints(val: Split | None, test: Split) -> dict[str, Any]:
+def fingerprints(val: Split | None, test: Split | None) -> dict[str, Any]:
     """Of what a run is measured on, by the splits' names."""
     return {name: fingerprint(split) for name, split in {"val": val, "test": test}.items() if split is not None}
 
@@ -112,6 +112,6 @@ def final_scalars(result: dict[str, Any], test_followed: bool) -> dict[str, floa
     found = {
         f"best/{split}_{key}": result[split][key] for split in ("val", "test") if result[split] for key in FOLLOWED[:2]
     }
-    if not test_followed:
+    if result["test"] and not test_followed:
         found |= {f"test/{key}": result["test"][key] for key in FOLLOWED}
     return found

@@ -1,29 +1,28 @@
 """One training from its configuration to its result: builds the parts, runs the trainer, fills the run folder."""
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from textwrap import indent
 from typing import Any
 
 from mcls import checkpoint, results
 from mcls.assembly import Parts, assemble, flat
 from mcls.config.schema import leaves, show
-from mcls.config.stored import HARMLESS, untrained
-from mcls.data.loader import Loader
+from mcls.config.stored import HARMLESS, stored_config, untrained
 from mcls.distributed import Team, leading
-from mcls.errors import FolderError, MachineError, MclsError, RequestError, RunError, Stopped
+from mcls.errors import FolderError, MachineError, RequestError, RunError, Stopped
 from mcls.files import move
 from mcls.forward import evaluate
 from mcls.machine import describe, environment
-from mcls.metrics import Tally
 from mcls.resuming import newest, read_about, resumable, tell_length
-from mcls.runs import RunFolder, as_yaml, read_yaml, relative, typed
+from mcls.runs import RunFolder, as_yaml, read_yaml, relative
 from mcls.signals import StopRequest
-from mcls.tracking import LogFile, Recorder
+from mcls.sweeps import Sweep, check_selection, record_failure
+from mcls.tracking import Recorder, keeping_record
 from mcls.trainer import Recorder as Reports
 from mcls.trainer import Trainer
 
@@ -37,7 +36,8 @@ def train(
 
     Args:
         config: checked and resolved.
-        origin: `command` (what was typed), `overrides` and `choices` (from each group), for run.json.
+        origin: `command` (what was typed), `overrides` and `choices` (from each group), for run.json; of a job of a
+            sweep also `test_closed`, whether the test set is left closed.
         make_folder: makes the run folder; called when everything is built, so that wrong requests leave none behind.
         stop: number of the signal that asks to stop, or 0.
 
@@ -46,6 +46,8 @@ def train(
     """
     started = time.monotonic()
     parts = assemble(config)
+    if origin.get("test_closed"):
+        check_selection(config, parts.val is not None)
     resolved = {"trainer.batch_size": parts.train.batch_size} if config["trainer"]["batch_size"] == "auto" else {}
     about = {
         **origin,
@@ -113,6 +115,30 @@ def finish(
     return folder, resume(folder, config, stop)
 
 
+def conclude(plan: Sweep, changes: Sequence[str], stop: StopRequest) -> None:
+    """Open the test set for the jobs of a sweep that `sweep.test` names, then show the table.
+
+    What a job lacks is done once more from its last checkpoint: its folder first says that the test set is open.
+    """
+    ranked = plan.ranked()
+    closed = [folder for folder, result in ranked if not result.get("test")]
+    which = stored_config(closed[0], changes)["sweep"]["test"] if closed else "none"
+    if which == "best" and (closed[0] is not ranked[0][0] or not ranked[0][1].get("val")):
+        which = "none"
+    for folder in {"none": [], "best": closed[:1], "all": closed}[which]:
+        about = read_about(folder)
+        log.info(f"\n{relative(folder.path)}: the test set is opened{', best on val' if which == 'best' else ''}")
+        try:
+            with folder.lock():
+                folder.write_json(folder.about, {**about, "test_closed": False})
+            resume(folder, stored_config(folder, changes), stop)
+        except Stopped as error:
+            raise Stopped(f"{error}, or the whole sweep with: {plan.again}", error.signal_number) from error
+        except Exception as error:
+            record_failure(folder, error, about["overrides"])
+    plan.conclude()
+
+
 def fill(
     folder: RunFolder,
     parts: Parts,
@@ -123,7 +149,7 @@ def fill(
     started: float,
 ) -> dict[str, Any]:
     """Train into `folder`, from `state` on if there is one. Returns what stands in result.json."""
-    openings = folder.openings()
+    openings, before = folder.openings(), (folder.finished() or {}).get("total_seconds") or 0.0
     folder.write_json(folder.result, {"status": "running", "test_openings": openings})
     introduce(parts, about, folder)
     progress = {"epoch": 0, "step": 0} if state is None else state["progress"]
@@ -135,8 +161,8 @@ def fill(
             recorder.hyperparameters(about["hyperparameters"])
         if state is not None:
             log.info(f"resumed after epoch {progress['epoch']}, step {progress['step']}")
-        result = run(parts, config, folder, recorder, state, stop, openings)
-        result["total_seconds"] = time.monotonic() - started
+        result = run(parts, config, folder, recorder, state, stop, openings, bool(about.get("test_closed")))
+        result["total_seconds"] = before + time.monotonic() - started
         folder.write_json(folder.result, result)
         recorder.end(succeeded=True)
         return result
@@ -145,29 +171,6 @@ def fill(
         raise
     finally:
         recorder.close()
-
-
-@contextlib.contextmanager
-def keeping_record(folder: RunFolder) -> Iterator[None]:
-    """Send the log to a file in `folder` too, and when what is inside fails, say so in its result.json."""
-    handler = LogFile(folder)
-    log.addHandler(handler)
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Stopped):
-            error.args = (f"{error}, everything is saved; go on with: mcls resume {typed(relative(folder.path))}",)
-        status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
-        handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, reason, (), None))
-        with contextlib.suppress(MclsError):
-            if (folder.read_result() or {}).get("status", "running") == "running":  # or nothing was changed yet
-                opened = {"test_openings": folder.openings()}
-                folder.write_json(folder.result, {"status": status, "reason": reason, **opened})
-        raise
-    finally:
-        log.removeHandler(handler)
-        handler.close()
 
 
 def introduce(parts: Parts, about: dict[str, Any], folder: RunFolder) -> None:
@@ -266,13 +269,13 @@ def run(
     state: dict[str, Any] | None,
     stop: StopRequest,
     openings: int,
+    closed: bool,
 ) -> dict[str, Any]:
-    """Train, select, then open the test set, measure and draw. Returns what stands in result.json.
+    """Train, select, open the test set if it is not to stay `closed` (it had `openings` before), measure and draw.
 
-    Args:
-        openings: of the test set, before this.
+    Returns what stands in result.json.
     """
-    begun, followed = 0 if state is None else state["progress"]["epoch"], config["trainer"]["test_every_epoch"]
+    begun, followed = state["progress"]["epoch"] if state else 0, config["trainer"]["test_every_epoch"]
     with leading(parts.team, parts.device, "mcls.session:assist", config, stop):
         trainer = make_trainer(parts, recorder, saver(folder, parts), stop)
         try:
@@ -283,18 +286,18 @@ def run(
                 folder.write_json(folder.result, {"status": "running", "test_openings": openings})
     progress, classes = trainer.progress, parts.dataset.classes
 
-    def measure(loader: Loader) -> Tally:
-        return evaluate(parts.model, loader, len(classes), parts.precision, stop)
-
+    measure = partial(evaluate, parts.model, num_classes=len(classes), precision=parts.precision, stop=stop)
     if trainer.best is not None:
         parts.model.load_state_dict(trainer.best)
-    openings += 1
-    folder.write_json(folder.result, {"status": "running", "test_openings": openings})
-    split = parts.dataset.open_test()
-    tally = measure(parts.load(split))
-    test = tally.measure()
-    if not math.isfinite(test.loss):
-        raise RunError(f"the test loss is {test.loss} after step {progress.step}. Lower optimizer.lr.")
+    split = test = None
+    if not closed:
+        openings += 1
+        folder.write_json(folder.result, {"status": "running", "test_openings": openings})
+        split = parts.dataset.open_test()
+        tally = measure(parts.load(split))
+        test = tally.measure()
+        if not math.isfinite(test.loss):
+            raise RunError(f"the test loss is {test.loss} after step {progress.step}. Lower optimizer.lr.")
     if trainer.best is None:  # no val: the last weights are the selected ones
         progress.best_epoch = progress.epoch
         save_best(folder, parts.model.state_dict(), progress.epoch, parts.data)
@@ -306,15 +309,15 @@ def run(
         "seconds": progress.seconds,
         "samples_per_second": progress.updates[0] / max(progress.updates[1], 1e-9),
         "val": measure(parts.val).measure().report(classes, selected=True) if parts.val is not None else None,
-        "test": test.report(classes),
+        "test": test.report(classes) if test else None,
         "test_openings": openings,
         "fingerprints": results.fingerprints(parts.dataset.val, split),
         "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
     }
     end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more
     recorder.scalars(end, results.final_scalars(result, followed))
-    if config["trainer"]["figures"]:
+    if config["trainer"]["figures"] and split and test:
         parts.train.release()  # matplotlib takes as much memory as MNIST
-        network = parts.model
-        results.draw(folder.figures, folder.name, split, tally, test, classes, network, parts.train, recorder, end)
+        model = parts.model
+        results.draw(folder.figures, folder.name, split, tally, test, classes, model, parts.train, recorder, end)
     return result

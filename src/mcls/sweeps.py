@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mcls import tables
-from mcls.errors import FolderError, MclsError, RunError
+from mcls.errors import FolderError, MclsError, RequestError, RunError
 from mcls.files import publish, to_json
 from mcls.runs import RunFolder, read_json, relative, slug, typed
 
@@ -71,7 +71,7 @@ class Sweep:
     def conclude(self) -> None:
         """Print the table, best first by val, and leave it in sweep.md and sweep.csv. RunError when a job failed."""
         folders = [RunFolder(path.parent) for path in self.path.glob("*/result.json")]
-        rows = sorted(map(self.row, folders), key=lambda row: (row[3] is None, -(row[3] or 0), f"{row[0]:>9}"))
+        rows = sorted(map(self.row, folders), key=order)
         header = ["job", "changed", "status", "val accuracy", "test accuracy", "epochs", "seconds", "reason"]
         shown = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
         if not any(row[-1] for row in rows):
@@ -85,6 +85,12 @@ class Sweep:
             if jobs := [row[0] for row in rows if row[2] == status]:
                 names = ", ".join(map(str, jobs))
                 raise RunError(f"{len(jobs)} of the sweep's jobs {said} ({names}), see the table. Again: {self.again}")
+
+    def ranked(self) -> list[tuple[RunFolder, dict[str, Any]]]:
+        """The finished jobs with their results, the best on val first."""
+        folders = [RunFolder(path.parent) for path in self.path.glob("*/result.json")]
+        finished = [(folder, result) for folder in folders if (result := folder.finished()) is not None]
+        return sorted(finished, key=lambda job: order(self.row(job[0])))
 
     def row(self, folder: RunFolder) -> list[Any]:
         """Number, changes, status, val and test accuracy, epochs, seconds and reason of one job."""
@@ -101,6 +107,31 @@ class Sweep:
             None if seconds is None else f"{seconds:.1f}",
             result.get("reason"),
         ]
+
+
+def order(row: Sequence[Any]) -> tuple[bool, float, str]:
+    """What the rows of the table are sorted by: the best on val first, the first job of equal ones."""
+    return row[3] is None, -(row[3] or 0), f"{row[0]:>9}"
+
+
+def check_selection(config: dict[str, Any], has_val: bool, sampler: str | None = None) -> None:
+    """Raise RequestError unless a sweep of `config` can choose its best job, or `sampler` its next ones, without test.
+
+    Args:
+        sampler: the sweeper that chooses what to try next by what came of the jobs before; None where all are listed.
+    """
+    test = config["sweep"]["test"]
+    if not has_val and (sampler or test == "best"):
+        wanted = (
+            f"{sampler}: searches on val, never on test" if sampler else "sweep.test: the best job is chosen on val"
+        )
+        other = "list the values to try" if sampler else "sweep.test=all to open test for every job"
+        raise RequestError(f"{wanted}, and there is none. Set dataset.val_fraction=0.1, or {other}.")
+    if test != "all" and config["trainer"]["test_every_epoch"]:
+        raise RequestError(
+            f"trainer.test_every_epoch: opens test in every job, and sweep.test is {test}. "
+            "Set it to false, or sweep.test=all."
+        )
 
 
 def read_sweep(path: Path) -> Sweep:

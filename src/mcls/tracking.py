@@ -11,12 +11,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from mcls.errors import MclsError
+from mcls.errors import MclsError, Stopped
 from mcls.files import open_plain, publish, to_json
-from mcls.runs import RunFolder
+from mcls.runs import RunFolder, relative, typed
 
 log = logging.getLogger("mcls")
 
@@ -190,3 +190,26 @@ class LogFile(logging.Handler):
             return
         with contextlib.suppress(OSError), os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.write(self.format(record) + "\n")
+
+
+@contextlib.contextmanager
+def keeping_record(folder: RunFolder) -> Iterator[None]:
+    """Send the log to a file in `folder` too, and when what is inside fails, say so in its result.json."""
+    handler = LogFile(folder)
+    log.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Stopped):
+            error.args = (f"{error}, everything is saved; go on with: mcls resume {typed(relative(folder.path))}",)
+        status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
+        handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, reason, (), None))
+        with contextlib.suppress(MclsError):
+            if (folder.read_result() or {}).get("status", "running") == "running":  # or nothing was changed yet
+                opened = {"test_openings": folder.openings()}
+                folder.write_json(folder.result, {"status": status, "reason": reason, **opened})
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()

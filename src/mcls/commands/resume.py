@@ -109,12 +109,13 @@ def resume_sweep(path: Path, changes: list[str], config_dir: str | None) -> int:
                 if "download" in values["dataset"]:
                     values["dataset"]["download"] = False  # the data were there, or a stranger wants a connection
                 origin = {"command": plan.command, "overrides": overrides, "choices": choices}
+                origin["test_closed"] = values["sweep"]["test"] != "all"
                 session.train(values, origin, partial(RunFolder, folder.path), stop)
             except Stopped as error:
                 raise Stopped(f"{error}, or the whole sweep with: {plan.again}", error.signal_number) from error
             except Exception as error:
                 record_failure(folder, error, overrides)
-    plan.conclude()
+        session.conclude(plan, changes, stop)
     return 0
 
 

@@ -21,7 +21,7 @@ from mcls.console import console, say_result
 from mcls.errors import RequestError, RunError, Stopped
 from mcls.runs import RunFolder, claim, timestamp
 from mcls.signals import StopRequest
-from mcls.sweeps import Sweep, read_sweep, record_failure
+from mcls.sweeps import Sweep, check_selection, read_sweep, record_failure
 from mcls.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
@@ -94,7 +94,7 @@ class Task:
     done: list[tuple[RunFolder, dict[str, Any]]] = field(default_factory=list)
 
     def __call__(self, config: DictConfig) -> float:
-        """Train; returns the validation accuracy (the test's without one), 0 after a failure, for whoever maximises."""
+        """Train; returns the validation accuracy for whoever maximises it, 0 after a failure."""
         given: Any = HydraConfig.get()
         folder = RunFolder(Path(given.runtime.output_dir))
         with contextlib.ExitStack() as here:
@@ -119,7 +119,7 @@ class Task:
         if done is None:
             return 0.0
         self.done.append(done)
-        return float((done[1]["val"] or done[1]["test"])["accuracy"])
+        return float((done[1]["val"] or {"accuracy": 0.0})["accuracy"])
 
     def train(
         self, values: dict[str, Any], choices: dict[str, str], given: Any, folder: RunFolder
@@ -139,6 +139,7 @@ class Task:
             return None
         if given.mode == RunMode.MULTIRUN:
             log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
+            origin["test_closed"] = values["sweep"]["test"] != "all"
             return session.finish(values, origin, folder, self.stop)
         if self.folder_given and folder.about.exists():
             raise RequestError(f"hydra.run.dir: {folder.path} already holds a run. Name a new folder.")
@@ -164,12 +165,14 @@ def single(arguments: list[str], task: Task) -> int:
 
 def sweep(request: Request, arguments: list[str], task: Task) -> int:
     """Many runs in one folder, then a table of them, best first."""
+    check_search(request)
     path = Path(request.folder) if request.folder else new_sweep_folder(request.config)
     path.mkdir(parents=True, exist_ok=True)
     plan = Sweep(path, task.command, request.fixed, request.jobs)
     if (path / "sweep.json").exists() and not plan.same(read_sweep(path)):
         raise RequestError(f"hydra.sweep.dir: {path} already holds another sweep. Name a new folder.")
     plan.write()
+    changes = [f"trust=[{','.join(request.config['trust'])}]"]
     extra = [] if request.folder else [f"hydra.sweep.dir='{path}'"]
     extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(request.fixed)}]")
     if "optuna" in request.sweeper and "hydra.sweeper.direction" not in request.fixed:
@@ -182,10 +185,26 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
         task.failures.append(Stopped("stopped between two jobs", task.stop()))
     if stopped := [failure for failure in task.failures if isinstance(failure, Stopped)]:
         raise Stopped(f"{stopped[0]}, or the whole sweep with: {plan.again}", stopped[0].signal_number)
-    plan.conclude()
+    from mcls import session
+
+    session.conclude(plan, changes, task.stop)
     if task.failed:  # and has left what it found in its folder as it was
         raise RunError(task.failed[0])
     return 0
+
+
+def check_search(request: Request) -> None:
+    """Raise RequestError for a sweep that could choose on test alone. Reads the data where nothing else says so."""
+    node = request.config["dataset"]
+    has_val = node["_target_"].startswith("mcls.") and node.get("val_fraction") not in (None, 0)
+    sampler = None if request.sweeper.endswith(".BasicSweeper") else f"hydra/sweeper ({request.sweeper.split('.')[-1]})"
+    if not has_val and (sampler or request.config["sweep"]["test"] == "best"):
+        import torch
+
+        from mcls.assembly import open_dataset
+
+        has_val = open_dataset(request.config, torch.device("cpu")).val is not None
+    check_selection(request.config, has_val, sampler)
 
 
 def new_sweep_folder(values: dict[str, Any]) -> Path:

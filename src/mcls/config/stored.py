@@ -29,6 +29,8 @@ HARMLESS = (
     "dataset.test_path",
     "dataset.download",
     "trust",
+    "sweep.test",
+    "sweep.max_jobs",
 )
 
 WEIGHTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")  # arguments that name trained ones
