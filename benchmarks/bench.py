@@ -1,4 +1,4 @@
-"""mcls beside the loop written by hand and its peers: one command, one run, one table; writes RESULTS.md.
+"""mcls beside the loop written by hand and its peers: one command, one run, one table; a whole run writes RESULTS.md.
 
     python benchmarks/bench.py [--device cpu|cuda] [--quick] [--repeats N] [--threads N] [--only NAME ...]
 
@@ -180,7 +180,10 @@ class Bench:
         return "Whole `mcls train experiment=...`, one run each", header, rows
 
     def evaluation(self) -> Table:
-        """A measured pass over the test split beside one bare forward pass."""
+        """A measured pass over the test split, judged against one written by hand that sums loss and hits.
+
+        A bare forward pass does less work; it shows what measuring costs at least.
+        """
         rows: list[list[object]] = []
         for item in (item for item in work.WORKS if item.name in ("mnist-mlp", "fashion-softmax")):
             passes = {
@@ -190,9 +193,9 @@ class Bench:
             }
             seconds = self.race(passes, calls=3)
             beside = [ratios(seconds["mcls evaluate"], seconds[name]) for name in list(passes)[:2]]
-            judged = verdict(statistics.median(beside[0]) <= 1.1)
+            judged = verdict(statistics.median(beside[1]) <= 1.05)
             shown = [*(spread(seconds[name], 4) for name in passes), *(spread(ratio, 2) for ratio in beside)]
-            rows.append([item.name, *shown, "<= 1.1 of the forward pass", judged])
+            rows.append([item.name, *shown, "<= 1.05 of the measured one", judged])
         header = ["work", *(f"{name}, s" for name in passes), "of the forward pass", "of the measured one"]
         return "Measuring the test split", [*header, "target", ""], rows
 
@@ -318,7 +321,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default torch's own choice)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     names = [item.name for item in work.WORKS]
-    parser.add_argument("--only", nargs="+", choices=[*SECTIONS, *names], default=SECTIONS, help="tables or work")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[*SECTIONS, *names],
+        default=SECTIONS,
+        help="tables or work; RESULTS.md is left alone",
+    )
     options = parser.parse_args()
     sections = [name for name in SECTIONS if name in options.only] or ["training"]
     options.repeats = options.repeats or (2 if options.quick else 5)
@@ -336,7 +345,8 @@ def main() -> None:
             if rows:
                 print(f"\n{title}\n{plain(header, rows)}", flush=True)
                 texts.append(f"## {title}\n\n{markdown(header, rows)}")
-                RESULTS.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+                if options.only == SECTIONS:  # a part is on the terminal, and no replacement for all of it
+                    RESULTS.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from trained import train
 
 Main = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
+SELECTED = "; val/accuracy: selected on val, so too high on average"
 PLAIN = {"seed": 0, "dataset": "blobs", "model": "mlp", "optimizer.lr": 0.1}
 
 
@@ -65,7 +66,7 @@ def test_real_runs_best_first(mcls: Main, tmp_path: Path, data_root: Path, capsy
     result = RunFolder(tmp_path / "outputs" / "blobs-mlp" / "b").read_result()
     assert result is not None
     assert lines[1][1:4] == [f"{result['val']['accuracy']:.4f}", f"{result['test']['accuracy']:.4f}", "finished"]
-    assert err == "2 of 2 runs in outputs\n"
+    assert err == f"2 of 2 runs in outputs{SELECTED}\n"
 
 
 def test_seeds_are_averaged(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
@@ -245,9 +246,11 @@ def test_csv_and_markdown(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
     make(tmp_path / "outputs" / "a", val=1 / 3, model="=cmd|x")
     make(tmp_path / "outputs" / "b", val=0.25)
     assert mcls("runs", "--csv") == 0
-    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    out, err = capsys.readouterr()
+    first, second = csv.DictReader(io.StringIO(out))
     assert (first["run"], float(first["val/accuracy"]), first["model"]) == ("outputs/a", 1 / 3, "'=cmd|x")
     assert second["n"] == "1"
+    assert err == "2 of 2 runs in outputs\n"
     assert mcls("runs", "--md") == 0
     assert capsys.readouterr().out.splitlines() == [
         "| run | val/accuracy | test/accuracy | status | model | epochs | seconds |",
@@ -266,7 +269,7 @@ def test_a_terminal_gets_the_columns_that_fit(
     assert mcls("runs") == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()[0].split()) == 4 + 20 + 2
-    assert err == "4 of 4 runs in outputs\n"
+    assert err == f"4 of 4 runs in outputs{SELECTED}\n"
     monkeypatch.setenv("COLUMNS", "88")
     assert mcls("runs") == 0
     out, err = capsys.readouterr()
@@ -276,7 +279,7 @@ def test_a_terminal_gets_the_columns_that_fit(
         ["outputs/run3", "0.8000", "0.4000", "finished", "3", "0"],
     ]
     assert max(map(len, out.splitlines())) <= 88
-    assert err == "4 of 4 runs in outputs; 20 more columns: --csv\n"
+    assert err == f"4 of 4 runs in outputs; 20 more columns: --csv{SELECTED}\n"
     assert mcls("runs", "--md") == 0
     assert "trainer.rare_19" in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "10")

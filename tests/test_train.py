@@ -388,6 +388,7 @@ def test_a_sweep(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert all("step " in row["reason"] and "lr=1e" in row["changed"] for row in rows[2:])
     table = (root / "sweep.md").read_text()
     assert table.count("\n") == 6 and table.startswith("| job |")
+    assert "val accuracy (selected on)" in table and "val accuracy (selected on)" in out
     for row in rows:
         assert row["changed"] in table and row["changed"] in out
     assert err.splitlines()[-1].startswith("mcls: 2 of the sweep's jobs failed")

@@ -76,10 +76,11 @@ class Sweep:
         shown = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
         if not any(row[-1] for row in rows):
             header, shown = header[:-1], [row[:-1] for row in shown]
-        publish(self.path / "sweep.md", (tables.markdown(header, shown) + "\n").encode())
+        titles = [f"{name} (selected on)" if name == "val accuracy" else name for name in header]
+        publish(self.path / "sweep.md", (tables.markdown(titles, shown) + "\n").encode())
         publish(self.path / "sweep.csv", tables.comma_separated(header, shown).encode())
         place = relative(self.path)
-        print(f"\n{tables.plain(header, shown)}\n")
+        print(f"\n{tables.plain(titles, shown)}\n")
         print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {typed(place)}")
         for status, said in (("failed", "failed"), ("stopped", "were stopped")):
             if jobs := [row[0] for row in rows if row[2] == status]:

@@ -38,6 +38,8 @@ def run(arguments: list[str]) -> int:
         left = show(*readable(rows, keys), len(keys), options.md)
     count = sum(len(row.folders) for row in rows)
     more = f"; {left} more columns: --csv" if left else ""
+    if not (options.json or options.csv) and any(row.get(MEASURED[0]) is not None for row in rows):
+        more += f"; {MEASURED[0]}: selected on val, so too high on average"
     print(f"{count} of {len(everything)} runs in {relative(root)}{more}", file=sys.stderr)
     return 0
 
