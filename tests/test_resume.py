@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mcls import checkpoint
 from mcls.errors import Stopped
+from mcls.trainer import Trainer
 
 Main = Callable[..., int]
 QUICK = ("trainer.figures=false", "trainer.epochs=3")
+
+
+def raise_(error: BaseException) -> None:
+    raise error
 
 
 def only(folder: Path) -> Path:
@@ -41,6 +47,34 @@ def test_openings_of_a_run_that_failed_are_counted(mcls: Main, tmp_path: Path, m
     monkeypatch.setattr("mcls.session.evaluate", fail)  # at the end, after three epochs
     assert mcls("train", *QUICK, "trainer.test_every_epoch=true") == 4
     assert result_of(only(tmp_path))["test_openings"] == 3 + 1  # the last one is counted before it happens
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every curve as TensorBoard's own reader has it, but for times."""
+    reader = EventAccumulator(str(run)).Reload()
+    tags = [tag for tag in reader.Tags()["scalars"] if not tag.startswith("time/")]
+    return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in tags}
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 50])  # of 12 steps an epoch
+def test_a_stop_before_validation_and_a_kill_after_it_leave_each_point_once(
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    keys = (*QUICK, "trainer.batch_size=64", f"trainer.log_every={log_every}", "trainer.checkpoint_every=1000")
+    assert mcls("train", *keys, f"hydra.run.dir={tmp_path / 'whole'}") == 0
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("mcls.trainer.Trainer.evaluate", lambda *_: raise_(Stopped("stopped while measuring", 15)))
+        assert mcls("train", *keys, f"hydra.run.dir={run}") == 143
+    with monkeypatch.context() as patch:
+        train_epoch = Trainer.train_epoch
+        patch.setattr(
+            "mcls.trainer.Trainer.train_epoch",
+            lambda trainer, train: raise_(MemoryError()) if trainer.progress.epoch else train_epoch(trainer, train),
+        )
+        assert mcls("resume", str(run)) == 4
+    assert mcls("resume", str(run)) == 0
+    assert curves(run) == curves(tmp_path / "whole")
 
 
 def test_a_run_that_lost_its_patience_is_not_gone_on_with(

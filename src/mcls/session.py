@@ -22,7 +22,7 @@ from mcls.resuming import newest, read_about, resumable, tell_length
 from mcls.runs import RunFolder, as_yaml, read_yaml, relative
 from mcls.signals import StopRequest
 from mcls.sweeps import Sweep, check_selection, record_failure
-from mcls.tracking import Recorder, keeping_record
+from mcls.tracking import Recorder, keeping_record, next_event
 from mcls.trainer import Recorder as Reports
 from mcls.trainer import Trainer
 
@@ -153,7 +153,7 @@ def fill(
     folder.write_json(folder.result, {"status": "running", "test_openings": openings})
     introduce(parts, about, folder)
     progress = {"epoch": 0, "step": 0} if state is None else state["progress"]
-    recorder = Recorder(folder, progress["epoch"], progress["step"])
+    recorder = Recorder(folder, progress["epoch"], next_event(progress))
     try:
         if not progress["step"]:
             recorder.text("command", f"    {about['command']}")

@@ -32,6 +32,15 @@ LAYOUT = {
 }
 
 
+def next_event(progress: dict[str, Any]) -> int:
+    """The first step whose events are written anew after a checkpoint with this `progress`; 0 for a new run.
+
+    That is its own step if the losses up to it are not yet recorded, the next one if they are.
+    """
+    unrecorded = bool(progress["step"]) and progress["window"][2] > 0
+    return int(progress["step"] + (progress["step"] > 0) - unrecorded)
+
+
 class Recorder:
     """Writes what a run reports. A write that fails is said once and never stops the training.
 
@@ -41,10 +50,12 @@ class Recorder:
 
     Args:
         folder: the run's.
-        epoch, step: how much of an earlier part of the run counts; what was written of later ones is dropped.
+        epoch: how many epochs of an earlier part of the run count; the records of later ones are dropped.
+        begin: the first step that is written anew, 0 for a new run: TensorBoard forgets what earlier files say of it
+            and of later ones.
     """
 
-    def __init__(self, folder: RunFolder, epoch: int = 0, step: int = 0) -> None:
+    def __init__(self, folder: RunFolder, epoch: int = 0, begin: int = 0) -> None:
         self.folder = folder
         self.failed = False
         self.metrics: Any = None
@@ -53,9 +64,8 @@ class Recorder:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self.event(file_version="brain.Event:2")
-        begin = step + 1 if step else 0  # TensorBoard forgets what earlier files say of this step and later ones
         self.event(begin, session_log=SessionLog(status=SessionLog.START))
-        if not step:
+        if not begin:
             from torch.utils.tensorboard.summary import custom_scalars
 
             self.add(custom_scalars(LAYOUT))

@@ -128,6 +128,7 @@ class Trainer:
             except Stopped as stopped:
                 self.asked = stopped.signal_number
                 self.pause()  # which raises it again, when everything is saved
+            self.record()  # with the epoch, so that a checkpoint at its last step has both written or neither
             if "val" in measures:
                 self.select(measures["val"])
             progress.epoch += 1
@@ -169,7 +170,7 @@ class Trainer:
                 progress.step += 1
                 progress.batch += 1
                 bar.update()
-                if progress.step % settings.log_every == 0:
+                if progress.step % settings.log_every == 0 and progress.batch < len(train):
                     started = self.flush(started)
                     self.record()
                     bar.set_postfix_str(f"loss {self.last_loss:.4f}", refresh=False)
@@ -178,7 +179,6 @@ class Trainer:
                     self.pause()
                     started = time.monotonic()
         self.flush(started)
-        self.record()
 
     def flush(self, started: float) -> float:
         """Read the losses of the steps since the last call, the one wait for the device. Returns the time.
