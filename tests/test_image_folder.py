@@ -1,5 +1,6 @@
 """Trees of images: which folders are classes and splits, what is read from files, and what is wrong in them."""
 
+import json
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
-from mcls import images
+from mcls import checkpoint, images
 from mcls.assembly import assemble
 from mcls.config.build import build
 from mcls.data.augment import CropFlip
@@ -248,17 +249,80 @@ def test_a_channel_without_any_contrast_has_a_deviation(tmp_path: Path) -> None:
 
 
 def test_images_without_any_contrast_are_wrong(tmp_path: Path) -> None:
-    """16-bit files with values of 8 bits would all be black."""
-    random = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(10):
-            pixels = random.integers(0, 256, (4, 4), dtype=np.uint16)
-            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
-    with pytest.raises(
-        DataError, match=r"^dataset\.root: \S+: all training images are of one .* Save them as 8 bits\.$"
-    ):
+            Image.new("L", (4, 4), 7).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(DataError, match=r"^dataset\.root: \S+: every pixel of the training images has the same colour"):
         read(tmp_path)
+
+
+def deep_tree(root: Path, largest: int, dtype: Any = np.uint16, suffix: str = "png") -> Path:
+    """Greys of 16 bits, 0 to `largest`, in two classes."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = random.integers(0, largest + 1, (8, 8)).astype(dtype)
+            pixels[0, 0] = largest
+            Image.fromarray(pixels).save(root / name / f"{number}.{suffix}")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("largest", "bits"), [(255, 8), (200, 8), (256, 9), (1023, 10), (4095, 12), (2100, 12), (65535, 16)]
+)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_greys_of_more_than_8_bits_keep_the_upper_8_that_they_use(
+    tmp_path: Path, largest: int, bits: int, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mcls")
+    found = read(deep_tree(tmp_path, largest, suffix=suffix))
+    assert found.bits == bits
+    shown = f"images  20 of more than 8 bits: values 0 to {2**bits - 1} ({bits} bits) become 0 to 255"
+    assert [record.getMessage() for record in caplog.records if "bits" in record.getMessage()] == [shown]
+    for pixels, name in zip(torch.as_tensor(found.train.inputs), found.train.names, strict=True):
+        assert np.array_equal(pixels[0].numpy(), np.asarray(Image.open(tmp_path / name)) // 2 ** (bits - 8))
+    streamed = read(tmp_path, fits=lambda size: False).train
+    assert torch.equal(streamed.inputs[:], torch.as_tensor(found.train.inputs))
+    assert read(tmp_path, bits=min(16, bits + 1)).bits == min(16, bits + 1)
+    assert torch.equal(torch.as_tensor(read(tmp_path, bits=bits).train.inputs), torch.as_tensor(found.train.inputs))
+
+
+def test_only_the_training_images_say_how_many_bits_there_are(tmp_path: Path) -> None:
+    deep_tree(tmp_path / "train", 4095)
+    deep_tree(tmp_path / "test", 8000)
+    found = read(tmp_path)
+    assert found.bits == 12 and int(found.open_test().inputs[:].max()) == 255
+    deep_tree(tmp_path / "val", 60_000)  # another scale
+    with pytest.raises(DataError, match=r"val/a/0\.png: cannot be read \(values up to 60000, expected 0 to 4095\)"):
+        read(tmp_path)
+
+
+def test_a_run_keeps_its_bits(tmp_path: Path, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    """In evaluate, resume and predict, of the run and of its export; a run that says nothing of bits has 16."""
+    deep_tree(tmp_path / "own", 4095)
+    dim = deep_tree(tmp_path / "dim", 500)  # would be of 9 bits by itself
+    line = "dataset=image_folder dataset.root=own trainer.epochs=2 trainer.batch_size=8 trainer.figures=false"
+    probabilities = {}
+    for kind, bits in (("new", "auto"), ("old", "16")):
+        assert mcls("train", line.split(), f"dataset.bits={bits}", f"outputs={kind}") == 0
+        run = next(tmp_path.glob(f"{kind}/*/*"))
+        assert checkpoint.load(run / "best.pt")["data"].get("bits", "none") == {"new": 12, "old": "none"}[kind]
+        text = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(text.replace("bits: 16", "bits: auto"))  # as keys that are missing are filled
+        assert mcls("evaluate", str(run)) == 0 and mcls("evaluate", str(run), "--split", "val") == 0
+        assert mcls("resume", str(run), "trainer.epochs=3") == 0
+        assert mcls("predict", str(run), str(dim), "--format", "jsonl", "--top", "2") == 0
+        assert mcls("export", str(run), "--format", "onnx") == 0
+        capsys.readouterr()
+        for model in (run, next(run.glob("*.onnx"))):
+            assert mcls("predict", str(model), str(dim), "--format", "jsonl", "--top", "2") == 0
+            probabilities[kind, model == run] = capsys.readouterr().out
+    rows = {key: [json.loads(row)["probability"] for row in text.splitlines()] for key, text in probabilities.items()}
+    for kind in ("new", "old"):
+        assert rows[kind, True] == pytest.approx(rows[kind, False], abs=1e-5) and len(rows[kind, True]) == 20
+    assert rows["new", True] != pytest.approx(rows["old", True], abs=1e-3)
 
 
 def test_size_and_channels_come_from_the_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

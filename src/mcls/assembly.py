@@ -53,6 +53,8 @@ class Parts:
         found["samples"] = [0 if split is None else len(split) for split in (self.dataset.train, self.dataset.val)]
         if self.dataset.mean is not None and self.dataset.std is not None:
             found |= {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
+        if self.dataset.bits != 16:
+            found["bits"] = self.dataset.bits
         if self.dataset.encoder is not None:
             found["encoder"] = self.dataset.encoder
         return found

@@ -19,7 +19,7 @@ from mcls.errors import DataError, RequestError
 from mcls.files import publish
 from mcls.forward import as_trained
 from mcls.metrics import CHUNK, Measures, Tally, brier, fit_temperature, top_k
-from mcls.opened import OpenedRun
+from mcls.opened import OpenedRun, as_trained_on
 from mcls.results import fingerprint
 from mcls.runs import RunFolder, read_yaml, typed
 from mcls.tables import most_confused
@@ -52,7 +52,7 @@ class Evaluation:
 
 def rebuild(opened: OpenedRun, download: bool) -> Dataset:
     """The run's data set. Raises DataError when it is not the one that the run was trained on."""
-    node = opened.config["dataset"]
+    node = as_trained_on(opened.config["dataset"], opened.bits)
     if "download" in node and not download:  # a folder must not make this machine fetch or write anything
         node = {**node, "download": False}
     try:

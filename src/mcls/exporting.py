@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcls import images
 from mcls.data.encoding import all_numbers
 from mcls.errors import MachineError, RunError
 from mcls.opened import OpenedRun, with_delimiter
@@ -146,6 +147,7 @@ def about(opened: OpenedRun) -> dict[str, str]:
         "model": opened.config["model"],
         "epoch": opened.epoch,
         "encoder": with_delimiter(opened),
+        "bits": opened.bits if opened.bits != images.BITS else None,
     }
     return {f"mcls.{key}": json.dumps(value) for key, value in found.items() if value is not None}
 

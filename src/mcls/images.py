@@ -4,9 +4,9 @@ import contextlib
 import functools
 import importlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mcls.errors import DataError
 
 MAX_PIXELS = 64_000_000  # of one picture, read from its header before anything is decoded
+BITS = 16  # of a grey pixel of more than 8 bits, where nothing else is known
 UNSAFE = {"EPS"}  # Pillow would run Ghostscript
+Result = TypeVar("Result")
 MODES = {1: "L", 3: "RGB"}  # by number of channels
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is a warning up to twice its size; `read` has one that holds
@@ -51,16 +53,26 @@ def is_picture(path: Path) -> bool:
         return False
 
 
-def read(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read(path: Path, channels: int, max_pixels: int = MAX_PIXELS, bits: int = BITS) -> Image.Image:
     """The picture in `path`, turned as its EXIF data say: grey for 1 channel, RGB for 3.
 
-    Greys of more than 8 bits become 8 bits as in `eight_bits`; what is transparent is laid on white. Pillow's warnings
-    are the caller's to silence: doing it here would not be safe in threads.
+    Greys of more than 8 bits become 8 bits as in `eight_bits`; what is transparent is laid on white.
+    Pillow's warnings are the caller's to silence: doing it here would not be safe in threads.
 
     Raises DataError, naming the file, when it is no plain file, no picture, truncated or of more than `max_pixels`.
     """
     if channels not in MODES:
         raise DataError(f"{path}: a picture has 1 or 3 channels, {channels} are wanted.")
+    return decoded(path, max_pixels, lambda image: in_mode(ImageOps.exif_transpose(image), MODES[channels], bits))
+
+
+def largest(path: Path, max_pixels: int) -> int:
+    """The largest value of a pixel in the grey picture in `path`. Raises DataError as `read` does."""
+    return decoded(path, max_pixels, lambda image: int(np.asarray(image).max()))
+
+
+def decoded(path: Path, max_pixels: int, use: Callable[[Image.Image], Result]) -> Result:
+    """What `use` makes of the picture in `path`; see `read`."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{path}: not a plain file.")
@@ -71,7 +83,7 @@ def read(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image
                 got = f"{image.width} x {image.height} pixels"
                 raise DataError(f"{path}: refused, {got} are more than max_pixels, {max_pixels:,}.")
             image.load()
-            return in_mode(ImageOps.exif_transpose(image), MODES[channels])
+            return use(image)
     except DataError:
         raise
     except Exception as error:  # what Pillow's decoders raise on damaged files is of every kind
@@ -86,28 +98,35 @@ def reason(error: Exception) -> str:
     return str(text).splitlines()[0]
 
 
-def in_mode(image: Image.Image, mode: str) -> Image.Image:
+def in_mode(image: Image.Image, mode: str, bits: int) -> Image.Image:
     """`image` as 8-bit `mode`, L or RGB."""
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(eight_bits(np.asarray(image)))
+        image = Image.fromarray(eight_bits(np.asarray(image), bits))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == mode else image.convert(mode)
 
 
-def eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Pixels of more than 8 bits as uint8, by their type alone, so that all pictures of a data set get one scale.
+def eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Pixels of more than 8 bits as uint8, by no other pixel, so that all pictures of a data set get one scale.
 
-    Whole numbers, of 16 or 32 bits, are taken as 0..65535 and keep their upper byte; floats are taken as 0..1. What is
-    a little outside is clipped. Raises ValueError for values of more than twice that.
+    Whole numbers, of 16 or 32 bits, are taken to have `bits` bits, of which the upper 8 are kept; floats are taken as
+    0..1. What is a little outside is clipped. Raises ValueError for values of more than twice that.
     """
     floats = pixels.dtype.kind == "f"
-    values = np.nan_to_num(pixels) * 255.0 if floats else pixels // 256
+    values = np.nan_to_num(pixels) * 255.0 if floats else pixels // 2 ** (bits - 8)
     if values.max() > 2 * 255:
-        raise ValueError(f"values up to {pixels.max():g}, expected {'0 to 1' if floats else '0 to 65535'}")
+        raise ValueError(f"values up to {pixels.max():g}, expected {'0 to 1' if floats else f'0 to {2**bits - 1}'}")
     found: NDArray[np.uint8] = values.clip(0, 255).astype(np.uint8)
     return found
+
+
+def checked_bits(bits: object) -> int:
+    """`bits` as a checkpoint or an exported file names them. Raises ValueError unless they are 8 to 16."""
+    if not isinstance(bits, int) or not 8 <= bits <= BITS:
+        raise ValueError(f"bits {bits!r}")
+    return bits
 
 
 def fit(image: Image.Image, size: Sequence[int]) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcls import images
 from mcls.data.encoding import all_numbers
 from mcls.errors import FolderError, MachineError
 from mcls.runs import RunFolder
@@ -27,6 +28,7 @@ class Classifier:
         image: samples are uint8 images (C, H, W), otherwise float32 of `input_shape`.
         encoder: what turns the rows of a table into samples, plain data; None where columns are the inputs.
         probabilities: samples (N, *input_shape) to float32 (N, C).
+        bits: of the values in pictures of more than 8 bits.
     """
 
     classes: tuple[str, ...]
@@ -34,6 +36,7 @@ class Classifier:
     image: bool
     encoder: dict[str, Any] | None
     probabilities: Callable[[Array], Array]
+    bits: int = images.BITS
 
 
 def classify(
@@ -66,7 +69,7 @@ def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier
         return found
 
     encoder = checked(with_delimiter(opened), opened.input_shape, folder.best)
-    return Classifier(opened.classes, opened.input_shape, opened.mean is not None, encoder, probabilities)
+    return Classifier(opened.classes, opened.input_shape, opened.mean is not None, encoder, probabilities, opened.bits)
 
 
 def from_onnx(path: Path, device: str) -> Classifier:
@@ -88,6 +91,7 @@ def from_onnx(path: Path, device: str) -> Classifier:
         about = session.get_modelmeta().custom_metadata_map
         found = {key: json.loads(value) for key, value in about.items() if key.startswith("mcls.")}
         classes, shape = tuple(map(str, found["mcls.classes"])), tuple(map(int, found["mcls.input_shape"]))
+        bits = images.checked_bits(found.get("mcls.bits", images.BITS))
         image, name = found["mcls.input_type"] == "uint8", session.get_inputs()[0].name
     except (KeyError, ValueError, TypeError) as error:
         raise FolderError(f"{path}: refused, it does not say what its classes and inputs are. Is it mcls's?") from error
@@ -102,7 +106,7 @@ def from_onnx(path: Path, device: str) -> Classifier:
             samples = samples * np.array(encoder["stds"]) + np.array(encoder["means"])
         return np.asarray(session.run(None, {name: samples})[0])
 
-    return Classifier(classes, shape, image, encoder, probabilities)
+    return Classifier(classes, shape, image, encoder, probabilities, bits)
 
 
 def checked(encoder: Any, shape: Sequence[int], path: Path) -> dict[str, Any] | None:

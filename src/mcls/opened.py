@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mcls import checkpoint
+from mcls import checkpoint, images
 from mcls.config.build import build
 from mcls.config.stored import stored_config, untrained
 from mcls.data.loader import Normalise
@@ -34,6 +34,7 @@ class OpenedRun:
         precision: of the training, or fp32 where `device` does not compute in that.
         epoch: that the weights come from.
         encoder: what turns the rows of a table into samples, plain data, not checked; None for data that are no table.
+        bits: of the values in pictures of more than 8 bits.
     """
 
     folder: RunFolder
@@ -48,6 +49,7 @@ class OpenedRun:
     precision: str
     epoch: int
     encoder: dict[str, Any] | None
+    bits: int
 
 
 def open_run(folder: RunFolder, which: str = "best", device: str = "auto", changes: Sequence[str] = ()) -> OpenedRun:
@@ -71,6 +73,7 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
         epoch = int(state["epoch"] if which == "best" else state["progress"]["epoch"])
         classes, shape = tuple(composed(str(name)) for name in data["classes"]), tuple(map(int, data["input_shape"]))
         mean, std = ((tuple(map(float, data[key])) if key in data else None) for key in ("mean", "std"))
+        bits = images.checked_bits(data.get("bits", images.BITS))
     except (KeyError, TypeError, ValueError) as error:
         raise FolderError(f"{path}: refused, it is no checkpoint of mcls ({error}).") from error
     target = resolve_device(device)
@@ -84,7 +87,14 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
     model.to(target).eval()
     normalise = Normalise(mean, std, target)
     encoder = data.get("encoder")
-    return OpenedRun(folder, config, model, classes, shape, mean, std, normalise, target, precision, epoch, encoder)
+    return OpenedRun(
+        folder, config, model, classes, shape, mean, std, normalise, target, precision, epoch, encoder, bits
+    )
+
+
+def as_trained_on(node: dict[str, Any], bits: int) -> dict[str, Any]:
+    """The node of a data set, with the bits that its run was trained with in place of `auto`."""
+    return {**node, "bits": bits} if "bits" in node else node
 
 
 def with_delimiter(opened: OpenedRun) -> Any:

@@ -3,11 +3,11 @@
 import logging
 from typing import Any
 
-from mcls import checkpoint
+from mcls import checkpoint, images
 from mcls.assembly import PARTS, Parts
 from mcls.config.stored import check_length
 from mcls.errors import FolderError
-from mcls.opened import fitting
+from mcls.opened import as_trained_on, fitting
 from mcls.runs import RunFolder, read_json
 from mcls.trainer import Progress
 
@@ -34,6 +34,7 @@ def read_about(folder: RunFolder) -> dict[str, Any]:
 def resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
     """`config` with a model whose weights come from `state`. Raises FolderError unless `state` fits it."""
     try:
+        bits = images.checked_bits(state["data"].get("bits", images.BITS))
         shape, classes = tuple(map(int, state["data"]["input_shape"])), state["data"]["classes"]
         for weights in filter(None, (state["best"], state["model"])):
             node = fitting(config, shape, len(classes), weights, folder.last)
@@ -45,7 +46,7 @@ def resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) 
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FolderError(f"{folder.last}: refused, it is no checkpoint of mcls ({error}).") from error
     check_length(config["trainer"]["epochs"], progress.epoch)
-    return {**config, "model": node}
+    return {**config, "model": node, "dataset": as_trained_on(config["dataset"], bits)}
 
 
 def tell_length(config: dict[str, Any], planned: int, progress: dict[str, Any], parts: Parts) -> None:

@@ -65,13 +65,15 @@ def walk(folder: str, suffixes: set[str]) -> Iterator[str]:
                 yield str(path)
 
 
-def pictures(found: Iterable[str], shape: Sequence[int], max_pixels: int, refuse: Refuse) -> Iterator[Sample]:
+def pictures(
+    found: Iterable[str], shape: Sequence[int], max_pixels: int, bits: int, refuse: Refuse
+) -> Iterator[Sample]:
     """Path and uint8 (C, H, W) of each picture, in `shape`; `refuse` is called with what is wrong with the others."""
     channels, *size = shape
     for path in found:
         try:
             with warnings.catch_warnings(action="ignore"):  # Pillow's, of files that can be read all the same
-                picture = images.fit(images.read(Path(path), channels, max_pixels), size)
+                picture = images.fit(images.read(Path(path), channels, max_pixels, bits), size)
         except DataError as error:
             refuse(error)
         else:

@@ -131,7 +131,7 @@ def classified(model: "Classifier", options: argparse.Namespace, counter: Counte
         colours = "grey" if channels == 1 else "RGB"
         log.info(f"pictures are brought to {height} x {width} {colours}: turned by their EXIF data, then stretched")
         most = options.max_pixels or images.MAX_PIXELS
-        found = samples.pictures(files, model.input_shape, most, counter.refuse)
+        found = samples.pictures(files, model.input_shape, most, model.bits, counter.refuse)
         found = ((Path(name).name if options.id else name, picture) for name, picture in found)
     elif model.encoder is not None:
         unseen = options.handle_unknown or model.encoder["unseen"]

@@ -72,6 +72,7 @@ class Dataset:
         open_test: reads the test split. Called once, at the end, when every choice has been made.
         mean, std: of each channel, in 0..1, for uint8 images; None leaves float inputs as they are.
         encoder: what turns rows of a table into inputs (`encode_table`): text, floats and lists; None for others.
+        bits: that grey pixels of more than 8 bits have in the files of images.
     """
 
     classes: tuple[str, ...]
@@ -81,6 +82,7 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     encoder: dict[str, Any] | None = None
+    bits: int = 16
 
     @property
     def input_shape(self) -> tuple[int, ...]:

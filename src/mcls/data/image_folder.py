@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mcls import images
 from mcls.data.datasets import Dataset, Split, check_classes, cut, cut_test, filled, tell_absent
 from mcls.data.folders import Found, find
 from mcls.data.names import listed
-from mcls.data.pictures import Files, Looked, Shape, header_of, look_through, threaded
+from mcls.data.pictures import Files, Looked, Shape, header_of, look_through, significant_bits, threaded
 from mcls.errors import DataError, RequestError
 from mcls.machine import memory_bytes
 
@@ -38,6 +39,7 @@ def image_folder(
     bad_images: str,
     max_bad_fraction: float,
     max_pixels: int,
+    bits: str | int,
     test_fraction: float,
     test_seed: int,
     val_fraction: float,
@@ -57,8 +59,12 @@ def image_folder(
         raise RequestError(f"dataset.channels: must be auto, 1 or 3, got {channels}.")
     found = find(Path(root))
     check_classes(found.classes, root)
-    shape = choose_shape([found.paths[number] for number in found.parts["train"]], size, channels)
-    files = Files(found.paths, shape, max_pixels)
+    paths = [found.paths[number] for number in found.parts["train"]]
+    headers = threaded(header_of, paths, "looking at")
+    shape = choose_shape([header for header in headers if header is not None], size, channels)
+    deep = [path for path, header in zip(paths, headers, strict=True) if header and header[2].startswith("I")]
+    depth = choose_bits(deep, bits, max_pixels)
+    files = Files(found.paths, shape, max_pixels, depth)
     keep = fits(len(files) * math.prod(shape))
     looked = look_through(files, keep)
     parts = {name: good_ones(numbers, found, looked) for name, numbers in found.parts.items()}
@@ -72,17 +78,27 @@ def image_folder(
     middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
     if not any(spread):
         raise DataError(
-            f"dataset.root: {root}: all training images are of one and the same colour. Are they of 16 bits with "
-            "values below 256, of which the upper 8 bits are taken? Save them as 8 bits."
+            f"dataset.root: {root}: every pixel of the training images has the same colour, nothing to learn from. "
+            "Open some of them to see what is wrong."
         )
     splits = {name: filled(part, files if looked.pixels is None else looked.pixels) for name, part in parts.items()}
     middle, spread = given("mean", mean, middle), given("std", std, tuple(value or 1.0 for value in spread))
-    return Dataset(found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread)
+    return Dataset(
+        found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread, bits=depth
+    )
 
 
-def choose_shape(paths: Sequence[Path], size: int | None, channels: str | int) -> Shape:
-    """Channels, height and width for the training images, and a line of the log that says why."""
-    headers = [header for header in threaded(header_of, paths, "looking at") if header is not None]
+def choose_bits(deep: Sequence[Path], bits: str | int, max_pixels: int) -> int:
+    """The bits of a grey pixel in the training images `deep`, of more than 8 bits, and a line that says it."""
+    if not deep:
+        return images.BITS
+    found = bits if isinstance(bits, int) else significant_bits(deep, max_pixels)
+    log.info(f"images  {len(deep):,} of more than 8 bits: values 0 to {2**found - 1} ({found} bits) become 0 to 255")
+    return found
+
+
+def choose_shape(headers: Sequence[tuple[int, int, str]], size: int | None, channels: str | int) -> Shape:
+    """Channels, height and width for training images of these headers, and a line of the log that says why."""
     sizes = Counter((height, width) for height, width, _ in headers)
     modes = Counter(mode for _, _, mode in headers)
     depth = channels if isinstance(channels, int) else 1 if modes and all(mode in GREY for mode in modes) else 3

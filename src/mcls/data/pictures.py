@@ -34,13 +34,14 @@ class Files:
         paths: of the files.
         sample: C, H and W.
         max_pixels: of an image, before it is brought to that shape.
+        bits: of a grey pixel of more than 8 bits.
     """
 
     dtype = torch.uint8
     ndim = 4
 
-    def __init__(self, paths: Sequence[Path], sample: Shape, max_pixels: int) -> None:
-        self.paths, self.sample, self.max_pixels = list(paths), sample, max_pixels
+    def __init__(self, paths: Sequence[Path], sample: Shape, max_pixels: int, bits: int) -> None:
+        self.paths, self.sample, self.max_pixels, self.bits = list(paths), sample, max_pixels, bits
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,11 +60,11 @@ class Files:
 
     def select(self, indices: Tensor) -> "Files":
         """The images with these numbers, unread."""
-        return Files([self.paths[index] for index in indices.tolist()], self.sample, self.max_pixels)
+        return Files([self.paths[index] for index in indices.tolist()], self.sample, self.max_pixels, self.bits)
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """One image, uint8 (C, H, W). Raises DataError, naming the file."""
-        return images.fit(images.read(path, self.sample[0], self.max_pixels), self.sample[1:])
+        return images.fit(images.read(path, self.sample[0], self.max_pixels, self.bits), self.sample[1:])
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,19 @@ def digests(paths: Sequence[Path]) -> bytes:
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
     return b"".join(threaded(digest, paths, "comparing"))
+
+
+def significant_bits(paths: Sequence[Path], max_pixels: int) -> int:
+    """The bits that the values in grey pictures of more than 8 bits take, 8 to 16, without those that can't be read."""
+
+    def largest(path: Path) -> int:
+        try:
+            return images.largest(path, max_pixels)
+        except DataError:  # reading the file later says what is wrong
+            return 0
+
+    values = threaded(largest, paths, "measuring")
+    return min(max(8, max(values, default=0).bit_length()), images.BITS)
 
 
 def header_of(path: Path) -> tuple[int, int, str] | None:
