@@ -235,14 +235,14 @@ def test_rows_of_numbers(mcls: Main, blobs: Path, tmp_path: Path, capsys: Captur
     split = evaluation.rebuild(opened, download=False).open_test()
     values = torch.as_tensor(split.inputs)[:5].tolist()
     expected = evaluation.logits_of(opened, split.rows(torch.arange(5))).softmax(dim=1)
-    for text in ("", "x,y\n", "\ufeffx;y\n"):
+    for text in ("", "x,y\n", "\ufeffx;y\n", "# made by a tool\nx,y\n", "sep=;\n"):
         separator = ";" if ";" in text else ","
         path = tmp_path / "points.csv"
         path.write_text(text + "".join(f"{x!r}{separator}{y!r}\n" for x, y in values))
         capsys.readouterr()
         assert mcls("predict", str(blobs), str(path), "--batch-size", batch) == 0
         rows = table(capsys.readouterr().out)
-        assert [row["file"] for row in rows] == [f"{path}:{row + 1 + bool(text)}" for row in range(5)]
+        assert [row["file"] for row in rows] == [f"{path}:{row + 1 + text.count(chr(10))}" for row in range(5)]
         assert [int(row["class"]) for row in rows] == expected.argmax(dim=1).tolist()
         np.testing.assert_allclose([float(row["probability"]) for row in rows], expected.max(dim=1).values, atol=1e-6)
 

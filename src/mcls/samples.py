@@ -95,9 +95,9 @@ def vectors(found: Iterable[str], shape: Sequence[int], refuse: Refuse) -> Itera
     """
     count = math.prod(shape)
     for path in found:
-        for row, cells in readable(records(Path(path), header=False), refuse):
+        for place, (row, cells) in enumerate(readable(records(Path(path), header=False), refuse)):
             values = list(map(number, cells))
-            if row == 1 and len(cells) == count and not any(value is not None for value in values):
+            if not place and len(cells) == count and not any(value is not None for value in values):
                 continue
             if len(cells) != count:
                 refuse(DataError(f"{path}, row {row}: {len(cells)} cells, the model takes {count} numbers."))

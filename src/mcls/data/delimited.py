@@ -79,6 +79,15 @@ def number(text: str) -> float | None:
     return value if abs(value) <= LARGEST else None
 
 
+def numbers(cells: Sequence[str]) -> list[float | None]:
+    """The `number` of each cell, found once for each text where there are few, as in columns of pixels and counts."""
+    texts = set(cells)
+    if 2 * len(texts) > len(cells):
+        return list(map(number, cells))
+    found = {cell: number(cell) for cell in texts}
+    return [found[cell] for cell in cells]
+
+
 def records(path: Path, delimiter: str = "auto", header: bool = True) -> Records:
     """Number and cells, without the blanks around them, of each row of CSV file `path`; empty rows are left out.
 
@@ -101,8 +110,10 @@ def records(path: Path, delimiter: str = "auto", header: bool = True) -> Records
                     raise DataError(f"{path}, row {row}: not UTF-8 ({byte}). Save it as UTF-8, Excel's 'CSV UTF-8'.")
                 if "\0" in text:
                     raise DataError(f"{path}, row {row}: a NUL byte. Is this a text file?")
+                if not text.isascii():
+                    cells = list(map(composed, cells))
                 if cells:
-                    yield row, [composed(cell.strip()) for cell in cells]
+                    yield row, [cell.strip() for cell in cells]
     except csv.Error as error:
         raise DataError(f"{path}, row {row + 1}: {error}. Is a quote never closed?") from error
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
@@ -219,10 +230,10 @@ def check_header(found: Format) -> None:
 
 
 def looks_like_data(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether a first row holds numbers, or texts that its columns hold too; 0, 1, 2 and years may well be names."""
+    """Whether a first row holds numbers, or texts that its columns hold too; 0, 1, 2 may well be names."""
     values = [value for value in map(number, header) if value is not None]
     steps = [after - before for before, after in pairwise(values)]
-    counted = set(steps) == {1} and (values[0] == 0 or len(values) > 2)
+    counted = len(set(steps)) == 1 and steps[0] > 0 and (values[0] == 0 or len(values) > 2)
     rising = len(values) >= MANY and (all(step > 0 for step in steps) or all(step < 0 for step in steps))
     numbers = 0 if counted or rising else len(values)
     texts = sum(

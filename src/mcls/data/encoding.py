@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcls.data.delimited import number, records
+from mcls.data.delimited import number, numbers, records
 from mcls.data.names import did_you_mean, listed, natural, quoted
 from mcls.errors import DataError
 
@@ -131,7 +131,7 @@ def fit(
             raise DataError(
                 f"{table.source}: column {quoted(name)} has no cell filled in train. Name it in dataset.drop_columns."
             )
-        values = [value for value in map(number, cells) if value is not None]
+        values = [value for value in numbers(cells) if value is not None]
         mean, std, categories = 0.0, 1.0, []
         if name in text_columns or 2 * len(values) <= len(cells):
             if name not in text_columns:
@@ -193,7 +193,7 @@ def encode_table(table: Table, encoder: dict[str, Any]) -> NDArray[np.float32]:
 def standardised(table: Table, name: str, mean: float, std: float, words: set[str]) -> NDArray[np.float32]:
     """A column of numbers as (N, 1), 0 where it is missing. Raises DataError for what is no number."""
     cells = table.columns[name]
-    values = [mean if cell in words else number(cell) for cell in cells]
+    values = [mean if cell in words else value for cell, value in zip(cells, numbers(cells), strict=True)]
     wrong = [index for index, value in enumerate(values) if value is None]
     if wrong:
         share = f" ({len(wrong)} of {len(cells)} cells)" if len(cells) > 1 else ""

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcls.data.datasets import Dataset, Split, check_classes, cut, cut_test, filled, tell_absent
-from mcls.data.delimited import number
+from mcls.data.delimited import NUMBER, number
 from mcls.data.encoding import UNSEEN, Table, count_unseen, encode_table, fit, lacking, read_table
 from mcls.data.names import composed, listed, natural, quoted
 from mcls.errors import DataError, RequestError
@@ -149,7 +149,7 @@ def warn_index_columns(table: Table, columns: Sequence[str], target: str) -> Non
         cells = table.columns[name]
         if size < LEAST_ROWS or len(set(cells)) < size:
             continue
-        values = [value for value in map(number, cells) if value is not None and value.is_integer()]
+        values = list(takewhile(lambda value: value.is_integer(), map(float, takewhile(NUMBER.fullmatch, cells))))
         if len(values) < size or max(values) - min(values) >= 2 * size:
             continue
         order = sorted(range(size), key=values.__getitem__)
