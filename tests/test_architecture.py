@@ -28,7 +28,7 @@ ROWS = [
     ["mcls.data.datasets", "mcls.data.loader", "mcls.checkpoint", "mcls.tracking", "mcls.samples"],
     ["mcls.runs", "mcls.data.encoding", "mcls.data.folders", "mcls.data.pictures"],
     ["mcls.data.delimited"],
-    ["mcls.data.names"],
+    ["mcls.data.names", "mcls.formats"],
     [
         *(f"mcls.{name}" for name in ("files", "machine", "losses", "metrics", "optim", "figures", "models", "tables")),
         *("mcls.images", "mcls.charts", "mcls.data.augment"),

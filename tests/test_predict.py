@@ -19,6 +19,7 @@ from PIL import Image
 
 from mcls import evaluation, images, inference, samples
 from mcls.errors import DataError, FolderError
+from mcls.formats import check_encoder
 from mcls.opened import open_run
 from mcls.runs import RunFolder
 from trained import train
@@ -432,8 +433,8 @@ def test_no_probability_in_full_is_zero() -> None:
 
 
 def test_an_encoder_from_a_strange_folder_is_checked(tmp_path: Path) -> None:
-    assert inference.checked(ENCODER, (3,), tmp_path) == ENCODER
-    assert inference.checked(None, (3,), tmp_path) is None
+    check_encoder(ENCODER, (3,), tmp_path)
+    check_encoder(None, (3,), tmp_path)
     wrong: list[Any] = [7, {}, {**ENCODER, "means": ["x", 0.0]}, {**ENCODER, "columns": [1, 2]}]
     wrong += [
         {**ENCODER, "delimiter": 7},
@@ -441,10 +442,10 @@ def test_an_encoder_from_a_strange_folder_is_checked(tmp_path: Path) -> None:
         {**ENCODER, "categories": [[], "ab"], "columns": None},
     ]
     for encoder in wrong:
-        with pytest.raises(FolderError, match="does not fit"):
-            inference.checked(encoder, (3,), tmp_path)
-    with pytest.raises(FolderError, match="does not fit"):
-        inference.checked(ENCODER, (4,), tmp_path)
+        with pytest.raises(FolderError, match=r"does not fit|must be|it lacks"):
+            check_encoder(encoder, (3,), tmp_path)
+    with pytest.raises(FolderError, match=r"does not fit|must be|it lacks"):
+        check_encoder(ENCODER, (4,), tmp_path)
 
 
 def test_onnx_imports_no_torch(mnist_onnx: Path, folder: Path) -> None:

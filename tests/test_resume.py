@@ -41,7 +41,7 @@ def test_every_opening_of_the_test_set_is_counted_once(mcls: Main, tmp_path: Pat
 
 
 def test_openings_of_a_run_that_failed_are_counted(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("mcls.session.evaluate", fail)  # at the end, after three epochs

@@ -12,10 +12,26 @@ import torch
 
 from mcls.errors import FolderError
 from mcls.files import open_plain, publish
+from mcls.formats import check, check_data
 
 END = b"PK\x05\x06"  # signature of a zip archive's last record, 22 bytes without its comment
 LABEL = b"sha256:"
 ITEMS = 1_000_000  # values in a checkpoint, those in lists and dicts included
+WEIGHTS = {"*": torch.Tensor}
+BEST = {"model": WEIGHTS, "data": {}, "epoch": "count"}
+LAST = {
+    "model": WEIGHTS,
+    "best": ("null", WEIGHTS),
+    "optimizer": {"state": {"*": {"*": (torch.Tensor, "float|null")}}, "param_groups": [{"params": ["count"]}]},
+    "scaler": {"*": "float"},
+    "progress": {
+        **dict.fromkeys(("epoch", "step", "batch"), "count"),
+        **{f"{key}?": "count" for key in ("correct", "seen", "best_epoch", "waited")},
+        "*": ("float", ["float"]),
+    },
+    "rng": [{"cpu": torch.Tensor, "*": torch.Tensor}],
+    "data": {},
+}
 
 
 def seal(archive: bytes) -> bytes:
@@ -84,6 +100,17 @@ def check_plain(state: Any) -> None:
             raise ValueError("a number of more than 64 bits")
         elif value is not None and not isinstance(value, str | int | float):
             raise ValueError(type(value).__name__)
+
+
+def load_as(shape: Any, path: Path) -> dict[str, Any]:
+    """The state in file `path`, of `shape`, BEST or LAST, and with finite weights. Raises FolderError."""
+    state = load(path)
+    check(state, shape, path)
+    check_data(state["data"], path)
+    for weights in (state["model"], state.get("best")):
+        if weights and not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise FolderError(f"{path}: damaged, its weights are not finite.")
+    return state
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mcls import images
 from mcls.data.encoding import all_numbers
 from mcls.errors import FolderError, MachineError
+from mcls.formats import check_encoder
 from mcls.runs import RunFolder
 
 Array = NDArray[Any]
@@ -68,7 +69,7 @@ def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier
         found: Array = logits.float().softmax(dim=1).cpu().numpy()
         return found
 
-    encoder = checked(with_delimiter(opened), opened.input_shape, folder.best)
+    encoder = with_delimiter(opened)
     return Classifier(opened.classes, opened.input_shape, opened.mean is not None, encoder, probabilities, opened.bits)
 
 
@@ -98,7 +99,8 @@ def from_onnx(path: Path, device: str) -> Classifier:
     except Exception as error:  # onnxruntime's own have no common class
         raise FolderError(f"{path}: refused, onnxruntime cannot load it ({type(error).__name__}).") from error
 
-    encoder = checked(found.get("mcls.encoder"), shape, path)
+    encoder = found.get("mcls.encoder")
+    check_encoder(encoder, shape, path)
     inside = found["mcls.input_type"] == "float64" and encoder is not None and all_numbers(encoder)
 
     def probabilities(samples: Array) -> Array:
@@ -107,20 +109,3 @@ def from_onnx(path: Path, device: str) -> Classifier:
         return np.asarray(session.run(None, {name: samples})[0])
 
     return Classifier(classes, shape, image, encoder, probabilities, bits)
-
-
-def checked(encoder: Any, shape: Sequence[int], path: Path) -> dict[str, Any] | None:
-    """`encoder` if it has all that `encode_table` uses and makes samples of `shape`. Raises FolderError otherwise."""
-    if encoder is None:
-        return None
-    try:
-        names, texts = encoder["columns"], encoder["categories"]
-        words = [encoder["missing"], encoder["unseen"], *encoder["missing_values"], *names, *chain(*texts)]
-        words.append(encoder.get("delimiter", "auto"))
-        numbers = [*encoder["means"], *encoder["stds"]]
-        fits = len(names) == len(texts) == len(numbers) / 2 and tuple(shape) == (sum(len(row) or 1 for row in texts),)
-        if fits and all(isinstance(word, str) for word in words) and all(abs(value) < 1e30 for value in numbers):
-            return dict(encoder)
-    except (KeyError, TypeError, AttributeError):
-        pass
-    raise FolderError(f"{path}: refused, what it says of its table's columns does not fit.")

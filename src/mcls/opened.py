@@ -33,7 +33,7 @@ class OpenedRun:
         device: where the model is.
         precision: of the training, or fp32 where `device` does not compute in that.
         epoch: that the weights come from.
-        encoder: what turns the rows of a table into samples, plain data, not checked; None for data that are no table.
+        encoder: what turns the rows of a table into samples, plain data; None for data that are no table.
         bits: of the values in pictures of more than 8 bits.
     """
 
@@ -67,15 +67,12 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
     path = folder.best if which == "best" else folder.last
     if not path.is_file():
         raise FolderError(f"{path}: no such checkpoint yet. Go on with: mcls resume {typed(folder.path)}")
-    state = checkpoint.load(path)
-    try:
-        data, weights = state["data"], state["model"]
-        epoch = int(state["epoch"] if which == "best" else state["progress"]["epoch"])
-        classes, shape = tuple(composed(str(name)) for name in data["classes"]), tuple(map(int, data["input_shape"]))
-        mean, std = ((tuple(map(float, data[key])) if key in data else None) for key in ("mean", "std"))
-        bits = images.checked_bits(data.get("bits", images.BITS))
-    except (KeyError, TypeError, ValueError) as error:
-        raise FolderError(f"{path}: refused, it is no checkpoint of mcls ({error}).") from error
+    state = checkpoint.load_as(checkpoint.BEST if which == "best" else checkpoint.LAST, path)
+    data, weights = state["data"], state["model"]
+    epoch = state["epoch"] if which == "best" else state["progress"]["epoch"]
+    classes, shape = tuple(map(composed, data["classes"])), tuple(data["input_shape"])
+    mean, std = ((tuple(map(float, data[key])) if key in data else None) for key in ("mean", "std"))
+    bits = data.get("bits", images.BITS)
     target = resolve_device(device)
     precision = trained_precision(read_json(folder.about).get("precision"), config["precision"], target)
     node = fitting(config, shape, len(classes), weights, path)
@@ -118,7 +115,11 @@ def fitting(
             model = build("model", node, input_shape=shape, num_classes=num_classes)
     except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise FolderError(f"{path}: refused, the run's model can't be made for its data ({error}).") from error
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if not isinstance(weights, dict) or wanted != {name: getattr(item, "shape", 0) for name, item in weights.items()}:
+    if kinds(model.state_dict()) != kinds(weights):
         raise FolderError(f"{path}: refused, its weights do not fit the run's model.")
     return node
+
+
+def kinds(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Shape and type of each tensor, the type of what is none."""
+    return {name: (item.shape, item.dtype) if torch.is_tensor(item) else type(item) for name, item in tensors.items()}

@@ -1,7 +1,6 @@
 """A run as one page of HTML that needs nothing else: no script, no file from elsewhere, everything escaped."""
 
 import base64
-import json
 import math
 import shlex
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,8 @@ from typing import Any
 
 from mcls.charts import Curve, chart
 from mcls.errors import FolderError
-from mcls.runs import RunFolder, read_json, read_text, unfinished
+from mcls.formats import EPOCH
+from mcls.runs import RunFolder, parse, read_json, read_text, unfinished
 from mcls.tables import clean, decimals, most_confused
 
 CURVES = 64_000_000  # bytes of metrics.jsonl that are read
@@ -55,7 +55,7 @@ pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; 
 
 def page(folder: RunFolder) -> str:
     """The page of a run. Raises FolderError when the folder holds none or is damaged."""
-    about, result = read_json(folder.about), folder.read_result() or {}
+    about, result = read_json(folder.about), folder.finished() or folder.read_result() or {}
     try:
         label = unfinished(folder, result or None)
         title = f"{about['choices']['dataset']} · {about['choices']['model']}"
@@ -137,7 +137,7 @@ def part(folder: RunFolder, result: dict[str, Any], label: str) -> str:
 def records(folder: RunFolder) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, but for one that a kill cut off."""
     content = read_text(folder.metrics, CURVES) if folder.metrics.exists() else ""
-    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith("\n")]
+    return [parse(line, folder.metrics, EPOCH) for line in content.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def curves(folder: RunFolder, result: dict[str, Any]) -> str:

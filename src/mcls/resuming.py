@@ -1,52 +1,94 @@
 """What a run goes on from: its record and its newest good checkpoint, checked, for the folder may be a stranger's."""
 
+import copy
 import logging
 from typing import Any
+
+import torch
 
 from mcls import checkpoint, images
 from mcls.assembly import PARTS, Parts
 from mcls.config.stored import check_length
 from mcls.errors import FolderError
-from mcls.opened import as_trained_on, fitting
+from mcls.formats import check
+from mcls.opened import as_trained_on, fitting, kinds
 from mcls.runs import RunFolder, read_json
-from mcls.trainer import Progress
+from mcls.trainer import Progress, Trainer
 
 log = logging.getLogger("mcls")
+
+# what run.json has to say, of what it may
+NEEDED = {
+    **dict.fromkeys(("command", "device", "device_name", "precision"), "text"),
+    "seed": "count",
+    "channels_last": "bool",
+    "choices": dict.fromkeys(PARTS, "text"),
+    "environment": {"threads": "count"},
+    "hyperparameters": {},
+}
 
 
 def read_about(folder: RunFolder) -> dict[str, Any]:
     """What run.json says. Raises FolderError unless everything is there that a resumed run needs."""
     about = read_json(folder.about)
-    kinds = {"command": str, "seed": int, "choices": dict, "environment": dict, "hyperparameters": dict}
-    kinds |= {"device": str, "device_name": str, "precision": str, "channels_last": bool}
-    wrong = [key for key, kind in kinds.items() if not isinstance(about.get(key), kind)]
-    if wrong or any(not isinstance(about["choices"].get(part), str) for part in PARTS):
-        raise FolderError(f"{folder.about}: damaged, it does not say {', '.join(wrong) or 'what was chosen'}.")
-    batch = about.get("batch_size", 1)  # older runs have none, and take their configuration's
-    if not isinstance(batch, int) or batch < 1:
-        raise FolderError(f"{folder.about}: damaged, {batch!r} samples a batch.")
-    threads = about["environment"].get("threads")
-    if not isinstance(threads, int) or not 0 < threads <= 1024:
-        raise FolderError(f"{folder.about}: damaged, {threads!r} threads.")
+    check(about, NEEDED, folder.about)
+    if not 0 < (threads := about["environment"]["threads"]) <= 1024:
+        raise FolderError(f"{folder.about}: damaged, {threads} threads.")
     return about
 
 
 def resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
     """`config` with a model whose weights come from `state`. Raises FolderError unless `state` fits it."""
-    try:
-        bits = images.checked_bits(state["data"].get("bits", images.BITS))
-        shape, classes = tuple(map(int, state["data"]["input_shape"])), state["data"]["classes"]
-        for weights in filter(None, (state["best"], state["model"])):
-            node = fitting(config, shape, len(classes), weights, folder.last)
-        progress = Progress(**state["progress"])
-        whole = (progress.epoch, progress.step, progress.batch, progress.correct, progress.seen, progress.waited)
-        good = all(isinstance(number, int) and 0 <= number < 1 << 48 for number in whole)
-        if not good or not {"optimizer", "scaler", "rng"} <= state.keys():
-            raise ValueError("its progress makes no sense")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FolderError(f"{folder.last}: refused, it is no checkpoint of mcls ({error}).") from error
-    check_length(config["trainer"]["epochs"], progress.epoch)
-    return {**config, "model": node, "dataset": as_trained_on(config["dataset"], bits)}
+    data = state["data"]
+    for weights in filter(None, (state["best"], state["model"])):
+        node = fitting(config, tuple(data["input_shape"]), len(data["classes"]), weights, folder.last)
+    check_length(config["trainer"]["epochs"], state["progress"]["epoch"])
+    dataset = as_trained_on(config["dataset"], data.get("bits", images.BITS))
+    return {**config, "model": node, "dataset": dataset}
+
+
+def fitted(state: dict[str, Any], trainer: Trainer, batches: int) -> dict[str, Any]:
+    """`state`, of the right types, for `trainer`, of `batches` in an epoch. Raises ValueError unless it fits."""
+    progress = Progress(**state["progress"])
+    if progress.step != progress.epoch * batches + progress.batch or progress.batch > batches:
+        raise ValueError("its steps are not those of its epochs")
+    best = (bool(progress.best), progress.best_epoch > 0, state["best"] is not None)
+    if (progress.batch > 0) != (progress.seen > 0) or len(set(best)) > 1 or progress.best_epoch > progress.epoch:
+        raise ValueError("its progress makes no sense")
+    if [len(progress.best), len(progress.window)] not in ([0, 3], [2, 3]):
+        raise ValueError("its progress makes no sense")
+    if state["best"] is not None and kinds(state["best"]) != kinds(trainer.model.state_dict()):
+        raise ValueError("its best weights do not fit")
+    if state["scaler"].keys() != trainer.scaler.state_dict().keys():
+        raise ValueError("its precision is another")
+    check_optimizer_state(state["optimizer"], trainer.optimizer)
+    pairs = zip(trainer.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"], strict=True)
+    groups = [{**mine, **theirs} for mine, theirs in pairs]  # options that another torch did not have
+    return {**state, "optimizer": {**state["optimizer"], "param_groups": groups}}
+
+
+def check_optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless `saved` can be the state of `optimizer`, whose first step on a copy shows what that is.
+
+    Options are the configuration's, as in `saved`; the learning rate is set anew before each step.
+    """
+    for mine, theirs in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
+        for key in mine.keys() & theirs.keys():
+            free = key in ("lr", "fused", "foreach")  # how fast, and which kernel does the same
+            if not isinstance(theirs[key], int | float | None) if free else plain(theirs[key]) != plain(mine[key]):
+                raise ValueError(f"its optimizer has another {key}")
+    copied = copy.deepcopy(optimizer)
+    for weight in (weight for group in copied.param_groups for weight in group["params"]):
+        weight.grad = torch.zeros_like(weight)
+    copied.step()
+    wanted = copied.state_dict()["state"]
+    if any(number not in wanted or kinds(have) != kinds(wanted[number]) for number, have in saved["state"].items()):
+        raise ValueError("its optimizer is another")
+
+
+def plain(value: Any) -> Any:
+    """`value`, a pair as a list."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def tell_length(config: dict[str, Any], planned: int, progress: dict[str, Any], parts: Parts) -> None:
@@ -65,11 +107,11 @@ def newest(folder: RunFolder) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, None when none was written. Raises FolderError when all are damaged."""
     there = [path for path in (folder.last, folder.previous) if path.exists()]
     try:
-        return checkpoint.load(there[0]) if there else None
+        return checkpoint.load_as(checkpoint.LAST, there[0]) if there else None
     except FolderError as error:
         if len(there) == 1:
             raise
-        state = checkpoint.load(folder.previous)
+        state = checkpoint.load_as(checkpoint.LAST, folder.previous)
         log.warning(f"{error} Going on from {folder.previous}.")
         folder.last.replace(folder.last.with_suffix(".damaged"))  # or the next checkpoint would push the good one out
         return state

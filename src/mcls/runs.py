@@ -16,11 +16,11 @@ import yaml
 
 from mcls.errors import FolderError, MachineError
 from mcls.files import describe, open_plain, publish, to_json
+from mcls.formats import DEPTH, EPOCH, FILES, FINISHED, check, too_deep
 from mcls.tables import clean
 
 LIMIT = 40_000_000  # bytes of a file of text that is read back, ten times the measures of 10,000 classes
 YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
-DEPTH = 20  # of nested YAML
 TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
 STATUSES = ("running", "finished", "stopped", "failed", "killed", "never started", "damaged")
 
@@ -102,7 +102,10 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """What result.json says of a run that came to its end; None of any other."""
         result = self.read_result() or {}
-        return result if result.get("status") == "finished" else None
+        if result.get("status") != "finished":
+            return None
+        check(result, FINISHED, self.result)
+        return result
 
     def read_result(self) -> dict[str, Any] | None:
         """What result.json says, or None when there is none. Raises FolderError when it is damaged."""
@@ -110,9 +113,8 @@ class RunFolder:
 
     def read_finished(self) -> dict[str, Any]:
         """What result.json says of a finished run. Raises FolderError when it is damaged or the run not finished."""
-        result = self.read_result() or {}
-        status = clean(str(result.get("status", "never started")))
-        if status != "finished":
+        if (result := self.finished()) is None:
+            status = clean(str((self.read_result() or {}).get("status", "never started")))
             raise FolderError(f"{self.path}: not finished, {status}. Go on with: mcls resume {typed(self.path)}")
         return result
 
@@ -203,13 +205,26 @@ def read_text(path: Path, limit: int = LIMIT) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in JSON file `path`. Raises FolderError."""
+    """The object in JSON file `path`, checked whole. Raises FolderError."""
+    return parse(read_text(path), path, FILES[path.name])
+
+
+def no_number(word: str) -> None:
+    """Raise ValueError for NaN and Infinity, which are no JSON."""
+    raise ValueError(word)
+
+
+def parse(text: str, path: Path, shape: Any) -> dict[str, Any]:
+    """The object of `shape` that the JSON `text` out of `path` stands for. Raises FolderError."""
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(text, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{path}: damaged, not JSON ({type(error).__name__}).") from error
     if not isinstance(value, dict):
         raise FolderError(f"{path}: damaged, no object.")
+    if too_deep(value):
+        raise FolderError(f"{path}: damaged, nested deeper than {DEPTH}.")
+    check(value, shape, path)
     return value
 
 
@@ -269,8 +284,9 @@ def epochs_done(path: Path) -> int | None:
         file.seek(max(0, path.stat().st_size - TAIL))
         lines = file.read(TAIL).splitlines(keepends=True)
     whole = [line for line in lines if line.endswith(b"}\n")]
-    epoch = json.loads(whole[-1]).get("epoch") if whole and whole[-1].startswith(b"{") else None
-    return epoch if isinstance(epoch, int) else None
+    if not whole or not whole[-1].startswith(b"{"):
+        return None
+    return int(parse(whole[-1].decode("utf-8", "replace"), path, EPOCH)["epoch"])
 
 
 def unfinished(folder: RunFolder, result: dict[str, Any] | None) -> str:

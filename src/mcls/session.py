@@ -18,7 +18,7 @@ from mcls.errors import FolderError, MachineError, RequestError, RunError, Stopp
 from mcls.files import move
 from mcls.forward import evaluate
 from mcls.machine import describe, environment
-from mcls.resuming import newest, read_about, resumable, tell_length
+from mcls.resuming import fitted, newest, read_about, resumable, tell_length
 from mcls.runs import RunFolder, as_yaml, read_yaml, relative
 from mcls.signals import StopRequest
 from mcls.sweeps import Sweep, check_selection, record_failure
@@ -233,9 +233,9 @@ def fit(trainer: Trainer, parts: Parts, config: dict[str, Any], state: dict[str,
     state = parts.team.told(state)
     if state is not None:
         try:
-            trainer.load_state_dict(state)
+            trainer.load_state_dict(fitted(state, trainer, len(parts.train)))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            raise FolderError(f"last.pt: refused, it does not fit the run ({type(error).__name__}).") from error
+            raise FolderError(f"last.pt: refused, it does not fit the run ({error}).") from error
     followed = parts.load(parts.dataset.open_test()) if config["trainer"]["test_every_epoch"] else None
     trainer.fit(parts.train, parts.val, followed)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mcls import tables
-from mcls.errors import FolderError, MclsError, RequestError, RunError
+from mcls.errors import MclsError, RequestError, RunError
 from mcls.files import publish, to_json
 from mcls.runs import RunFolder, read_json, relative, slug, typed
 
@@ -101,7 +101,7 @@ class Sweep:
         number = folder.path.name.split("_")[0]
         return [
             int(number) if number.isdecimal() else folder.path.name,
-            " ".join(self.changed(about["overrides"])),
+            " ".join(self.changed(about.get("overrides", []))),
             result["status"],
             *measured,
             result.get("epochs"),
@@ -138,11 +138,7 @@ def check_selection(config: dict[str, Any], has_val: bool, sampler: str | None =
 def read_sweep(path: Path) -> Sweep:
     """The sweep in folder `path`. Raises FolderError when its sweep.json is damaged."""
     about = read_json(path / "sweep.json")
-    try:
-        jobs = [[str(line) for line in job] for job in about["jobs"]]
-        return Sweep(path, str(about["command"]), [str(key) for key in about["fixed"]], jobs)
-    except (KeyError, TypeError) as error:
-        raise FolderError(f"{path / 'sweep.json'}: damaged, it lacks {error}.") from error
+    return Sweep(path, about["command"], about["fixed"], about["jobs"])
 
 
 def record_failure(folder: RunFolder, error: Exception, overrides: Sequence[str]) -> None:

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mcls.errors import MclsError, Stopped
+from mcls.errors import FolderError, MclsError, Stopped
 from mcls.files import open_plain, publish, to_json
-from mcls.runs import RunFolder, relative, typed
+from mcls.formats import EPOCH
+from mcls.runs import RunFolder, parse, relative, typed
 
 log = logging.getLogger("mcls")
 
@@ -92,9 +93,9 @@ class Recorder:
         kept = []
         for line in path.read_text("utf-8", "replace").splitlines():
             try:
-                if json.loads(line)["epoch"] <= epoch:
+                if parse(line, path, EPOCH)["epoch"] <= epoch:
                     kept.append(f"{line}\n")
-            except (ValueError, TypeError, KeyError):  # a line that a full disk cut off
+            except FolderError:  # a line that a full disk cut off
                 continue
         publish(path, "".join(kept).encode())
 

@@ -506,3 +506,40 @@ def refuse_writes_below(place: str) -> None:
 
     make_folder = os.mkdir
     os.open, os.mkdir = opened, make
+
+
+def fuzz(whole: str, name: str, first: str, count: str, commands: str) -> None:
+    """Run each of `commands` on `count` copies of the folder `whole`, each with a mutation of file `name` in it.
+
+    Prints what went wrong, and how many were refused.
+    """
+    import contextlib
+    import io
+    import json
+    import random
+    import shutil
+
+    from hostile import mutated
+
+    from mcls.cli import main
+
+    refused = 0
+    for number in range(int(first), int(first) + int(count)):
+        for words in json.loads(commands):
+            shutil.rmtree("copy", ignore_errors=True)
+            shutil.copytree(whole, "copy")
+            mutated(Path("copy", name), random.Random(f"{name} {number}"))
+            output, errors = io.StringIO(), io.TextIOWrapper(io.BytesIO(), "utf-8")
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+                try:
+                    status = main(words)
+                except BaseException as error:
+                    status = f"{type(error).__name__}: {error}"  # type: ignore[assignment]
+                errors.flush()
+            said = errors.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
+            wrong = [line for line in said if "bug in mcls" in line or "Traceback" in line]
+            last = said[-1:] if status != 0 else ["mcls: "]
+            if wrong or status not in (0, 1, 2, 3, 4, 5) or not last or not last[0].startswith("mcls: "):
+                print(f"{name} {number} {words}: {status} {wrong or said[-2:]}", flush=True)
+            refused += status == 5
+    print(f"{refused} refused", flush=True)

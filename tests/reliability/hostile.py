@@ -1,9 +1,11 @@
 """Run folders that somebody made to do harm: functions that turn a copy of a healthy one into one of them."""
 
+import copy
 import io
 import json
 import os
 import pickle
+import random
 import struct
 import zipfile
 from collections.abc import Callable
@@ -356,3 +358,63 @@ HARMS: dict[str, Harm] = {
     "trainer of its own": foreign("trainer", "mine", {"epochs": "x", "batch_size": -1}),
     "device": key("device", "meta"),
 }
+
+ODD: tuple[Any, ...] = (
+    *(None, True, -1, 0, 3, 10**15, 10**400, 0.5, -1e300, 1e308, "", "x", "\ud800", "../x", [], {}, [1, 2], [[]]),
+    *({"x": 1}, [None] * 3, {"a": {"b": []}}, deep(100), deep(15), float("nan"), float("inf"), (True, False)),
+)
+TENSORS = (torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64), torch.tensor(float("nan")), torch.zeros(0))
+
+
+def slots(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Every container in `value` with each of its keys."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        found.append((value, key))
+        slots(value[key], found)
+    return found
+
+
+def mutate(value: Any, draw: random.Random, odd: tuple[Any, ...]) -> Any:
+    """`value`, of dictionaries and lists, with one thing in it of another type, gone, moved, or doubled."""
+    places = slots(value, [])
+    if not places or draw.random() < 0.02:
+        return draw.choice(odd)
+    inside, key = draw.choice(places)
+    kind = draw.choice(("other", "other", "other", "gone", "swap", "number", "list"))
+    if kind == "gone":
+        del inside[key]
+    elif kind == "swap":
+        theirs, other = draw.choice(places)
+        inside[key] = copy.deepcopy(theirs[other])
+    elif kind == "list":
+        inside[key] = [inside[key], copy.deepcopy(inside[key])]
+    elif kind == "number" and type(inside[key]) in (int, float):
+        inside[key] = draw.choice((inside[key] + 1, -inside[key], inside[key] * 1000, float(inside[key]), 3))
+    elif kind == "number" and isinstance(inside[key], torch.Tensor):
+        inside[key] = draw.choice((inside[key][:1] if inside[key].ndim else inside[key], inside[key].double() * 0))
+    else:
+        inside[key] = draw.choice(odd)
+    return value
+
+
+def mutated(path: Path, draw: random.Random) -> None:
+    """One mutation of the file at `path`, which stays a good file of its kind: digest, JSON and YAML are whole."""
+    if path.suffix == ".pt":
+        save(path, mutate(listed(checkpoint.load(path)), draw, ODD + TENSORS))
+    elif path.suffix == ".yaml":
+        path.write_text(yaml.safe_dump(mutate(yaml.safe_load(path.read_text()), draw, ODD[:-1]), sort_keys=False))
+    elif path.suffix == ".jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = mutate(lines, draw, ODD[:-1])
+        rows = lines if isinstance(lines, list) else [lines]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text(json.dumps(mutate(json.loads(path.read_text()), draw, ODD[:-1])))
+
+
+def listed(value: Any) -> Any:
+    """`value` with lists in place of tuples, plain dictionaries in place of ordered ones."""
+    if isinstance(value, dict):
+        return {key: listed(item) for key, item in value.items()}
+    return [listed(item) for item in value] if isinstance(value, list) else value

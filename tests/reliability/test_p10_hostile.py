@@ -171,6 +171,42 @@ def test_a_hostile_sweep(harm: str, digits: Path, mcls: Run, tmp_path: Path, cou
     count(f"sweep with {harm}")
 
 
+FUZZED = {
+    "config.yaml": "resume evaluate predict export compare report",
+    "run.json": "resume evaluate predict runs report compare",
+    "result.json": "resume evaluate compare runs report",
+    "metrics.jsonl": "resume runs report",
+    "evaluation.json": "evaluate",
+    "best.pt": "evaluate predict export compare",
+    "last.pt": "resume",
+}
+
+
+@pytest.mark.parametrize("kind", ["points", "table"])
+@pytest.mark.parametrize("name", FUZZED)
+def test_mutations(name: str, kind: str, healthy: Path, mcls: Run, tmp_path: Path, size: Any, count: Count) -> None:
+    """Good digests, good JSON, and something of another type inside: each is refused or used, in one line."""
+    whole = tmp_path / "whole"
+    (tmp_path / "t.csv").write_text("x,y,class\n" + "0.5,red,a\n-0.5,blue,b\n2,red,c\n" * 40)
+    data = ("dataset=csv", f"dataset.path={tmp_path}/t.csv", "dataset.target=class", "dataset.test_fraction=0.2")
+    keys = ("trainer.epochs=1", "model.hidden_units=[8]", "trainer.batch_size=50", f"hydra.run.dir={whole}", *QUICK)
+    assert mcls("train", *(data if kind == "table" else ("dataset.n_samples=200",)), *keys).status == 0
+    assert mcls("evaluate", str(whole)).status == 0
+    shutil.copytree(whole, tmp_path / "other")
+    table = "x,y\n1,red\n" if kind == "table" else "x,y\n1,2\n"
+    (tmp_path / "rows.csv").write_text(table)
+    words = {command: TABLE[command]("copy", str(tmp_path / "other"), str(tmp_path)) for command in TABLE}
+    words["resume"].append("trainer.epochs=2")
+    words["evaluate"].append("--split=val")
+    commands = [words[command] for command in FUZZED[name].split()]
+    child = mcls("call", "fuzz", str(whole), name, "0", str(size(6, 150)), json.dumps(commands), limit=1500)
+    assert child.status == 0, child.stderr
+    *wrong, last = child.stdout.splitlines()
+    assert not wrong, "\n".join(wrong)
+    assert int(last.split()[0]) > 0 or name == "evaluation.json"
+    count(f"mutations of {name}, {size(6, 150)} for each command: {last}")
+
+
 def test_experimental_rerun_is_refused(mcls: Run, tmp_path: Path) -> None:
     import pickle
 
