@@ -135,3 +135,30 @@ def test_regions_of_a_single_class_seen_everywhere() -> None:
 
 def test_a_class_may_be_called_like_a_formula() -> None:
     assert figures.png(figures.confusion([[1, 2], [3, 4]], ["$\\foo$", "$x$"], "$\\bar{"))
+
+
+def test_names_that_no_font_has_are_numbers_with_one_line_that_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """No glyph is missing in the picture, which would be a warning, and here an error."""
+    strange = chr(0x10FFF0)  # for private use: no font has it
+    figures.legible.cache_clear()
+    names = ("cat", f"{strange}dog", "Żółw")
+    for _ in range(2):
+        figure = figures.confusion([[3, 1, 0], [0, 2, 0], [0, 0, 1]], names, f"run {strange}")
+        figures.png(figure)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "#1", "Żółw"]
+    assert axes.get_title() == "run ?"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"figures no installed font has these names of classes, so they are drawn as numbers: #1 {strange}dog. "
+        "A package with such a font is fonts-noto-core (Debian, Ubuntu)."
+    ]
+
+
+def test_names_are_drawn_in_an_installed_font_that_has_them(caplog: pytest.LogCaptureFixture) -> None:
+    families, missing = figures.fonts_for(frozenset("鱼鸟猫"))
+    if not missing:
+        assert len(families) > 1 and figures.legible(("鱼", "鸟")) == ("鱼", "鸟")
+    else:
+        figures.legible.cache_clear()
+        assert figures.legible(("鱼", "cat")) == ("#0", "cat") and "is fonts-noto-cjk (Debian" in caplog.text
+    figures.png(figures.confusion([[3, 1], [0, 2]], ["鱼", "cat"], "鸟"))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -786,3 +787,25 @@ def test_a_tree_trains_and_is_drawn(
         "dataset.max_bad_fraction=0.02."
     )
     assert len(list(tmp_path.glob("out/*/*"))) == 1
+
+
+def test_other_packages_print_nothing(tmp_path: Path) -> None:
+    """Class names without a font, more workers than processors, no home to write to; TIFFs of 13 bands are named."""
+    tree(tmp_path / "own", ("鱼", "鸟"))
+    line = "dataset=image_folder dataset.root=own trainer.epochs=1 trainer.batch_size=8 trainer.resident=false"
+    command = [sys.executable, "-m", "mcls", "train", *line.split(), f"trainer.workers={(os.cpu_count() or 1) + 2}"]
+    surroundings = {**os.environ, "HOME": "/proc", "OMP_NUM_THREADS": "1"}
+    surroundings.pop("MPLCONFIGDIR", None)
+    made = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    starts = ("images", "data", "batch", "model", "device", "folder", "epoch", "figures")
+    assert [row for row in made.stderr.splitlines() if not row.startswith(starts)] == []
+    sizes, tags = (16, 16), [(256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 13, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(273, 4, 1, 200), (277, 3, 1, 13), (278, 3, 1, 16), (279, 4, 1, sizes[0] * sizes[1] * 26)]
+    content = b"II*\0" + struct.pack("<I13HH", 34, *[16] * 13, len(tags))
+    content += b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    (tmp_path / "own" / "鱼" / "bands.tif").write_bytes(content.ljust(200, b"\0") + bytes(16 * 16 * 26))
+    made = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+    *others, last = made.stderr.splitlines()
+    assert made.returncode == 3 and all(row.startswith(("images", "data")) for row in others)
+    assert last.startswith("mcls: own/鱼/bands.tif: cannot be read (13 bands, a picture has 1 to 4) (1 of 41 images).")

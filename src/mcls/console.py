@@ -4,7 +4,10 @@ import contextlib
 import logging
 import re
 import sys
+import sysconfig
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mcls.runs import RunFolder, relative, typed
@@ -30,16 +33,29 @@ class Plain(logging.Formatter):
 
 @contextlib.contextmanager
 def console() -> Iterator[None]:
-    """The log on stderr, as it comes."""
+    """The log on stderr, as it comes; of other packages nothing but the warnings of code that is the user's own."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.root.addHandler(silence := logging.NullHandler())  # or Python prints the warnings of other packages' logs
+    places = (str(Path(__file__).parent), *(sysconfig.get_path(name) for name in ("stdlib", "platlib", "purelib")))
+    shown = warnings.showwarning
+
+    def show_own(message: Any, category: Any, filename: str, *others: Any, **more: Any) -> None:
+        if (
+            not filename.startswith(places) and "-packages" not in filename
+        ):  # those of installed packages are no business of the user's
+            shown(message, category, filename, *others, **more)
+
+    warnings.showwarning = show_own
     try:
         yield
     finally:
         log.removeHandler(handler)
+        logging.root.removeHandler(silence)
+        warnings.showwarning = shown
 
 
 def percent(report: dict[str, Any]) -> str:

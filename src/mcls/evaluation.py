@@ -192,7 +192,7 @@ def draw(found: Evaluation, folder: RunFolder, classes: Sequence[str], order: Te
         "reliability": figures.reliability(found.measures.bins, found.measures.ece, title),
     }
     if order is not None and found.split.inputs.ndim == 4 and len(order):
-        chosen, labels = by_class(found, order, classes)
+        chosen, labels = by_class(found, order, figures.legible(tuple(classes)))
         pictures = torch.full((len(chosen), *found.split.inputs.shape[1:]), 255, dtype=torch.uint8)
         filled = chosen >= 0
         pictures[filled] = found.split.inputs[chosen[filled]]

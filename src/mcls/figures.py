@@ -3,7 +3,12 @@
 matplotlib is imported where it is used, and without pyplot: it costs half a second and no window is ever opened.
 """
 
+import contextlib
+import functools
 import io
+import logging
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +18,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger("mcls")
+
 Array = NDArray[Any]
+FONT = "DejaVu Sans"  # matplotlib's own
 RIGHT, WRONG, BLUE, GREY = "#1a7f37", "#c62828", "#2f6fb0", "#888888"
 MARK = {"Software": "mcls"}  # in each PNG file
 CELLS = 30  # classes up to which a confusion matrix shows its numbers
@@ -28,15 +36,70 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=100, layout="tight")
 
 
+@functools.cache
+def glyphs(path: str) -> frozenset[str]:
+    """The characters that a font has; none of a file that matplotlib can't read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(map(chr, FT2Font(path).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@functools.cache
+def fonts_for(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Families of installed fonts that have `characters`, and those characters that none has."""
+    from matplotlib import font_manager
+
+    manager, families = font_manager.fontManager, [FONT]
+    missing = characters - glyphs(font_manager.findfont(FONT))
+    if missing:
+        for path in set(font_manager.findSystemFonts()) - {font.fname for font in manager.ttflist}:
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                manager.addfont(path)  # installed after matplotlib made its list
+    for font in sorted(manager.ttflist, key=lambda font: font.name) if missing else ():
+        plain = font.style == "normal" and font.weight == 400 and not font.name.startswith("Last Resort")
+        if plain and missing & glyphs(font.fname):
+            families.append(font.name)
+            missing -= glyphs(font.fname)
+    return tuple(families), missing
+
+
+@functools.cache
+def legible(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`names` of classes as figures show them: the number of a class in place of a name that no installed font has."""
+    missing = fonts_for(frozenset("".join(names)))[1]
+    numbers = [number for number, name in enumerate(names) if missing & set(name)]
+    if numbers:
+        cjk = any(re.match("CJK|HIRAGANA|KATAKANA|HANGUL", unicodedata.name(letter, "")) for letter in missing)
+        legend = ", ".join(f"#{number} {names[number]}" for number in numbers[:10])
+        more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
+        log.warning(
+            f"figures no installed font has these names of classes, so they are drawn as numbers: {legend}{more}. "
+            f"A package with such a font is fonts-noto-{'cjk' if cjk else 'core'} (Debian, Ubuntu)."
+        )
+    return tuple(f"#{number}" if number in numbers else name for number, name in enumerate(names))
+
+
 def png(figure: "Figure") -> bytes:
-    """The figure as a PNG file."""
+    """The figure as a PNG file, in fonts that have its characters; a character that none has becomes a ?."""
+    from matplotlib.text import Text
+
     buffer = io.BytesIO()
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        families, missing = fonts_for(frozenset(text.get_text()) - set("\n"))
+        text.set_text("".join("?" if letter in missing else letter for letter in text.get_text()))
+        if len(families) > 1:
+            text.set_fontfamily(list(families))
     figure.savefig(buffer, format="png", metadata=MARK)
     return buffer.getvalue()
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> "Figure":
     """Confusion matrix: counts C x C (row the true class), coloured by the part of each true class."""
+    classes = legible(tuple(classes))
     table = np.asarray(counts, dtype=float)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     size = min(max(4.2, 1.8 + 0.52 * len(classes)), 12)
@@ -115,7 +178,7 @@ def regions(
     extent = (across[0], across[-1], down[0], down[-1])
     top = len(classes) - 1
     axes.imshow(decided, origin="lower", extent=extent, cmap=colours, alpha=0.25, aspect="auto", vmin=0, vmax=top)
-    for number, name in enumerate(classes):
+    for number, name in enumerate(legible(tuple(classes))):
         chosen = points[targets == number]
         axes.scatter(
             chosen[:, 0], chosen[:, 1], s=10, color=[palette[number]], label=name, edgecolors="white", linewidths=0.3

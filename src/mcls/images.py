@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from mcls.errors import DataError
 
@@ -87,7 +87,20 @@ def decoded(path: Path, max_pixels: int, use: Callable[[Image.Image], Result]) -
     except DataError:
         raise
     except Exception as error:  # what Pillow's decoders raise on damaged files is of every kind
-        raise DataError(f"{path}: cannot be read ({reason(error)}).") from error
+        what = f"{bands} bands, a picture has 1 to 4" if (bands := tiff_bands(path)) > 4 else reason(error)
+        raise DataError(f"{path}: cannot be read ({what}).") from error
+
+
+def tiff_bands(path: Path) -> int:
+    """Samples a pixel that a TIFF names in its first directory; 0 for any other file."""
+    try:
+        with path.open("rb") as file:
+            directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(directory.next)
+            directory.load(file)
+            return int(directory.get(TiffImagePlugin.SAMPLESPERPIXEL, 0))
+    except Exception:  # what Pillow raises on other files is of every kind
+        return 0
 
 
 def reason(error: Exception) -> str:

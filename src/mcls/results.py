@@ -99,7 +99,7 @@ def grid(
     split: Split, predicted: Tensor, confidence: Tensor, classes: Sequence[str], chosen: Tensor, title: str
 ) -> "Figure":
     """Pictures of the chosen samples, each over its true and its predicted name."""
-    labels, right = [], []
+    labels, right, classes = [], [], figures.legible(tuple(classes))
     for index in chosen.tolist():
         truth, guess = classes[int(split.targets[index])], classes[int(predicted[index])]
         labels.append(f"{truth}\n{guess} {confidence[index]:.0%}")

@@ -159,7 +159,8 @@ def draw(dataset: "Dataset", output: Path) -> None:
     each = max(1, GRID // len(dataset.classes))
     members = [(dataset.train.targets == number).nonzero()[:each, 0] for number in range(len(dataset.classes))]
     chosen = torch.cat(members)[:GRID]
-    labels = [tables.clean(dataset.classes[number]) for number in dataset.train.targets[chosen].tolist()]
+    names = figures.legible(tuple(map(tables.clean, dataset.classes)))
+    labels = [names[number] for number in dataset.train.targets[chosen].tolist()]
     pixels = dataset.train.inputs[chosen].numpy()
     figure = figures.pictures(pixels, labels, [True] * len(labels), "the first training images of each class", 8)
     path = output / GRID_FILE
