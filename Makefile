@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup train test test-all reliability check bench bench-gpu gpu-check clean
+.PHONY: help setup train test test-slow test-all reliability check bench bench-gpu gpu-check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -21,6 +21,9 @@ train: $(READY) ## train the default (blobs, mlp) on the CPU
 
 test: $(READY) ## the tests, without the slow ones and those on real data
 	$(BIN)/pytest -m 'not slow and not real'
+
+test-slow: $(READY) ## the others: the slow ones and those on real data
+	$(BIN)/pytest -m 'slow or real'
 
 test-all: $(READY) ## all tests, the slow ones and those on real data too
 	$(BIN)/pytest

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,24 @@ if not any("test_gpu" in argument or argument == "gpu" for argument in sys.argv)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's `&` leaves it: mcls would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that lies in the checkout or in the user's home is seen by a test, nor by what it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("HOME", str(home))
+        for name in ("MCLS_DATA", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "TORCH_HOME"):
+            patch.delenv(name, raising=False)
+        patch.chdir(home)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_folder(elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test begins in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +67,6 @@ def mcls(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     """`mcls("train", "seed=1")` runs that command in this process, in `tmp_path`, and returns its exit status."""
     from mcls.cli import main
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MCLS_DATA", str(data_root))
     monkeypatch.setattr(sys, "argv", sys.argv)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SHARED = Path(os.environ.get("MCLS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED = Path(os.environ.get("MCLS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data")).absolute()
 
 
 def available() -> bool:
