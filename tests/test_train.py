@@ -19,10 +19,14 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils.data import get_worker_info
 
 from mcls import checkpoint
 from mcls.data import datasets
+from mcls.data.loader import Rows
+from mcls.errors import Stopped
 from mcls.runs import read_yaml
+from mcls.trainer import Trainer
 
 Main = Callable[..., int]
 QUICK = ["trainer.figures=false", "trainer.epochs=2"]
@@ -264,15 +268,15 @@ def test_patience_stops_early(mcls: Main, tmp_path: Path) -> None:
     assert result["epochs"] == result["best_epoch"] + 2
 
 
-def test_a_smaller_loss_alone_does_not_renew_patience(mcls: Main, tmp_path: Path) -> None:
+def test_a_smaller_loss_renews_patience_as_it_renews_the_best(mcls: Main, tmp_path: Path) -> None:
     """Two far clouds: every epoch is right on all of val, and its loss is smaller than the last one's."""
-    clouds = ["dataset.centers=2", "dataset.cluster_std=0.01", "trainer.patience=3", "trainer.epochs=50"]
+    clouds = ["dataset.centers=2", "dataset.cluster_std=0.01", "trainer.patience=3", "trainer.epochs=12"]
     assert mcls("train", *clouds, "trainer.figures=false") == 0
     lines = lines_of(only(tmp_path))
     first = next(line["epoch"] for line in lines if line["val"]["accuracy"] == 1)
-    assert len(lines) == first + 3
+    assert first + 3 < len(lines) == 12
     assert lines[-1]["val"]["loss"] < lines[first - 1]["val"]["loss"]
-    assert result_of(only(tmp_path))["best_epoch"] == len(lines)
+    assert result_of(only(tmp_path))["best_epoch"] == 12
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
@@ -627,6 +631,70 @@ def test_a_signal_stops_after_saving(number: int, status: int, tmp_path: Path) -
     assert result_of(run)["status"] == "stopped"
     assert checkpoint.load(run / "best.pt")["epoch"] == state["progress"]["best_epoch"]
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["epochs"] == 1000000
+
+
+def test_each_step_is_once_in_tensorboard(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal between an epoch's last step and its validation; resumed, and killed in the next epoch; resumed."""
+    lines = ("trainer.batch_size=80", "trainer.figures=false", "trainer.epochs=3", "trainer.log_every=3")
+    assert mcls("train", *lines, "hydra.run.dir=whole") == 0
+
+    def stop_measuring(trainer: Trainer, _: Any) -> None:
+        raise Stopped("stopped while measuring", 15)
+
+    def die(trainer: Trainer, train: Any) -> None:
+        if trainer.progress.epoch:
+            raise KeyboardInterrupt  # as a kill: nothing more is saved
+        train_epoch(trainer, train)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", stop_measuring)
+        assert mcls("train", *lines) == 143
+    run, train_epoch = only(tmp_path / "outputs"), Trainer.train_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", die)
+        assert mcls("resume", str(run)) == 130
+    assert mcls("resume", str(run)) == 0
+    curves, whole = steps_of(run), steps_of(tmp_path / "whole")
+    assert curves == whole and curves["val/loss"] == [9, 18, 27]
+    assert curves["train/loss_step"] == [*range(3, 28, 3)]
+
+
+def steps_of(run: Path) -> dict[str, list[int]]:
+    events = events_of(run)
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_killed_reader_is_one_line_and_the_run_goes_on(
+    mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (
+        "dataset=mnist",
+        "model=linear-softmax",
+        "trainer.figures=false",
+        "trainer.epochs=2",
+        "trainer.batch_size=16",
+    )
+    streamed = ("trainer.resident=false", "trainer.workers=1", "trainer.checkpoint_every=0")
+    assert mcls("train", *lines, "hydra.run.dir=whole") == 0
+    read = Rows.__getitem__
+
+    def killed(rows: Rows, indices: torch.Tensor) -> Any:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(rows, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "__getitem__", killed)
+        assert mcls("train", *lines, *streamed) == 4
+    err = capsys.readouterr().err
+    message = err.splitlines()[-1]
+    assert message.startswith("mcls: trainer.workers: a process that reads the data ended (DataLoader worker (pid")
+    assert message.endswith("lower trainer.workers and go on with mcls resume.") and "Traceback" not in err
+    run = only(tmp_path / "outputs")
+    assert result_of(run)["status"] == "failed" and f"mcls: {result_of(run)['reason']}" == message
+    assert mcls("resume", str(run)) == 0
+    assert result_of(run)["weights_sha256"] == result_of(tmp_path / "whole")["weights_sha256"]
 
 
 def test_a_model_that_does_not_fit_the_data_is_told_before_training(

@@ -53,7 +53,7 @@ class Progress:
     updates: list[float] = field(default_factory=lambda: [0, 0.0])  # samples in all updates, and their seconds
     best: list[float] = field(default_factory=list)  # the best epoch's value, larger is better; then minus its loss
     best_epoch: int = 0
-    waited: int = 0  # epochs without a larger value
+    waited: int = 0  # epochs since the best one
 
 
 class Recorder(Protocol):
@@ -80,6 +80,7 @@ class Trainer:
         save: writes a checkpoint of the state; told whether its best weights are new since the last call.
         stop: number of the signal that asks to stop, or 0; asked after every step.
         team: the processes that train together; connected before the trainer is made.
+        class_weights: float (C,) on `device`, by which the loss's mean is weighted; None if it is a plain mean.
     """
 
     def __init__(
@@ -97,12 +98,13 @@ class Trainer:
         save: Callable[[dict[str, Any], bool], None],
         stop: Callable[[], int],
         team: Team = ALONE,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.rates, self.settings = model, loss, optimizer, rates, settings
         self.num_classes, self.device, self.precision = num_classes, device, precision
         self.recorder, self.save, self.stop, self.team = recorder, save, stop, team
         team.follow([*model.parameters(), *model.buffers()])
-        self.class_weights = getattr(loss, "weight", None)
+        self.class_weights = class_weights
         self.asked = 0  # the signal that all processes agreed to stop for
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.step = plain_step(optimizer)
@@ -236,10 +238,10 @@ class Trainer:
         if not math.isfinite(val.loss):
             raise RunError(f"epoch {progress.epoch + 1}: the validation loss is {val.loss}. Lower optimizer.lr.")
         value = -val.loss if self.settings.monitor == "loss" else val.scalars()[self.settings.monitor]
-        progress.waited = progress.waited + 1 if progress.best and value <= progress.best[0] else 0
         if progress.best and [value, -val.loss] <= progress.best:
+            progress.waited += 1
             return
-        progress.best, progress.best_epoch = [value, -val.loss], progress.epoch + 1
+        progress.best, progress.best_epoch, progress.waited = [value, -val.loss], progress.epoch + 1, 0
         self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.best_is_new = True
 
