@@ -1,16 +1,20 @@
 """Parts that do not go together, seen when they are built: one line, and no run folder."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from mcls import checkpoint
 from mcls.assembly import check_loss, check_model, resolve_batch_size
-from mcls.errors import RequestError
+from mcls.data.datasets import Dataset, Split
+from mcls.errors import DataError, RequestError
 from mcls.machine import environment
 
 Main = Callable[..., int]
@@ -64,6 +68,27 @@ class Flip:
         return images
 
 
+class Sum(nn.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__(reduction="sum")
+
+
+class Focal(nn.Module):
+    def __init__(self, counts, reduction="mean", gamma=2.0):
+        super().__init__()
+        self.reduction, self.gamma = reduction, gamma
+        self.register_buffer("weight", 1 / (1 + torch.arange(len(counts))))
+
+    def forward(self, logits, targets):
+        losses = nn.functional.cross_entropy(logits, targets, self.weight, reduction="none")
+        return getattr(((1 - (-losses).exp()) ** self.gamma * losses), self.reduction)()
+
+
+def focal(logits, targets, gamma):
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    return ((1 - (-losses).exp()) ** gamma * losses).mean()
+
+
 def spiral():
     return {}["x"]
 
@@ -101,6 +126,12 @@ CASES = [
     ),
     ("loss", "mynet.Rows", "mynet.Rows must return one number with a gradient, got shape (2,)."),
     ("loss", "mynet.Constant", "mynet.Constant must return one number with a gradient, got tensor(1.)."),
+    (
+        "loss",
+        "mynet.Sum",
+        "mynet.Sum must return the mean over the samples of a batch: got 12.18 for a batch whose parts have 6.087 and "
+        "6.098. Say reduction: mean.",
+    ),
     ("loss", "mynet.Word", "mynet.Word must return one number with a gradient, got small."),
     ("model", "mynet.Asserts", "mynet.Asserts does not take samples of shape 2: AssertionError."),
     (
@@ -223,3 +254,161 @@ def test_the_commit_and_whether_its_files_were_changed(tmp_path: Path, monkeypat
     assert (environment()["commit"], environment()["dirty"]) == (commit, False)
     (tmp_path / "model.py").write_text("2")
     assert (environment()["commit"], environment()["dirty"]) == (commit, True)
+
+
+class SmoothedFocal(nn.Module):
+    """Weighted, and divided by the number of samples or by the weights of their classes."""
+
+    weight: torch.Tensor
+
+    def __init__(self, weights: list[float], by_weight: bool) -> None:
+        super().__init__()
+        self.by_weight = by_weight
+        self.register_buffer("weight", torch.tensor(weights))
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        losses = nn.functional.cross_entropy(logits, targets, self.weight, reduction="none")
+        return losses.sum() / (self.weight[targets].sum() if self.by_weight else len(targets))
+
+
+TARGETS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 7, 7])
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 7 + [5.0], [9.0, *[1.0] * 7], [0.0, 1, 2, 3, 4, 5, 6, 7], [2.0] * 8])
+def test_a_mean_is_known_with_its_weights(weights: list[float]) -> None:
+    """Of two parts of a batch the law that was found makes the whole, whatever the classes in them."""
+    for by_weight in (False, True):
+        loss = SmoothedFocal(weights, by_weight)
+        kept = check_loss(loss, "mine", TARGETS, 8, CPU)
+        assert by_weight or kept is None or len(set(weights)) == 1
+        mass = torch.ones(8) if kept is None else kept
+        logits = torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
+        parts = [(loss(logits[part], TARGETS[part]), mass[TARGETS[part]].sum()) for part in (slice(3), slice(3, None))]
+        joined = sum(value * share for value, share in parts) / sum(share for _, share in parts)
+        torch.testing.assert_close(torch.as_tensor(joined), loss(logits, TARGETS))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(reduction="sum"),
+        nn.CrossEntropyLoss(torch.arange(8.0), reduction="sum"),
+        nn.MultiMarginLoss(reduction="sum"),
+        lambda logits, targets: nn.functional.cross_entropy(logits - logits.mean(dim=0), targets),
+        lambda logits, targets: nn.functional.cross_entropy(logits, targets) * len(targets) ** 0.5,
+    ],
+)
+def test_what_is_no_mean_over_samples_is_refused(loss: Any) -> None:
+    with pytest.raises(RequestError, match=r"^loss: mine must return the mean over the samples of a batch.* got "):
+        check_loss(loss, "mine", TARGETS, 8, CPU)
+
+
+def trained(mcls: Main, tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """What a run trained to, its last weights."""
+    run = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+    line = ("trainer.epochs=2", "trainer.batch_size=31", "trainer.figures=false", "optimizer.lr=0.01", "device=cpu")
+    assert mcls("train", *line, *arguments, f"hydra.run.dir={run}") == 0
+    found: dict[str, Any] = checkpoint.load(run / "last.pt")["model"]
+    return found
+
+
+def test_a_plain_function_is_a_loss(own: Callable[..., None], mcls: Main, tmp_path: Path) -> None:
+    expected = trained(mcls, tmp_path)
+    own("loss", "_target_: torch.nn.functional.cross_entropy")
+    found = trained(mcls, tmp_path, "--config-dir", "conf", "loss=mine")
+    (tmp_path / "conf" / "loss" / "own.yaml").write_text("_target_: mynet.focal\ngamma: 0.0\n")
+    also = trained(mcls, tmp_path, "--config-dir", "conf", "loss=own", "trust=[mynet]")
+    for name, weights in expected.items():
+        assert torch.equal(found[name], weights)
+        torch.testing.assert_close(also[name], weights, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_share_a_weighted_loss_that_is_divided_by_samples(
+    own: Callable[..., None], mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own("loss", "_target_: mynet.Focal")
+    line = ("--config-dir", "conf", "loss=mine", "trust=[mynet]")
+    one, two = (trained(mcls, tmp_path, *line, f"trainer.devices={count}") for count in (1, 2))
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_sum_is_refused_whatever_the_processes(
+    devices: int, own: Callable[..., None], mcls: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own("loss", "_target_: mynet.Focal", "reduction: sum")
+    line = ("--config-dir", "conf", "loss=mine", "trust=[mynet]", "device=cpu", f"trainer.devices={devices}")
+    assert mcls("train", *line) == 2
+    out, err = capsys.readouterr()
+    told = "mcls: loss: mynet.Focal must return the mean over the samples of a batch, weighted by its `weight` or not: "
+    assert not out and err.startswith(told) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("foreach", ""),
+        ("fused", ""),
+        ("capturable", "optimizer.capturable: true is for GPUs, and this run is on the CPU. Set it to false."),
+        ("differentiable", "optimizer.differentiable: true is for gradients of the optimizer itself. Set it to false."),
+    ],
+)
+def test_optimizers_take_the_keys_of_their_own(
+    key: str, message: str, own: Callable[..., None], mcls: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own("optimizer", "_target_: torch.optim.Adam", "lr: 0.01", f"{key}: true")
+    status = mcls("train", "--config-dir", "conf", "optimizer=mine", "trainer.epochs=1", "trainer.figures=false")
+    err = capsys.readouterr().err
+    assert status == (2 if message else 0), err
+    assert not message or err == f"mcls: {message}\n"
+
+
+def test_keys_of_an_optimizer_that_exclude_each_other(
+    own: Callable[..., None], mcls: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own("optimizer", "_target_: torch.optim.Adam", "foreach: true", "fused: true")
+    assert mcls("train", "--config-dir", "conf", "optimizer=mine") == 2
+    assert capsys.readouterr().err.startswith("mcls: optimizer: torch.optim.Adam refuses its arguments: ")
+
+
+POINTS, LABELS = torch.rand(6, 2), torch.tensor([0, 1, 0, 1, 0, 1])
+KINDS = "float32 (N, ...) or uint8 (N, C, H, W)"
+IMAGES = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ((POINTS.double(), LABELS), f"inputs must be {KINDS}, got float64 of shape (6, 2)"),
+        ((POINTS.numpy(), LABELS), "inputs must be a tensor, got ndarray"),
+        ((POINTS[:, 0], LABELS), f"inputs must be {KINDS}, got float32 of shape (6,)"),
+        ((POINTS, LABELS.int()), "targets must be int64 of shape (N,), got int32 of shape (6,)"),
+        ((POINTS, LABELS[:, None]), "targets must be int64 of shape (N,), got int64 of shape (6, 1)"),
+        ((POINTS, LABELS.tolist()), "targets must be int64 of shape (N,), got list"),
+        ((POINTS, LABELS + 1), "targets must be in 0..1, got 1..2"),
+        ((POINTS, LABELS - 1), "targets must be in 0..1, got -1..0"),
+        ((POINTS, LABELS[:5]), "has 6 samples and 5 targets"),
+        ((POINTS[:0], LABELS[:0]), "has no sample"),
+        ((POINTS.log() - torch.inf, LABELS), "inputs must be finite, sample 0 is not"),
+        ((IMAGES, LABELS), "has uint8 images of 3 channels: mean and std must have as many numbers"),
+    ],
+)
+def test_a_data_set_is_checked_when_it_is_made(split: Any, message: str) -> None:
+    good = Split(POINTS, LABELS)
+    with pytest.raises(DataError, match=f"^{re.escape(f'dataset: train {message}.')}$"):
+        Dataset(("a", "b"), Split(*split), None, lambda: good)
+
+
+def test_the_other_splits_go_with_train() -> None:
+    good, other = Split(POINTS, LABELS), Split(torch.rand(6, 3), LABELS)
+    with pytest.raises(DataError, match=r"^dataset: val has samples of shape \(3,\), train of \(2,\)\.$"):
+        Dataset(("a", "b"), good, other, lambda: good)
+    with pytest.raises(DataError, match=r"^dataset: test has samples of shape \(3,\), train of \(2,\)\.$"):
+        Dataset(("a", "b"), good, None, lambda: other).open_test()
+    with pytest.raises(DataError, match=r"^dataset: test must be a Split, got tuple\.$"):
+        Dataset(("a", "b"), good, None, lambda: (POINTS, LABELS)).open_test()  # type: ignore[arg-type,return-value]
+    with pytest.raises(DataError, match=r"^dataset: wants two classes or more"):
+        Dataset(("a",), good, None, lambda: good)
+    Dataset(("a", "b"), Split(IMAGES, LABELS), None, lambda: good, (0.5,) * 3, (0.5,) * 3)

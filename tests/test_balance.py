@@ -129,8 +129,11 @@ def config(*lines: str) -> dict[str, Any]:
         return check.check(list(lines), False).config
 
 
-def test_the_keys_reach_the_loss_and_the_loader() -> None:
+def test_the_keys_reach_the_loss_and_the_loader(caplog: pytest.LogCaptureFixture) -> None:
+    parts = assemble(config("loss.class_weights=balanced"))
+    assert parts.class_weights is parts.loss.weight and not caplog.text
     parts = assemble(config("loss.class_weights=balanced", "trainer.balanced=true"))
+    assert caplog.text.count("make up for rare classes twice. Use one.") == 1
     assert parts.train.balanced and parts.val is not None and not parts.val.balanced
     counts = torch.bincount(parts.dataset.train.targets)
     assert parts.loss.weight.tolist() == pytest.approx((counts.sum() / (4 * counts)).tolist())

@@ -24,9 +24,7 @@ from torch.utils.data import get_worker_info
 from mcls import checkpoint
 from mcls.data import datasets
 from mcls.data.loader import Rows
-from mcls.errors import Stopped
 from mcls.runs import read_yaml
-from mcls.trainer import Trainer
 
 Main = Callable[..., int]
 QUICK = ["trainer.figures=false", "trainer.epochs=2"]
@@ -631,37 +629,6 @@ def test_a_signal_stops_after_saving(number: int, status: int, tmp_path: Path) -
     assert result_of(run)["status"] == "stopped"
     assert checkpoint.load(run / "best.pt")["epoch"] == state["progress"]["best_epoch"]
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["epochs"] == 1000000
-
-
-def test_each_step_is_once_in_tensorboard(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal between an epoch's last step and its validation; resumed, and killed in the next epoch; resumed."""
-    lines = ("trainer.batch_size=80", "trainer.figures=false", "trainer.epochs=3", "trainer.log_every=3")
-    assert mcls("train", *lines, "hydra.run.dir=whole") == 0
-
-    def stop_measuring(trainer: Trainer, _: Any) -> None:
-        raise Stopped("stopped while measuring", 15)
-
-    def die(trainer: Trainer, train: Any) -> None:
-        if trainer.progress.epoch:
-            raise KeyboardInterrupt  # as a kill: nothing more is saved
-        train_epoch(trainer, train)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "evaluate", stop_measuring)
-        assert mcls("train", *lines) == 143
-    run, train_epoch = only(tmp_path / "outputs"), Trainer.train_epoch
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", die)
-        assert mcls("resume", str(run)) == 130
-    assert mcls("resume", str(run)) == 0
-    curves, whole = steps_of(run), steps_of(tmp_path / "whole")
-    assert curves == whole and curves["val/loss"] == [9, 18, 27]
-    assert curves["train/loss_step"] == [*range(3, 28, 3)]
-
-
-def steps_of(run: Path) -> dict[str, list[int]]:
-    events = events_of(run)
-    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

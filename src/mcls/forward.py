@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mcls.data.loader import Loader
+from mcls.data.loader import Loader, worker_errors
 from mcls.distributed import ALONE, Team
 from mcls.errors import Stopped
 from mcls.machine import set_matrix_products
@@ -27,6 +27,7 @@ def as_trained(precision: str, device: torch.device) -> contextlib.AbstractConte
     return autocast(device, precision)
 
 
+@worker_errors()
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,

@@ -13,6 +13,7 @@ from mcls import checkpoint, results
 from mcls.assembly import Parts, assemble, flat
 from mcls.config.schema import leaves, show
 from mcls.config.stored import HARMLESS, stored_config, untrained
+from mcls.data.loader import worker_errors
 from mcls.distributed import Team, leading
 from mcls.errors import FolderError, MachineError, RequestError, RunError, Stopped
 from mcls.files import move
@@ -225,9 +226,11 @@ def make_trainer(
         save=save,
         stop=stop,
         team=parts.team,
+        class_weights=parts.class_weights,
     )
 
 
+@worker_errors()
 def fit(trainer: Trainer, parts: Parts, config: dict[str, Any], state: dict[str, Any] | None) -> None:
     """Train, from the leader's `state` on if there is one."""
     state = parts.team.told(state)

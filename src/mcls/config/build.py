@@ -84,6 +84,8 @@ def foreign(group: str, target: str, found: Any) -> bool:
             from torchvision.models import list_models
 
             return target.rpartition(".")[2] in list_models() and inspect.isfunction(found)
+        if group == "loss" and inspect.isfunction(found) and found.__module__ == "torch.nn.functional":
+            return list(inspect.signature(found).parameters)[:2] == ["input", "target"]
         return inspect.isclass(found) and issubclass(found, load(base)) and found.__module__.startswith(package)
     return False
 
@@ -122,6 +124,8 @@ def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runt
         and key not in passed
         and not (group == "schedule" and key == "progress")
     ]
+    if group == "loss" and len(missing) == 2 and inspect.isfunction(target):  # of logits and targets: itself a loss
+        return functools.partial(target, **keys, **passed)
     if missing:
         raise RequestError(f"{group}.{missing[0]}: {name} needs it, and the configuration does not have it.")
     if group == "schedule":
@@ -135,6 +139,8 @@ def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runt
             kind = DataError if group == "dataset" else RequestError
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise kind(f"{group}._target_: {name} failed: {text}. See where: --debug.") from error
-        if isinstance(error, TypeError | ValueError | LookupError):
+        if isinstance(error, TypeError | ValueError | LookupError) or (
+            isinstance(error, RuntimeError) and group == "optimizer"
+        ):
             raise RequestError(f"{group}: {name} refuses its arguments: {error}") from error
         raise

@@ -1,6 +1,7 @@
 """Batches of a split: slices of an epoch's order, prepared on the device. No state: the order of an epoch is a function
 of (seed, epoch) and the augmentation of a sample one of (seed, epoch, sample), whoever reads them and from where."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from mcls.data.augment import Augmentation
 from mcls.data.datasets import Split
 from mcls.distributed import ALONE, Team
-from mcls.errors import MclsError
+from mcls.errors import MachineError, MclsError
 
 if TYPE_CHECKING:
     from mcls.data.pictures import Files
@@ -208,6 +209,21 @@ class Loader:
             if isinstance(inputs, MclsError):
                 raise inputs
             yield inputs.to(self.device, non_blocking=pin)
+
+
+@contextlib.contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise MachineError where torch says that a process that reads the data is gone: by a signal handler, anywhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker (pid" not in text and "shared memory" not in text and "</torch_" not in text:
+            raise
+        raise MachineError(
+            f"trainer.workers: a process that reads the data ended ({text.splitlines()[0].rstrip('. ')}), as when "
+            "memory or shared memory runs out. What is saved is good: lower trainer.workers and go on with mcls resume."
+        ) from error
 
 
 def draw_balanced(targets: Tensor, random: torch.Generator) -> Tensor:
