@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from mcls import checkpoint
-from mcls.assembly import check_loss, check_model, resolve_batch_size
+from mcls.assembly import resolve_batch_size
+from mcls.checks import check_loss, check_model
 from mcls.data.datasets import Dataset, Split
 from mcls.errors import DataError, RequestError
 from mcls.machine import environment

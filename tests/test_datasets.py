@@ -17,7 +17,8 @@ import makers
 import real
 from makers import MNIST_FILES, write_idx, write_mnist
 from mcls.data import datasets
-from mcls.data.datasets import Split, check_labels, cut, stratified
+from mcls.data.checked import check_labels
+from mcls.data.datasets import Split, cut, stratified
 from mcls.errors import DataError, MachineError, RequestError
 
 BLOBS = {"n_samples": 500, "n_features": 2, "centers": 4, "cluster_std": 1.5, "random_state": 666}

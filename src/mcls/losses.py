@@ -1,5 +1,5 @@
 """Losses. A loss takes logits (N x C) and targets (N) and returns the mean over the batch's samples, or their mean
-weighted by the buffer `weight` (C) of the loss; `assembly.check_mean` refuses any other.
+weighted by the buffer `weight` (C) of the loss; `checks.check_mean` refuses any other.
 
 `cross_entropy` and `nll` are what configs/loss names: they turn its keys and the counts of train into a module.
 """

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcls.data.checked import check_labels, wrong_split
 from mcls.data.names import listed
 from mcls.errors import DataError, MachineError, RequestError
 
@@ -88,25 +89,16 @@ class Dataset:
         """Raise DataError unless the splits are as described above; the test split is checked when it is opened."""
         if len(self.classes) < 2 or not callable(self.open_test):
             raise DataError("dataset: wants two classes or more, and a function as open_test.")
-        for name, split in (("train", self.train), ("val", self.val)):
-            if split is not None or name == "train":
-                self.check(name, split)
         read = self.open_test
         object.__setattr__(self, "open_test", lambda: self.check("test", read()))
+        self.check("train", self.train)
+        if self.val is not None:
+            self.check("val", self.val)
 
     def check(self, name: str, split: Any) -> Any:
         """`split`, when it is one and goes with the classes, the statistics and train."""
         wrong = None if isinstance(split, Split) else f"must be a Split, got {type(split).__name__}"
-        wrong = wrong or wrong_targets(split.targets, len(self.classes)) or wrong_inputs(split.inputs)
-        if wrong is None and len(split.inputs) != len(split.targets):
-            wrong = f"has {len(split.inputs)} samples and {len(split.targets)} targets"
-        if wrong is None and tuple(split.inputs.shape[1:]) != self.input_shape:
-            wrong = f"has samples of shape {tuple(split.inputs.shape[1:])}, train of {self.input_shape}"
-        if wrong is None and split.inputs.dtype == torch.uint8:
-            numbers = (self.mean, self.std)
-            if any(given is None or len(given) not in (1, self.input_shape[0]) for given in numbers):
-                wrong = f"has uint8 images of {self.input_shape[0]} channels: mean and std must have as many numbers"
-        if wrong:
+        if wrong := wrong or wrong_split(split, self.train, len(self.classes), self.mean, self.std):
             raise DataError(f"dataset: {name} {wrong}.")
         return split
 
@@ -114,38 +106,6 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.train.inputs.shape[1:])
-
-
-def wrong_targets(targets: Any, num_classes: int) -> str | None:
-    """What is wrong with the targets of a split of a user's own."""
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.ndim != 1:
-        return f"targets must be int64 of shape (N,), got {kind(targets)}"
-    if not len(targets):
-        return "has no sample"
-    least, most = (int(bound) for bound in targets.aminmax())
-    return (
-        None if least >= 0 and most < num_classes else f"targets must be in 0..{num_classes - 1}, got {least}..{most}"
-    )
-
-
-def wrong_inputs(inputs: Any) -> str | None:
-    """What is wrong with the inputs of a split of a user's own."""
-    if not isinstance(inputs, Tensor):
-        return None if hasattr(inputs, "select") else f"inputs must be a tensor, got {type(inputs).__name__}"
-    images = inputs.dtype == torch.uint8 and inputs.ndim == 4
-    if not images and (inputs.dtype != torch.float32 or inputs.ndim < 2):
-        return f"inputs must be float32 (N, ...) or uint8 (N, C, H, W), got {kind(inputs)}"
-    if not images and not inputs.sum().isfinite() and not inputs.isfinite().all():
-        row = int((~inputs.isfinite()).flatten(1).any(dim=1).nonzero()[0])
-        return f"inputs must be finite, sample {row} is not"
-    return None
-
-
-def kind(value: Any) -> str:
-    """Type and shape of a value, for messages."""
-    return (
-        f"{str(value.dtype)[6:]} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    )
 
 
 def stratified(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -203,22 +163,6 @@ def tell_absent(classes: Sequence[str], splits: Mapping[str, Split | None]) -> N
         if absent:
             effect = "they are never learnt" if name == "train" else "nothing is measured of them there"
             log.warning(f"data    {name} has no sample of {listed(absent)}: {effect}.")
-
-
-def check_classes(classes: Sequence[str], place: str) -> None:
-    """Raise DataError, naming `place`, unless there are two classes or more."""
-    if len(classes) < 2:
-        raise DataError(f"{place}: only one class, {listed(classes)}. A classifier needs two.")
-
-
-def check_labels(targets: Tensor, num_classes: int, name: str) -> None:
-    """Raise DataError, naming the first bad row, unless every label is in 0..num_classes-1."""
-    bad = ((targets < 0) | (targets >= num_classes)).nonzero()[:, 0]
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(
-            f"{name}, row {row}: label {int(targets[row])} is not in 0..{num_classes - 1} ({len(bad)} such rows)."
-        )
 
 
 def blobs(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mcls import images
-from mcls.data.datasets import Dataset, Split, check_classes, cut, cut_test, filled, tell_absent
+from mcls.data.checked import check_classes
+from mcls.data.datasets import Dataset, Split, cut, cut_test, filled, tell_absent
 from mcls.data.folders import Found, find
 from mcls.data.names import listed
 from mcls.data.pictures import Files, Looked, Shape, header_of, look_through, significant_bits, threaded

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcls.data.datasets import Dataset, Split, check_classes, cut, cut_test, filled, tell_absent
+from mcls.data.checked import check_classes
+from mcls.data.datasets import Dataset, Split, cut, cut_test, filled, tell_absent
 from mcls.data.delimited import NUMBER, number
 from mcls.data.encoding import UNSEEN, Table, count_unseen, encode_table, fit, lacking, read_table
 from mcls.data.names import composed, listed, natural, quoted
