@@ -71,7 +71,7 @@ class Trainer:
 
     Args:
         model: inputs (N, ...) to logits (N, C), on `device`.
-        loss: logits and targets to a mean.
+        loss: logits and targets to a mean, weighted by `class_weights`, float (C,) on `device`, if there are any.
         optimizer: over the model's parameters.
         rates: sets the optimizer's learning rates before each step.
         settings: see Settings.
@@ -80,7 +80,6 @@ class Trainer:
         save: writes a checkpoint of the state; told whether its best weights are new since the last call.
         stop: number of the signal that asks to stop, or 0; asked after every step.
         team: the processes that train together; connected before the trainer is made.
-        class_weights: float (C,) on `device`, by which the loss's mean is weighted; None if it is a plain mean.
     """
 
     def __init__(
@@ -101,18 +100,17 @@ class Trainer:
         class_weights: Tensor | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.rates, self.settings = model, loss, optimizer, rates, settings
-        self.num_classes, self.device, self.precision = num_classes, device, precision
+        self.num_classes, self.class_weights = num_classes, class_weights
+        self.device, self.precision = device, precision
         self.recorder, self.save, self.stop, self.team = recorder, save, stop, team
         team.follow([*model.parameters(), *model.buffers()])
-        self.class_weights = class_weights
         self.asked = 0  # the signal that all processes agreed to stop for
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.step = plain_step(optimizer)
         self.progress = Progress()
         self.running = RunningLoss()
         self.best: dict[str, Any] | None = None
-        self.best_is_new = False
-        self.last_loss = math.nan
+        self.best_is_new, self.last_loss = False, math.nan
         self.saved_at = time.monotonic()
 
     def fit(self, train: Loader, val: Loader | None, test: Loader | None = None) -> None:
