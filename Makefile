@@ -47,4 +47,5 @@ gpu-check: $(READY) ## what only a GPU can show: its tests, short recipes, the s
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean: ## remove .venv and what tools left behind; outputs/ and data/ stay
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

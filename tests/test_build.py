@@ -255,7 +255,7 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 
 def test_a_package_of_the_users_own_is_taken_when_trusted_and_only_then(own_package: str) -> None:
     node = {"_target_": f"{own_package}.nets.Net", "width": 5}
-    for trust in ([], ["os"], [own_package[:-1]], [f"{own_package}.other"], [""]):
+    for trust in ([], ["other"], [own_package[:-1]], [f"{own_package}.other"], [""]):
         with pytest.raises(RequestError, match=rf"say trust=\[{own_package}\] on the command line\.$"):
             build("model", node, trust, num_classes=2)
     assert own_package not in sys.modules

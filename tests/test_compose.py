@@ -452,3 +452,130 @@ def test_standard_streams_may_be_closed(streams: str, tmp_path: Path) -> None:
     null = streams.replace("&-", "/dev/null")
     for arguments in (["--version"], [], ["runs", "run"], ["runs", "nowhere"], ["train", "lr=1"]):
         assert without(streams, *arguments, cwd=tmp_path) == without(null, *arguments, cwd=tmp_path), arguments
+
+
+FILES = {
+    "experiment/trusting": "# @package _global_\ntrust: [subprocess]\n",
+    "experiment/calling": "# @package _global_\nhydra: {callbacks: {x: {_target_: subprocess.getoutput, cmd: id}}}\n",
+    "experiment/listed": "# @package _global_\nhydra: {callbacks: {x: [{_target_: subprocess.getoutput, cmd: id}]}}\n",
+    "experiment/logging": "# @package _global_\nhydra: {hydra_logging: {version: 1, handlers: "
+    "{x: {(): subprocess.getoutput, cmd: touch hacked}}, root: {handlers: [x]}}}\n",
+    "experiment/surroundings": "# @package _global_\nhydra: {job: {env_set: {PYTHONPATH: elsewhere}}}\n",
+    "model/inherited": "# @package _global_\ndefaults: [/model/mlp@model]\ntrust: [subprocess]\n",
+    "primary": "defaults: [train, _self_]\ntrust: [subprocess]\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiment=trusting"], "trust: a file says ['subprocess']"),
+        (["experiment=calling"], "hydra: _target_ subprocess.getoutput is not allowed here."),
+        (["experiment=listed"], "hydra: _target_ subprocess.getoutput is not allowed here."),
+        (["experiment=logging"], "hydra: () subprocess.getoutput is not allowed here."),
+        (["experiment=logging", "--help"], "hydra: () subprocess.getoutput is not allowed here."),
+        (["experiment=surroundings"], "hydra.job.env_set: set by a file"),
+        (["model=inherited"], "trust: a file says ['subprocess']"),
+        (["--config-name", "primary"], "trust: a file says ['subprocess']"),
+        (["--config-name", "primary", "-m", "seed=1,2"], "trust: a file says ['subprocess']"),
+        (["experiment=trusting", "trust=${trust}"], "the configuration"),
+        (["trust=[subprocess]"], "trust: subprocess is not a package of your own."),
+        (["trust=[torch.hub]"], "trust: torch.hub is not a package of your own."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.filterwarnings("ignore:.*_self_")
+def test_only_the_command_line_trusts(
+    arguments: list[str], message: str, mcls: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in FILES.items():
+        path = Path("conf", f"{name}.yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert mcls("train", "--config-dir", "conf", arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and (message in error or message == "the configuration"), error
+    assert [path.name for path in Path().iterdir()] == ["conf"]
+
+
+def test_a_runs_folder_as_configuration_is_answered_with_its_command(
+    mcls: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("seed: 3\ntrust: []\n")
+    Path("run/run.json").write_text('{"overrides": ["seed=3", "outputs=my runs"]}')
+    assert mcls("train", "--config-dir", "run", "--config-name", "config") == 2
+    told = "run is a run's folder. To train the same again: mcls train seed=3 'outputs=my runs'\n"
+    assert capsys.readouterr().err == f"mcls: --config-name: {told}"
+    Path("run/run.json").unlink()
+    assert mcls("train", "--config-dir", "run", "--config-name", "config") == 2
+    assert "a bug" not in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["run"]
+
+
+TYPED = [
+    ("dataset.drop_columns=[sepal length (cm)]", "dataset.drop_columns=['sepal length (cm)']"),
+    ("dataset.drop_columns=[sepal length (cm), it's]", r"dataset.drop_columns=['sepal length (cm)','it\'s']"),
+    ("dataset.missing_values=[NA,nan,null]", "dataset.missing_values=['NA','nan','null']"),
+    ("dataset.path=~/t.csv", "dataset.path='~/t.csv'"),
+    ("dataset.target=1.5", "dataset.target='1.5'"),
+    ("optimizer.lr=\u22120.1", "optimizer.lr=-0.1"),
+    ("seed=\u20131", "seed=-1"),
+    ("outputs=\u201cmy runs\u201d", "outputs='my runs'"),
+    ("\u2013m", "-m"),
+    ("\u2014multirun", "--multirun"),
+]
+
+
+@pytest.mark.parametrize(("line", "meant"), TYPED)
+def test_a_hint_is_what_works(line: str, meant: str) -> None:
+    """It is typed into a shell as it stands, and is then taken, by Hydra too, or refused for another reason."""
+    told = refused("dataset=csv", line)
+    typed = shlex.split(told.partition("ype ")[2])
+    assert typed == [meant], told
+    if "=" in meant and "-1" not in meant and "-0" not in meant:
+        key, _, value = line.partition("=")
+        found: Any = ask("dataset=csv", *typed).config
+        for part in key.split("."):
+            found = found[part]
+        wanted = [part.strip() for part in value[1:-1].split(",")] if "[" in value else value.strip("\u201c\u201d")
+        assert found == (wanted if isinstance(wanted, list) else str(Path(wanted).expanduser()))
+
+
+def test_whole_numbers_are_texts_where_texts_are_asked_for() -> None:
+    dataset = ask(
+        "dataset=csv", "dataset.target=7", "dataset.missing_values=[-999,NA]", "dataset.drop_columns=[1]"
+    ).config
+    found = dataset["dataset"]
+    assert (found["target"], found["missing_values"], found["drop_columns"]) == ("7", ["-999", "NA"], ["1"])
+    assert "must be text or null, got true" in refused("dataset=csv", "dataset.target=true")
+
+
+def test_home_is_known_to_every_key_of_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for choice, key in (("csv", "path"), ("csv", "test_path"), ("mnist", "root"), ("image_folder", "root")):
+        assert ask(f"dataset={choice}", f"dataset.{key}='~/x'").config["dataset"][key] == "/home/me/x"
+    assert ask("outputs='~/x'").config["outputs"] == "/home/me/x"
+    assert ask("model=resnet18-finetune", "model.weights='~/x'").config["model"]["weights"] == "/home/me/x"
+
+
+def test_no_recipe_can_be_said(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("experiment=null").config == ask().config
+    assert mcls("train", "experiment=null", "--cfg", "job") == 0
+    assert "seed: 0" in capsys.readouterr().out
+
+
+def test_a_plugin_that_is_not_installed_is_named(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    for line, extra in (("hydra/sweeper=optuna", "hpo"), ("hydra/launcher=submitit_local", "sweep")):
+        assert mcls("train", "-m", line, "seed=1,2") == 4
+        told = f"mcls: {line}: not installed. Install what it takes: pip install 'mcls[{extra}]'\n"
+        assert capsys.readouterr().err == told
+
+
+def test_a_deleted_working_directory_is_named(tmp_path: Path) -> None:
+    line = "cd $(mktemp -d -p .) && rmdir $PWD && " + shlex.join([sys.executable, "-m", "mcls", "train"])
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        4,
+        "mcls: the working directory was deleted. Change to one that exists.\n",
+    )

@@ -54,8 +54,7 @@ MESSAGES = [
     ("foo", "foo: not an override of the form key=value. Write key=value; see mcls train --help."),
     (
         "outputs=[1",
-        "outputs=[1: not an override of the form key=value. If it is a text, type \"outputs='[1'\"; "
-        "see mcls train --help.",
+        "outputs=[1: not an override of the form key=value. If it is a text, type \"outputs='[1'\"",
     ),
     (
         "seed=0,1",
@@ -78,8 +77,7 @@ MESSAGES = [
     ("-m optimizer=sgd,adm", f"optimizer=adm: no such choice. Did you mean adam? {OPTIMIZERS}"),
     (
         "optimizer._target_=os.system",
-        "optimizer._target_: os.system is not allowed here; allowed are names in torch.optim. "
-        "For a package of your own say trust=[os] on the command line.",
+        "optimizer._target_: os.system is not allowed here; allowed are names in torch.optim.",
     ),
     (
         "--experimental-rerun x.pickle",

@@ -39,16 +39,16 @@ def accepts(rule: str, value: Any) -> bool:
         ("float >= 0 <= 1", [0, 1, 0.5], [1.0000001, -0.1]),
         ("float >= -1.5", [-1.5, 0], [-1.6]),
         ("bool", [True, False], [0, 1, "true", None, 1.0]),
-        ("text", ["", "x", "1", "a\nb"], [1, None, True, ["x"], {}]),
+        ("text", ["", "x", "1", "a\nb", 1], [1.5, None, True, ["x"], {}]),
         ("list of int > 0", [[], [1], [3, 4.0]], [1, [0], [1, -1], [True], ["a"], None, [None], [[1]], "12"]),
         ("list of float >= 0 < 1", [[0.9, 0], [0]], [[1], [0.5, NAN], {}]),
         ("pair of float >= 0 < 1", [[0.9, 0]], [[], [0.9], [0.9, 1], [0.9, 0.9, 0.9], 0.9, None]),
-        ("list of text", [[], ["a"]], ["a", [1], [None]]),
+        ("list of text", [[], ["a"], [1]], ["a", [1.5], [None]]),
         ("int > 0 | null", [1, None], [0, "null", False, []]),
         ("int > 0 | full", [1, "full"], ["Full", "", 0, True, None]),
         ("auto | true | false", ["auto", True, False], ["true", "on", 1, 0, None]),
         ("auto | cpu | cuda | cuda:N", ["auto", "cuda", "cuda:0", "cuda:17"], ["gpu", "cuda:", "cuda:x", "cuda:1 ", 0]),
-        ("text | null", ["", None], [0, False]),
+        ("text | null", ["", None, 0], [0.5, False]),
         ("anything", [None, 1, NAN, [], {}], []),
     ],
 )
@@ -159,7 +159,7 @@ POOL: list[tuple[Any, set[str]]] = [
 
 def cases(rule: str) -> list[tuple[Any, bool]]:
     """Values and whether `rule` takes them: wrong types, and below, at and above every limit."""
-    alternatives = [part.strip() for part in rule.split("|")]
+    alternatives = [part.strip() for part in rule.replace("path", "text").split("|")]
     kinds = {part if part.startswith(("list", "pair")) else part.split()[0] for part in alternatives}
     found = [(value, bool(fits & kinds)) for value, fits in POOL]
     for part in alternatives:

@@ -7,7 +7,7 @@ import sys
 
 from mcls import __version__
 from mcls.commands import COMMANDS
-from mcls.errors import MclsError
+from mcls.errors import MachineError, MclsError
 from mcls.signals import end_on_signals
 
 HELP = """mcls {version}: train, sweep and honestly measure classifiers.
@@ -46,6 +46,10 @@ def dispatch(command: str, arguments: list[str]) -> int:
         return 2
     import importlib
 
+    try:
+        os.getcwd()  # noqa: PTH109, pathlib takes its time
+    except FileNotFoundError as error:
+        raise MachineError("the working directory was deleted. Change to one that exists.") from error
     try:
         status: int = importlib.import_module(f"mcls.commands.{command}").run(arguments)
         return status

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mcls.config.compose import CONFIGS, Request, checked, checker
+from mcls.config.compose import CONFIGS, NONE, Request, checked, checker
 from mcls.console import console, say_result
 from mcls.errors import RequestError, RunError, Stopped
 from mcls.runs import RunFolder, claim, timestamp
@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     """Check the command line, then let Hydra run it. Returns the exit status."""
     options, arguments = split(arguments)
     shows = any(getattr(options, flag, None) for flag in SHOWS)
-    if shows and not options.cfg:
+    if shows and not options.cfg and options.config_dir is None:  # whose files are checked before Hydra uses them
         launch(arguments, str)
         return 0
     with console(), StopRequest() as stop:  # from here on: an interrupt inside Hydra would come out as another error
@@ -67,6 +67,7 @@ def split(arguments: list[str]) -> tuple[Any, list[str]]:
     flags = list(arguments)
     for override in options.overrides:
         flags.remove(override)
+    options.overrides = [override for override in options.overrides if override != NONE]
     return options, [*flags, *options.overrides]
 
 

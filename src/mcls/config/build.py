@@ -8,6 +8,7 @@ somebody else made trusts nobody.
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,11 +29,15 @@ FOREIGN = {
     "loss": (("torch.nn", "torch.nn.Module"),),
     "optimizer": (("torch.optim", "torch.optim.Optimizer"),),
 }
-KNOWN = ("mcls", "torch", "torchvision")  # packages that are nobody's own
+# packages that are nobody's own, besides Python's
+KNOWN = ("mcls", "torch", "torchvision", "hydra", "omegaconf", "yaml", "numpy", "PIL", "sklearn", "matplotlib", "tqdm")
 
 
 def check_target(group: str, target: Any, trust: Sequence[str]) -> None:
     """Raise RequestError unless `group` may name `target`, or nothing as an augmentation may. Imports nothing."""
+    for package in trust:
+        if package.split(".")[0] in {*KNOWN, *sys.stdlib_module_names}:
+            raise RequestError(f"trust: {package} is not a package of your own. Name the one that holds your code.")
     if target is None:
         if group == "augment":
             return
@@ -42,7 +47,8 @@ def check_target(group: str, target: Any, trust: Sequence[str]) -> None:
     packages = [*OWN[group], *(package for package, _ in FOREIGN.get(group, ())), *trust]
     if not any(target.startswith(f"{package}.") for package in packages):
         package = target.split(".")[0]
-        hint = f" For a package of your own say trust=[{package}] on the command line." * (package not in KNOWN)
+        own = package not in {*KNOWN, *sys.stdlib_module_names}
+        hint = f" For a package of your own say trust=[{package}] on the command line." * own
         raise RequestError(
             f"{group}._target_: {target} is not allowed here; allowed are names in {', '.join(packages)}.{hint}"
         )

@@ -6,9 +6,11 @@ one line that names the nearest thing that exists.
 
 import contextlib
 import itertools
+import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.build import OWN, check_target
 from mcls.config.schema import Rule, leaves, put, read_rules, show
-from mcls.config.words import nearest, quoted, suggestion
-from mcls.errors import RequestError
+from mcls.config.words import as_list, as_text, nearest, quoted, shell, suggestion, typeset
+from mcls.errors import MachineError, RequestError
+from mcls.runs import read_json
 from mcls.sweeps import job_name
 
 CONFIGS = "mcls.configs"
 GLOBAL = "# @package _global_"
+# what Hydra's part of a configuration may have made: plugins, samplers, log handlers
+HYDRAS_OWN = re.compile(
+    r"(hydra\._internal\.core_plugins|hydra_plugins|hydra\.experimental\.callbacks|optuna\.samplers)\.[\w.]+"
+    r"|logging\.(handlers\.)?[A-Z]\w+|ext://sys\.\w+"
+)
+EXTRAS = {"optuna": "hpo", "joblib": "sweep", "submitit": "sweep"}  # of mcls, that bring Hydra's plugins
+TYPESET = "typographic minus or quotation marks. Type"
+Checked = tuple[dict[str, Any], dict[str, str]]
+NONE = "experiment=null"  # which Hydra does not take
 COMBINATIONS = 64  # of swept groups, each composed before the sweep begins
 
 
@@ -99,7 +111,7 @@ class Checker:
             for override in swept:
                 if not listed[override.key_or_group]:
                     self.refuse_unlisted(override, str(hydra.sweeper.get("_target_")))
-            requests.append((hydra, *checked(config, hydra)))
+            requests.append((hydra, *self.checked(config, hydra, overrides)))
             rules = rules_of(hydra)
             for line in itertools.chain.from_iterable(by_key):
                 key, value = self.parse(line).key_or_group, as_plain(self.parse(line).value())
@@ -121,25 +133,52 @@ class Checker:
 
     def values(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         """The checked configuration of one run, and its choices. Raises RequestError."""
-        return checked(*self.compose(overrides))
+        return self.checked(*self.compose(overrides), overrides)
 
     def parse(self, override: str) -> Override:
         """One override, parsed by Hydra's grammar."""
+        plain = typeset(override)
+        if plain and (plain.endswith("'") or "=" not in plain):
+            raise RequestError(f"{override}: {TYPESET} {shell(plain)}")
         try:
             parsed = self.parser.parse_override(override)
             parsed.config_loader = self.loader  # for glob(*)
             return parsed
         except Exception as error:  # Hydra's parser leaks many kinds for input that is no override
-            hint = f"If it is a text, type {quoted(override)}" if self.is_text(override) else "Write key=value"
-            raise RequestError(
-                f"{override}: not an override of the form key=value. {hint}; see mcls train --help."
-            ) from error
+            hint = self.hint(override, lambda value: value) or "Write key=value; see mcls train --help."
+            raise RequestError(f"{override}: not an override of the form key=value. {hint}") from error
 
-    def is_text(self, override: str) -> bool:
-        """Whether what Hydra can't parse would be an override if its value were quoted."""
-        with contextlib.suppress(Exception):
-            return "=" in override and bool(self.parser.parse_override(shlex.split(quoted(override))[0]))
-        return False
+    def hint(self, line: str, accepts: Callable[[Any], Any]) -> str | None:
+        """How `key=value` is to be typed so that Hydra takes it for the text, or the list of texts, that it shows.
+
+        Only what Hydra's own parser takes for just that is offered, and only if `accepts` does not refuse the value.
+        """
+        if plain := typeset(line):
+            return f"It has {TYPESET} {shell(plain)}"
+        for kind, typed in (("a list of text", as_list(line)), ("a text", as_text(line))):
+            with contextlib.suppress(Exception):
+                value = as_plain(self.parser.parse_override(typed or "").value())
+                shown = f"[{','.join(map(str.strip, value))}]" if isinstance(value, list) else value
+                if "=" in line and shown == re.sub(r"\s*,\s*", ",", line.partition("=")[2]):
+                    accepts(value)
+                    return f"If it is {kind}, type {shell(str(typed))}"
+        return None
+
+    def checked(self, config: DictConfig, hydra: DictConfig, lines: Sequence[str]) -> Checked:
+        """`checked`, where the error about a key that one of `lines` sets says how that is to be typed."""
+        try:
+            return checked(config, hydra)
+        except RequestError as error:
+            key = str(error).split(":")[0]
+            rule = rules_of(hydra).get(key) if str(error).startswith(f"{key}: must be") else None
+            for line in lines:
+                if (
+                    rule
+                    and self.parse(line).key_or_group == key
+                    and (hint := self.hint(line, partial(rule.check, key)))
+                ):
+                    raise RequestError(f"{error} {hint}") from error
+            raise
 
     def elements(self, override: Override) -> list[str]:
         """What a swept override stands for, one override each; nothing for ranges that only an optimizer can sample."""
@@ -171,13 +210,14 @@ class Checker:
         if not values:
             raise RequestError(f"{override.input_line}: names no choice of {group}. There are {', '.join(options)}.")
         for value in values:
-            if value not in options:
+            if value not in options and (group, value) != ("experiment", "null"):
                 known = ", ".join(options)
                 end = suggestion(value, options) if nearest(value, options) else ""
                 raise RequestError(f"{group}={value}: no such choice. {end}{' ' if end else ''}There are {known}.")
 
     def compose(self, lines: list[str]) -> tuple[DictConfig, DictConfig]:
         """The configuration of one run and Hydra's own part of it. Raises RequestError."""
+        lines = [line for line in lines if line != NONE]
         choices = [line for line in lines if self.parse(line).key_or_group in self.groups]
         config, hydra = self.hydra_compose(choices)
         if choices == lines:
@@ -206,7 +246,12 @@ class Checker:
                 del config["hydra"]
             return config, hydra
         except (HydraException, OmegaConfBaseException) as error:
-            text = " ".join(str(error).split())
+            text = " ".join(str(error).split()).partition(" Config search path:")[0]
+            for kind, name in re.findall(r"Could not find 'hydra/(sweeper|launcher)/(\w+)'", text):
+                extra = EXTRAS.get(name.split("_")[0])
+                if extra:
+                    told = f"hydra/{kind}={name}: not installed. Install what it takes: pip install 'mcls[{extra}]'"
+                    raise MachineError(told) from error
             raise RequestError(f"the configuration does not compose: {text}") from error
         except Exception as error:  # Hydra leaks others for values that it can't place
             text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -273,14 +318,53 @@ def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise RequestError(" ".join(str(error).split())) from error
+    refuse_code(hydra, values.get("trust"))
     refuse_strangers(values, rules, choices)
     for key, value in list(leaves(values)):
         put(values, key, rules[key].check(key, value))
     for group in OWN:
         if not isinstance(values.get(group), dict):
             raise RequestError(f"{group}: must be one of the choices of its group, got {show(values.get(group))}.")
-        check_target(group, values[group].get("_target_"), values["trust"])
+        check_target(group, values[group].get("_target_"), values.get("trust", []))
+    if absent := [key for key in read_rules(Path(str(files(CONFIGS))) / "train.yaml") if key not in values]:
+        raise RequestError(f"{absent[0]}: missing in {hydra.job.config_name}.yaml. Begin its defaults with: - train")
     return values, choices
+
+
+def refuse_code(hydra: DictConfig, trust: Any) -> None:
+    """Raise RequestError for what would run code that the command line does not name: a file is never believed.
+
+    Args:
+        hydra: Hydra's part of the configuration. It makes objects of its own: callbacks, log handlers, samplers.
+        trust: the packages that the configuration trusts.
+    """
+    given = {line.lstrip("+").split("=")[0] for line in [*hydra.overrides.task, *hydra.overrides.hydra]}
+    if trust and (
+        "trust" not in given or any(line.startswith("trust=") and "${" in line for line in hydra.overrides.task)
+    ):
+        raise RequestError(f"trust: a file says {show(trust)}; only the command line may. Say trust=[...] there.")
+    if hydra.job.env_set and not any(key.startswith("hydra.job.env_set") for key in given):
+        raise RequestError("hydra.job.env_set: set by a file; only the command line may.")
+    for key, value in deep_leaves(OmegaConf.to_container(hydra)):
+        makes = key in ("_target_", "()", "class") or (
+            isinstance(value, str) and value.startswith(("ext://", "cfg://"))
+        )
+        typed = any(line.partition("=")[2] == str(value) for line in hydra.overrides.hydra)
+        own = typed or str(value).startswith(tuple(f"{package}." for package in trust or []))
+        if makes and not own and not HYDRAS_OWN.fullmatch(str(value)):
+            raise RequestError(f"hydra: {key} {value} is not allowed here. For a package of your own say trust=[...].")
+
+
+def deep_leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value at any depth of dictionaries and lists, with the key that it, or its list, has."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from deep_leaves(value, str(name))
+    elif isinstance(node, list):
+        for value in node:
+            yield from deep_leaves(value, key)
+    else:
+        yield key, node
 
 
 def refuse_strangers(values: dict[str, Any], rules: dict[str, Rule], choices: dict[str, str]) -> None:
@@ -314,6 +398,9 @@ def checker(config_dir: str | None = None, name: str = "train") -> Iterator[Chec
         if not folder.is_dir():
             raise RequestError(f"--config-dir: no folder {folder}.")
         refuse_doubles(folder)
+        if name.removesuffix(".yaml") == "config" and (folder / "run.json").is_file():
+            again = shlex.join(["mcls", "train", *map(str, read_json(folder / "run.json").get("overrides", []))])
+            raise RequestError(f"--config-name: {config_dir} is a run's folder. To train the same again: {again}")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     instance = GlobalHydra.instance()
     instance.clear()

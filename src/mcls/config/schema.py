@@ -5,12 +5,14 @@ A key is preceded by a comment that begins with its rule in parentheses:
     # (float > 0) learning rate, before the schedule
     lr: 0.1
 
-A rule is one or more alternatives separated by `|`. An alternative is `int`, `float`, `bool` or `text`; a number's may
+A rule is one or more alternatives separated by `|`. An alternative is `int`, `float`, `bool`, `text` or `path`, a text
+whose `~` stands for the home folder; a number's may
 be followed by limits (`> 0`, `<= 1`); `list of` makes it a list, `pair of` a list of two; anything else stands for
 itself (`null`, `auto`).
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,8 +64,11 @@ def match(alternative: str, value: Any) -> tuple[bool, Any]:
         return isinstance(value, bool), value
     if kind == "anything":
         return True, value
-    if kind == "text":
-        return isinstance(value, str), value
+    if kind in ("text", "path"):
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # such as a column called 7
+        home = kind == "path" and isinstance(value, str) and value.startswith("~")
+        return isinstance(value, str), os.path.expanduser(value) if home else value  # noqa: PTH111, one of no user stays
     if kind in WORDS:
         return value is WORDS[kind], value
     if kind.endswith(":N"):

@@ -61,9 +61,9 @@ def accept(config: dict[str, Any], choices: Any, changes: Sequence[str], source:
             config["dataset"]["download"] = False
         for key in given:
             change(config, known, rules, key, given[key])
-        for key, value in leaves(config):
+        for key, value in list(leaves(config)):
             if rule := rules.get(key):
-                rule.check(key, value)
+                put(config, key, rule.check(key, value))
         for group in OWN:
             check_target(group, config[group]["_target_"], config["trust"])
     except RequestError as error:
