@@ -326,7 +326,9 @@ def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict
         if not isinstance(values.get(group), dict):
             raise RequestError(f"{group}: must be one of the choices of its group, got {show(values.get(group))}.")
         check_target(group, values[group].get("_target_"), values.get("trust", []))
-    if absent := [key for key in read_rules(Path(str(files(CONFIGS))) / "train.yaml") if key not in values]:
+    if absent := [
+        key for key in read_rules(Path(str(files(CONFIGS))) / "train.yaml") if key.split(".")[0] not in values
+    ]:
         raise RequestError(f"{absent[0]}: missing in {hydra.job.config_name}.yaml. Begin its defaults with: - train")
     return values, choices
 
