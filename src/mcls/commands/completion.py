@@ -83,7 +83,8 @@ def overrides(words: list[str], begun: str) -> list[str]:
     """Groups, choices, keys and values that may follow `words` on Hydra's command line in the place of `begun`."""
     from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
-    from mcls.config.compose import checker, rules_of
+    from mcls.config.checking import rules_of
+    from mcls.config.compose import checker
     from mcls.config.schema import Rule
 
     words = [word for word in words if "=" in word and not word.startswith("-")]

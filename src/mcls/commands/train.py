@@ -16,7 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mcls.config.compose import CONFIGS, NONE, Request, checked, checker
+from mcls.config.checking import CONFIGS, checked
+from mcls.config.compose import NONE, Request, checker
 from mcls.console import console, say_result
 from mcls.errors import RequestError, RunError, Stopped
 from mcls.runs import RunFolder, claim, timestamp

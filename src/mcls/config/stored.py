@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mcls.config.build import OWN, check_target, resolve
-from mcls.config.compose import CONFIGS
+from mcls.config.checking import CONFIGS
 from mcls.config.schema import Rule, leaves, put, read_rules, show
 from mcls.config.words import suggestion
 from mcls.errors import FolderError, RequestError
