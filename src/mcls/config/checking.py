@@ -82,9 +82,10 @@ def refuse_code(hydra: DictConfig, trust: Any) -> None:
         hydra: Hydra's part of the configuration. It makes objects of its own: callbacks, log handlers, samplers.
         trust: the packages that the configuration trusts.
     """
-    given = {line.lstrip("+").split("=")[0] for line in [*hydra.overrides.task, *hydra.overrides.hydra]}
+    overrides: Any = OmegaConf.to_container(hydra.overrides)  # unresolved: a job's number is not known yet
+    given = {line.lstrip("+").split("=")[0] for line in [*overrides["task"], *overrides["hydra"]]}
     if trust and (
-        "trust" not in given or any(line.startswith("trust=") and "${" in line for line in hydra.overrides.task)
+        "trust" not in given or any(line.startswith("trust=") and "${" in line for line in overrides["task"])
     ):
         raise RequestError(f"trust: a file says {show(trust)}; only the command line may. Say trust=[...] there.")
     if hydra.job.env_set and not any(key.startswith("hydra.job.env_set") for key in given):
@@ -93,7 +94,7 @@ def refuse_code(hydra: DictConfig, trust: Any) -> None:
         makes = key in ("_target_", "()", "class") or (
             isinstance(value, str) and value.startswith(("ext://", "cfg://"))
         )
-        typed = any(line.partition("=")[2] == str(value) for line in hydra.overrides.hydra)
+        typed = any(line.partition("=")[2] == str(value) for line in overrides["hydra"])
         own = typed or str(value).startswith(tuple(f"{package}." for package in trust or []))
         if makes and not own and not HYDRAS_OWN.fullmatch(str(value)):
             raise RequestError(f"hydra: {key} {value} is not allowed here. For a package of your own say trust=[...].")
