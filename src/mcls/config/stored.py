@@ -1,6 +1,7 @@
 """The configuration of a finished or broken-off run, read back from its folder as data and checked like a fresh one."""
 
 import inspect
+import logging
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,10 +11,15 @@ import yaml
 
 from mcls.config.build import OWN, check_target, resolve
 from mcls.config.checking import CONFIGS
-from mcls.config.schema import Rule, leaves, put, read_rules, show
+from mcls.config.schema import Rule, inherited, leaves, put, read_rules, show
 from mcls.config.words import suggestion
 from mcls.errors import FolderError, RequestError
 from mcls.runs import RunFolder, read_json, read_yaml
+
+log = logging.getLogger("mcls")
+
+# schema number: defaults that folders of it and older ones had, where today's would do something else
+THEN: dict[int, dict[str, Any]] = {0: {"dataset.bits": 16, "sweep.test": "all"}}
 
 LENGTH = ("trainer.epochs", "trainer.patience")  # how long is trained; not to less than has been
 # keys that do not change what is trained
@@ -54,7 +60,7 @@ def accept(config: dict[str, Any], choices: Any, changes: Sequence[str], source:
     rules = shipped_rules(choices)
     given = dict(map(assignment, changes))
     try:
-        check_shape(config, rules, choices)
+        bring_up_to_date(config, rules, choices, source)
         known = dict(leaves(config))
         config["trust"] = given.get("trust", [])
         if "download" in config["dataset"]:
@@ -75,17 +81,40 @@ def accept(config: dict[str, Any], choices: Any, changes: Sequence[str], source:
     return config
 
 
-def check_shape(config: dict[str, Any], rules: dict[str, Rule], choices: dict[str, str]) -> None:
-    """Raise RequestError unless `config` has every key that has a rule, and no other where mcls ships the file."""
-    known = [key for key, _ in leaves(config)]
-    parents = {key.rpartition(".")[0] for key in rules}
-    for key in rules:
-        if key not in known and key not in parents and not any(other.startswith(f"{key}.") for other in known):
-            raise RequestError(f"{key}: missing. Was it written by another version of mcls?")
+def bring_up_to_date(config: dict[str, Any], rules: dict[str, Rule], choices: dict[str, str], source: Path) -> None:
+    """Fill in the keys that `config`, written by another version of mcls, lacks, and drop those that are not known.
+
+    Raises RequestError for an unknown key of the model or the data set: it would change what is computed.
+    """
+    schema = config.pop("schema", 0)
+    if not isinstance(schema, int) or schema < 0:
+        raise RequestError(f"schema: must be an integer from 0 on, got {show(schema)}.")
     own = {group for group in choices if f"{group}._target_" not in rules and group in OWN}
-    for key in known:
-        if key not in rules and key.split(".")[0] not in own:
+    parents = {key.rpartition(".")[0] for key in rules}
+    for key, _ in list(leaves(config)):
+        group = key.split(".")[0]
+        if key in rules or group in own or key in parents:
+            continue
+        if group in ("model", "dataset", *(() if group in parents else (group,))):
             raise RequestError(f"{key}: no such key.")
+        log.warning(f"{source}: {key} is not known to this version of mcls, ignored.")
+        take_away(config, key)
+    then = {
+        key: value for number in sorted(THEN, reverse=True) if number >= schema for key, value in THEN[number].items()
+    }
+    for key, value in shipped_defaults(choices).items():
+        group, _, name = key.rpartition(".")
+        node = config.setdefault("sweep", {}) if group == "sweep" else config[group] if group else config
+        if name != "_target_":
+            node.setdefault(name, then.get(key, value))
+
+
+def take_away(node: dict[str, Any], key: str) -> None:
+    """Drop a dotted key of a nested dictionary."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    del node[last]
 
 
 def untrained(node: dict[str, Any], trust: Sequence[str]) -> dict[str, Any]:
@@ -123,15 +152,37 @@ def check_length(epochs: int, done: int) -> None:
         raise RequestError(f"trainer.epochs: {done} are done, {epochs} would take some back. Give {done} or more.")
 
 
-def shipped_rules(choices: dict[str, str]) -> dict[str, Rule]:
-    """The rules of mcls's own files for these choices; a file that mcls does not ship has none, but for a trainer's."""
+def shipped_files(choices: dict[str, str]) -> dict[str, Path]:
+    """mcls's own files for these choices, by prefix of their keys; a trainer's own file counts as default."""
     root = Path(str(files(CONFIGS)))
-    found = dict(read_rules(root / "train.yaml"))
+    found = {"": root / "train.yaml"}
     shipped = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.glob("*/*.yaml")}
     for group, choice in {"trainer": "default", **choices}.items():
         place = f"{group}/{choice}"
         if group == "trainer" and place not in shipped:
             place = "trainer/default"
         if group != "experiment" and place in shipped:
-            found |= {f"{group}.{key}": rule for key, rule in read_rules(shipped[place]).items()}
+            found[f"{group}."] = shipped[place]
+    return found
+
+
+def shipped_rules(choices: dict[str, str]) -> dict[str, Rule]:
+    """The rules of mcls's own files for these choices; a file that mcls does not ship has none, but for a trainer's."""
+    return {
+        f"{prefix}{key}": rule
+        for prefix, path in shipped_files(choices).items()
+        for key, rule in read_rules(path).items()
+    }
+
+
+def shipped_defaults(choices: dict[str, str]) -> dict[str, Any]:
+    """The values in those files, by dotted key."""
+    found: dict[str, Any] = {}
+    for prefix, path in shipped_files(choices).items():
+        base = yaml.safe_load(path.read_text("utf-8")) or {}
+        for file in [*inherited(path, base.get("defaults") or [], [path.parent]), path]:
+            node = yaml.safe_load(file.read_text("utf-8")) or {}
+            found |= {
+                prefix + key: value for key, value in leaves(node) if key.split(".")[0] not in ("defaults", "hydra")
+            }
     return found

@@ -1,0 +1,73 @@
+"""Run folders written by older versions open with every command and give what they gave then."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mcls.cli import main
+from mcls.config.stored import stored_config
+from mcls.errors import FolderError
+from mcls.runs import RunFolder
+
+RUNS = Path(__file__).parent / "fixtures" / "runs" / "0.1"
+INPUTS = {"blobs-mlp": "data/points.csv", "csv-mlp": "data/trees.csv", "images-small_resnet": "data/shapes/test"}
+
+
+@pytest.fixture(autouse=True)
+def old_runs(tmp_path, monkeypatch):
+    shutil.copytree(RUNS, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_old_run_predicts_what_it_predicted(name):
+    assert main(["predict", name, INPUTS[name], "--device", "cpu", "--output", "now.csv"]) == 0
+    now, then = (list(csv.reader(Path(path).read_text().splitlines())) for path in ("now.csv", f"expected/{name}.csv"))
+    assert len(now) > 1 and [row[:2] for row in now] == [row[:2] for row in then]
+    assert [float(row[2]) for row in now[1:]] == pytest.approx([float(row[2]) for row in then[1:]], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_old_run_is_evaluated_exported_and_resumed(name):
+    assert main(["evaluate", name, "--device", "cpu"]) == 0
+    now, then = (
+        json.loads(Path(p).read_text()) for p in (f"{name}/evaluation.json", f"expected/{name}.evaluation.json")
+    )
+    assert now["test"]["accuracy"] == then["test"]["accuracy"]
+    assert now["test"]["loss"] == pytest.approx(then["test"]["loss"], abs=1e-5)
+    assert main(["export", name, "--format", "safetensors"]) == 0
+    assert main(["report", name]) == 0
+    assert main(["resume", name, "trainer.epochs=11"]) == 0
+    assert len(Path(name, "metrics.jsonl").read_text().splitlines()) == 11
+
+
+def test_an_old_stopped_run_goes_on_and_ends_as_it_would_have():
+    assert main(["resume", "stopped-mlp"]) == 0
+    now, then = (
+        json.loads(Path(p).read_text()) for p in ("stopped-mlp/result.json", "expected/stopped-mlp.result.json")
+    )
+    assert now["status"] == "finished" and now["steps"] == then["steps"]
+    assert now["test"]["loss"] == pytest.approx(then["test"]["loss"], abs=1e-3)
+
+
+def test_old_runs_are_listed_and_compared_and_an_old_sweep_is_resumed(capsys):
+    assert main(["runs", "."]) == 0
+    assert main(["compare", "sweep/0_seed=0", "sweep/1_seed=1"]) == 0
+    assert main(["resume", "sweep"]) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_a_key_of_another_version_is_ignored_with_a_line_but_for_model_and_data(caplog):
+    config = RunFolder(Path("blobs-mlp"))
+    text = config.config.read_text()
+    config.config.write_text(text + "  zap: 1\n")
+    assert "zap" not in stored_config(config)["trainer"] and "trainer.zap is not known" in caplog.text
+    config.config.write_text(text.replace("model:\n", "model:\n  zap: 1\n"))
+    with pytest.raises(FolderError, match=r"model\.zap"):
+        stored_config(config)
+    config.config.write_text(text.replace("  monitor: accuracy\n", ""))
+    assert stored_config(config)["trainer"]["monitor"] == "accuracy"
+    assert stored_config(config)["sweep"]["test"] == "all"  # as it was then
