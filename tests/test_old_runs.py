@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from mcls.cli import main
+from mcls.config.schema import put
 from mcls.config.stored import stored_config
 from mcls.errors import FolderError
-from mcls.runs import RunFolder
+from mcls.runs import RunFolder, read_yaml
 
 RUNS = Path(__file__).parent / "fixtures" / "runs" / "0.1"
 INPUTS = {"blobs-mlp": "data/points.csv", "csv-mlp": "data/trees.csv", "images-small_resnet": "data/shapes/test"}
@@ -71,3 +72,15 @@ def test_a_key_of_another_version_is_ignored_with_a_line_but_for_model_and_data(
     config.config.write_text(text.replace("  monitor: accuracy\n", ""))
     assert stored_config(config)["trainer"]["monitor"] == "accuracy"
     assert stored_config(config)["sweep"]["test"] == "all"  # as it was then
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("trainer", 0.5), ("trainer", {}), ("sweep", 3), ("trainer.epochs", {"zap": 1}), ("zap", 1)]
+)
+def test_a_key_of_the_wrong_shape_is_refused_not_filled_in(key, value):
+    folder = RunFolder(Path("blobs-mlp"))
+    config = read_yaml(folder.config)
+    put(config, key, value)
+    folder.write_config(config)
+    with pytest.raises(FolderError, match=f"refused: {key}"):
+        stored_config(folder, ["trainer.epochs=9"])

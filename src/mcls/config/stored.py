@@ -91,11 +91,14 @@ def bring_up_to_date(config: dict[str, Any], rules: dict[str, Rule], choices: di
         raise RequestError(f"schema: must be an integer from 0 on, got {show(schema)}.")
     own = {group for group in choices if f"{group}._target_" not in rules and group in OWN}
     parents = {key.rpartition(".")[0] for key in rules}
-    for key, _ in list(leaves(config)):
+    for key, value in list(leaves(config)):
         group = key.split(".")[0]
-        if key in rules or group in own or key in parents:
+        if key in parents:
+            raise RequestError(f"{key}: must be a mapping with keys, got {show(value)}.")
+        if key in rules or group in own:
             continue
-        if group in ("model", "dataset", *(() if group in parents else (group,))):
+        below = any(key.startswith(f"{rule}.") for rule in rules if rule not in parents)
+        if below or group in ("model", "dataset") or group not in parents:
             raise RequestError(f"{key}: no such key.")
         log.warning(f"{source}: {key} is not known to this version of mcls, ignored.")
         take_away(config, key)
