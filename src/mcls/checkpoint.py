@@ -27,7 +27,9 @@ LAST = {
     "progress": {
         **dict.fromkeys(("epoch", "step", "batch"), "count"),
         **{f"{key}?": "count" for key in ("correct", "seen", "best_epoch", "waited")},
-        "*": ("float", ["float"]),
+        "window": ["float"],
+        **{key: ["float"] for key in ("best?", "updates?")},
+        "*": "float",
     },
     "rng": [{"cpu": torch.Tensor, "*": torch.Tensor}],
     "data": {},

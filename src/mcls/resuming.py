@@ -55,23 +55,24 @@ def fitted(state: dict[str, Any], trainer: Trainer, batches: int) -> dict[str, A
     best = (bool(progress.best), progress.best_epoch > 0, state["best"] is not None)
     if (progress.batch > 0) != (progress.seen > 0) or len(set(best)) > 1 or progress.best_epoch > progress.epoch:
         raise ValueError("its progress makes no sense")
-    if [len(progress.best), len(progress.window)] not in ([0, 3], [2, 3]):
+    if [len(progress.best), len(progress.window), len(progress.updates)] not in ([0, 3, 2], [2, 3, 2]):
         raise ValueError("its progress makes no sense")
     if state["best"] is not None and kinds(state["best"]) != kinds(trainer.model.state_dict()):
         raise ValueError("its best weights do not fit")
     if state["scaler"].keys() != trainer.scaler.state_dict().keys():
         raise ValueError("its precision is another")
-    check_optimizer_state(state["optimizer"], trainer.optimizer)
+    check_optimizer_state(state["optimizer"], trainer, state["data"]["input_shape"])
     pairs = zip(trainer.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"], strict=True)
     groups = [{**mine, **theirs} for mine, theirs in pairs]  # options that another torch did not have
     return {**state, "optimizer": {**state["optimizer"], "param_groups": groups}}
 
 
-def check_optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError unless `saved` can be the state of `optimizer`, whose first step on a copy shows what that is.
+def check_optimizer_state(saved: dict[str, Any], trainer: Trainer, shape: list[int]) -> None:
+    """Raise ValueError unless `saved` can be the state of the optimizer, whose first step on a copy shows what that is.
 
     Options are the configuration's, as in `saved`; the learning rate is set anew before each step.
     """
+    optimizer = trainer.optimizer
     for mine, theirs in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
         for key in mine.keys() & theirs.keys():
             free = key in ("lr", "fused", "foreach")  # how fast, and which kernel does the same
@@ -84,6 +85,12 @@ def check_optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimize
     wanted = copied.state_dict()["state"]
     if any(number not in wanted or kinds(have) != kinds(wanted[number]) for number, have in saved["state"].items()):
         raise ValueError("its optimizer is another")
+    if saved["state"] and len(saved["state"]) < len(wanted):  # of weights that the model does not use, there is none
+        model = copy.deepcopy(trainer.model)
+        model(torch.zeros(2, *shape, device=trainer.device)).sum().backward()
+        used = [weight.grad is not None for weight in model.parameters() if weight.requires_grad]
+        if any(number not in saved["state"] for number, is_used in enumerate(used) if is_used):
+            raise ValueError("its optimizer lacks a part of its state")
 
 
 def plain(value: Any) -> Any:

@@ -38,8 +38,7 @@ def run(arguments: list[str]) -> int:
         return resume_sweep(options.run, options.changes, options.config_dir)
     folder = find_run(options.run)
     config = stored_config(folder, options.changes)
-    result = folder.read_result() or {}
-    if result.get("status") == "finished" and (said := complete(result, folder, config["trainer"])):
+    if (result := folder.finished()) and (said := complete(result, folder, config["trainer"])):
         print(said)
         return 0
     if size not in (1, devices := config["trainer"]["devices"]):
