@@ -60,6 +60,7 @@ MESSAGES = [
         "seed=0,1",
         "seed=0,1: several values make a sweep. Say mcls train -m seed=0,1, or if it is a text \"seed='0,1'\".",
     ),
+    ("-m seed=range(0,5,0)", "seed=range(0,5,0): the step of a range can't be 0."),
     ("-m seed=0,-1", "seed: must be int >= 0 <= 4294967295, got -1."),
     ("-m seed=range(-1,2)", "seed: must be int >= 0 <= 4294967295, got -1."),
     ("seed=0,1 -m optimizer.lr=0.1,0", "optimizer.lr: must be float > 0, got 0."),

@@ -1,6 +1,7 @@
 """`mcls resume` in this process: what it goes on with, what it refuses, what it says."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mcls import checkpoint
 from mcls.errors import Stopped
+from mcls.sweeps import read_sweep
 from mcls.trainer import Trainer
 
 Main = Callable[..., int]
@@ -273,6 +275,36 @@ def test_a_sweep_whose_jobs_only_hydra_knows(
     assert capsys.readouterr().err.startswith("mcls: sweep: it does not say what its jobs are. Give its own command ")
 
 
+@pytest.mark.parametrize(
+    ("line", "again"),
+    [
+        ("model.hidden_units=[${trainer.epochs},8]", "mcls resume sweep"),
+        ("model.hidden_units=[${oc.select:trainer.epochs},8]", "mcls train "),
+    ],
+)
+def test_the_command_that_a_sweep_prints_is_taken(
+    line: str, again: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ("train", "-m", *QUICK, "hydra.sweep.dir=sweep", "optimizer.lr=0.01,1e30", line)
+    assert mcls(*lines) == 1
+    said = capsys.readouterr().err.splitlines()[-1].partition("Again: ")[2]
+    assert said.startswith(again)
+    assert mcls(shlex.split(said)[1:]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"Again: {said}")
+
+
+def test_values_are_read_by_the_grammar_of_train(
+    mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mcls("train", *QUICK, "hydra.run.dir=run") == 0
+    assert mcls("resume", "run", "trainer.log_every=1e3", "trainer.epochs=4") == 0
+    assert "log_every: 1000\n" in (tmp_path / "run" / "config.yaml").read_text()
+    capsys.readouterr()
+    for line in ("trainer.epochs=8,9", "~trainer.epochs", "trainer.epochs=a'b"):
+        assert mcls("resume", "run", line) == 2
+        assert capsys.readouterr().err.startswith(f"mcls: {line}: ")
+
+
 def test_a_sweep_with_a_package_of_ones_own(
     mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,9 +324,11 @@ def test_a_sweep_with_a_package_of_ones_own(
     assert mcls("resume", "sweep") == 5
     told = "mcls: sweep/sweep.json: refused, trust=[ones_own] is only for a command line.\n"
     assert capsys.readouterr().err == told
-    assert mcls("resume", "sweep", "trust=[ones_own]", "--config-dir", "conf") == 0
-    again = {name: json.loads(result)["weights_sha256"] for name, result in jobs_of(tmp_path / "sweep").items()}
-    assert again == whole
+    again = read_sweep(Path("sweep")).again
+    assert again == "mcls resume sweep 'trust=[ones_own]' --config-dir conf"
+    assert mcls(shlex.split(again)[1:]) == 0
+    now = {name: json.loads(result)["weights_sha256"] for name, result in jobs_of(tmp_path / "sweep").items()}
+    assert now == whole
     run = tmp_path / "sweep" / "1_seed=2"
     assert mcls("resume", str(run), "trust=[ones_own]", "trainer.epochs=4") == 0
     assert result_of(run)["epochs"] == 4

@@ -560,6 +560,44 @@ def test_a_folder_with_a_val_of_its_own_is_searched_on_it(mcls: Main, tmp_path: 
     assert sorted(opened(tmp_path).values()) == [(0, False), (1, True)]
 
 
+@pytest.mark.parametrize(
+    "lines", [["hydra.run.dir=FILE"], ["outputs=FILE"], ["-m", "hydra.sweep.dir=FILE/x"], ["-m", "outputs=FILE"]]
+)
+def test_a_folder_that_cannot_be_made(
+    lines: list[str], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "FILE").touch()
+    assert mcls("train", *QUICK, *lines) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("mcls: FILE") and "can't be a folder" in last
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_a_sweep_below_a_folder_with_a_strange_name(mcls: Main, tmp_path: Path) -> None:
+    name = 'o\'n,e=[i] \\\\l "é"'
+    quoted = name.replace("'", "\\'")
+    assert mcls("train", "-m", *QUICK, f"outputs='{quoted}'", "seed=0,1") == 0
+    assert len(runs(tmp_path / name / "sweeps")) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "jobs"),
+    [
+        ("seed=range(0,1000000000)", "1,000,000,000"),
+        ("optimizer.lr=range(0.1,1.1,0.00001)", "100,000"),
+        ("seed=1,2", "2"),
+    ],
+)
+def test_a_sweep_of_too_many_jobs_is_refused(
+    line: str, jobs: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = 1 if jobs == "2" else 1000
+    assert mcls("train", "-m", line, f"sweep.max_jobs={limit}") == 2
+    wanted = f"mcls: sweep.max_jobs: {limit:,}, and this sweep has {jobs} jobs. List fewer, or raise it.\n"
+    assert capsys.readouterr() == ("", wanted)
+    assert not list(tmp_path.iterdir())
+
+
 SAMPLER = """
 from hydra.plugins.sweeper import Sweeper
 from hydra.core.plugins import Plugins

@@ -16,7 +16,7 @@ from mcls.config.build import build
 from mcls.data.datasets import Dataset, Split
 from mcls.data.loader import Loader, forward_batch
 from mcls.errors import DataError, RequestError
-from mcls.files import publish
+from mcls.files import make_folder, publish
 from mcls.forward import as_trained
 from mcls.metrics import CHUNK, Measures, Tally, brier, fit_temperature, top_k
 from mcls.opened import OpenedRun, as_trained_on
@@ -198,7 +198,7 @@ def draw(found: Evaluation, folder: RunFolder, classes: Sequence[str], order: Te
         pictures[filled] = found.split.inputs[chosen[filled]]
         shown = f"{folder.name}, {name}\nlabels the model doubts: label, its probability, predicted"
         drawn["mistakes"] = figures.pictures(pictures.numpy(), labels, [False] * len(labels), shown, EACH)
-    folder.figures.mkdir(exist_ok=True)
+    make_folder(folder.figures)
     for kind, figure in drawn.items():
         publish(folder.figures / f"evaluation-{name}-{kind}.png", figures.png(figure))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mcls.errors import MachineError
+from mcls.errors import MachineError, RequestError
 from mcls.signals import UNFINISHED
 
 NUMBERS = re.compile(r'\[\n[^][{}"]*\]')  # a list without texts, lists and objects
@@ -48,6 +48,19 @@ def replacing(path: Path, mode: str, encoding: str | None = None, needed: int = 
         raise
     finally:
         UNFINISHED.discard(str(temporary))
+
+
+def make_folder(path: Path) -> None:
+    """Make folder `path` and those above it, if they are not there.
+
+    Raises RequestError where the name can't be that of a folder, MachineError when the file system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise RequestError(f"{path}: can't be a folder ({error.strerror}). Name another one.") from error
+        raise MachineError(describe(path, error, 0)) from error
 
 
 def move(path: Path, target: Path) -> None:

@@ -13,8 +13,7 @@ from mcls import figures
 from mcls.data.datasets import Split
 from mcls.data.loader import Loader
 from mcls.data.pictures import digests
-from mcls.errors import MachineError
-from mcls.files import describe, publish
+from mcls.files import make_folder, publish
 from mcls.metrics import Measures, Tally
 from mcls.tables import most_confused
 from mcls.tracking import Recorder
@@ -69,10 +68,7 @@ def draw(
                 return np.asarray(model(torch.from_numpy(points).to(loader.device)).argmax(1).cpu())
 
         drawn["regions"] = figures.regions(split.inputs[:].numpy(), split.targets.numpy(), classify, classes, title)
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise MachineError(describe(folder, error, 0)) from error
+    make_folder(folder)
     for kind, figure in drawn.items():
         picture = figures.png(figure)
         publish(folder / f"{kind}.png", picture)

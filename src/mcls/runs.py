@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from mcls.errors import FolderError, MachineError
-from mcls.files import describe, open_plain, publish, to_json
+from mcls.files import describe, make_folder, open_plain, publish, to_json
 from mcls.formats import DEPTH, EPOCH, FILES, FINISHED, check, too_deep
 from mcls.tables import clean
 
@@ -160,7 +160,7 @@ def claim(parent: Path, name: str) -> RunFolder:
     """Make a new folder `name`, or `name-2`, `name-3`, ... in `parent`; no two processes ever get the same one."""
     number = 1
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         while True:
             path = parent / (name if number == 1 else f"{name}-{number}")
             try:

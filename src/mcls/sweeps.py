@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,12 @@ class Sweep:
     @property
     def again(self) -> str:
         """What to type to go on with what is missing."""
-        place = typed(relative(self.path))
+        place, words = typed(relative(self.path)), shlex.split(self.command)
+        own = [word for word in words if word.startswith(("trust=", "--config-dir="))]
+        for flag in ("--config-dir", "-cd"):
+            own += ["--config-dir", words[words.index(flag) + 1]] if flag in words[:-1] else []
         if self.jobs or "hydra.sweep.dir=" in self.command:
-            return f"mcls resume {place}" if self.jobs else self.command
+            return " ".join(["mcls resume", place, *map(shlex.quote, own)]) if self.jobs else self.command
         return f"{self.command} hydra.sweep.dir={place}"
 
     def write(self) -> None:

@@ -8,8 +8,8 @@ from mcls import tables
 from mcls.config.schema import leaves, show
 from mcls.config.stored import stored_config
 from mcls.console import percent
-from mcls.errors import FolderError, MachineError, RequestError
-from mcls.files import describe
+from mcls.errors import FolderError, RequestError
+from mcls.files import make_folder
 from mcls.options import add_device
 from mcls.runs import RunFolder, find_run, relative, slug
 
@@ -81,10 +81,7 @@ def make_target(options: argparse.Namespace) -> Path:
     target: Path = options.output or options.a / "compare" / slug(RunFolder(options.b.resolve()).name)
     if options.output is None and (target.is_symlink() or target.parent.is_symlink()):
         raise FolderError(f"{target}: refused, it leads out of the run's folder. Name another with --output.")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(describe(target, error, 0)) from error
+    make_folder(target)
     return target
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mcls import tables
 from mcls.config.compose import checker
 from mcls.console import console
-from mcls.errors import DataError, MachineError
-from mcls.files import describe, publish
+from mcls.errors import DataError
+from mcls.files import make_folder, publish
 from mcls.runs import relative
 
 if TYPE_CHECKING:
@@ -164,9 +164,6 @@ def draw(dataset: "Dataset", output: Path) -> None:
     pixels = dataset.train.inputs[chosen].numpy()
     figure = figures.pictures(pixels, labels, [True] * len(labels), "the first training images of each class", 8)
     path = output / GRID_FILE
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(describe(path, error, 0)) from error
+    make_folder(output)
     publish(path, figures.png(figure))
     print(f"pictures    {relative(path)}")

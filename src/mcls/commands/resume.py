@@ -10,6 +10,7 @@ from typing import Any
 from mcls.config.stored import HARMLESS, check_length, stored_config
 from mcls.console import console, say_result
 from mcls.errors import FolderError, RequestError, Stopped
+from mcls.files import make_folder
 from mcls.runs import RunFolder, find_run, read_yaml, typed
 from mcls.sweeps import Sweep, read_sweep, record_failure
 from mcls.torchrun import rank_and_size
@@ -102,7 +103,7 @@ def resume_sweep(path: Path, changes: list[str], config_dir: str | None) -> int:
                 if folder.begun:
                     session.resume(folder, stored_config(folder, changes), stop)
                     continue
-                folder.path.mkdir(exist_ok=True)
+                make_folder(folder.path)
                 with checker(config_dir) as check:
                     values, choices = check.values([*overrides, *changes])
                 if "download" in values["dataset"]:
@@ -120,10 +121,12 @@ def resume_sweep(path: Path, changes: list[str], config_dir: str | None) -> int:
 
 def refuse_harm(plan: Sweep, changes: list[str]) -> None:
     """Raise FolderError when a sweep's folder asks for what only a command line may, or leads elsewhere."""
+    from mcls.config.words import RESOLVER
+
     for number, overrides in enumerate(plan.jobs):
         for line in overrides:
             trusted = line.startswith("trust=") and line in changes
-            if "${" in line or (line.lstrip("+~").startswith(("hydra", "trust")) and not trusted):
+            if RESOLVER.search(line) or (line.lstrip("+~").startswith(("hydra", "trust")) and not trusted):
                 raise FolderError(f"{plan.path / 'sweep.json'}: refused, {line} is only for a command line.")
         if (place := plan.folder(number).path).is_symlink():
             raise FolderError(f"{place}: refused, a link.")

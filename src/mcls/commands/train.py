@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -13,13 +14,17 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.checking import CONFIGS, checked
 from mcls.config.compose import NONE, Request, checker
 from mcls.console import console, say_result
-from mcls.errors import RequestError, RunError, Stopped
+from mcls.errors import MachineError, RequestError, RunError, Stopped
+from mcls.files import describe, make_folder
 from mcls.runs import RunFolder, claim, timestamp
 from mcls.signals import StopRequest
 from mcls.sweeps import Sweep, check_selection, read_sweep, record_failure
@@ -46,7 +51,7 @@ def run(arguments: list[str]) -> int:
         if request.sweep and rank_and_size()[1] > 1:
             raise RequestError("-m: not under torchrun. Say trainer.devices=N instead.")
         task = Task(shlex.join(["mcls", "train", *arguments]), request.folder is not None, stop)
-        return sweep(request, arguments, task) if request.sweep else single(arguments, task)
+        return sweep(request, arguments, task) if request.sweep else single(request, arguments, task)
 
 
 def split(arguments: list[str]) -> tuple[Any, list[str]]:
@@ -75,7 +80,15 @@ def split(arguments: list[str]) -> tuple[Any, list[str]]:
 def launch(arguments: list[str], task: Any) -> None:
     """Hand over to Hydra, as if its program were called `mcls train`."""
     sys.argv = ["mcls train", *arguments]
-    hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="train")(task)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or what is raised in there is printed, and the process ended
+    try:
+        hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="train")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(" ".join(str(error).split())) from error
+    except OSError as error:
+        if error.filename is None:  # standard output
+            raise
+        raise MachineError(describe(Path(error.filename), error, 0)) from error
 
 
 @dataclass
@@ -154,8 +167,10 @@ def new_folder(values: dict[str, Any], choices: dict[str, str], given: RunFolder
     return given or claim(Path(values["outputs"]) / f"{choices['dataset']}-{choices['model']}", timestamp())
 
 
-def single(arguments: list[str], task: Task) -> int:
+def single(request: Request, arguments: list[str], task: Task) -> int:
     """One run: train, then say what came of it on stdout."""
+    if task.folder_given:
+        make_folder(Path(str(request.folder)))
     with contextlib.suppress(KeyboardInterrupt):
         launch(arguments, task)
     if task.failures:
@@ -169,13 +184,13 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
     """Many runs in one folder, then a table of them, best first."""
     check_search(request)
     path = Path(request.folder) if request.folder else new_sweep_folder(request.config)
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     plan = Sweep(path, task.command, request.fixed, request.jobs)
     if (path / "sweep.json").exists() and not plan.same(read_sweep(path)):
         raise RequestError(f"hydra.sweep.dir: {path} already holds another sweep. Name a new folder.")
     plan.write()
     changes = [f"trust=[{','.join(request.config['trust'])}]"]
-    extra = [] if request.folder else [f"hydra.sweep.dir='{path}'"]
+    extra = [] if request.folder else [f"hydra.sweep.dir={QuotedString(str(path), Quote.single).with_quotes()}"]
     extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(request.fixed)}]")
     if "optuna" in request.sweeper and "hydra.sweeper.direction" not in request.fixed:
         extra.append("hydra.sweeper.direction=maximize")  # the accuracy

@@ -6,9 +6,10 @@ one line that names the nearest thing that exists.
 
 import contextlib
 import itertools
+import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -23,7 +24,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -31,7 +32,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.checking import CONFIGS, checked, rules_of
 from mcls.config.schema import leaves
-from mcls.config.words import as_list, as_text, nearest, quoted, shell, suggestion, typeset
+from mcls.config.words import (
+    as_list,
+    as_text,
+    count,
+    elements,
+    first,
+    nearest,
+    planned,
+    quoted,
+    shell,
+    suggestion,
+    typeset,
+)
 from mcls.errors import MachineError, RequestError
 from mcls.runs import read_json
 from mcls.sweeps import job_name
@@ -95,7 +108,7 @@ class Checker:
                 f"{line}: several values make a sweep. Say mcls train -m {line}, or if it is a text {quoted(line)}."
             )
         fixed = [override.input_line or "" for override in parsed if override not in swept]
-        listed = {override.key_or_group: self.elements(override) for override in swept}
+        listed = self.listed(fixed, swept) if swept else {}
         by_group = [values for key, values in listed.items() if key in self.groups and values]
         by_key = [values for key, values in listed.items() if key not in self.groups]
         requests = []
@@ -123,6 +136,18 @@ class Checker:
         known = sweep and sweeper.endswith(".BasicSweeper") and not hydra.sweeper.get("params")
         jobs = planned(parsed, listed) if known else []
         return Request(values, choices, sweep, folder, keys, jobs, sweeper)
+
+    def listed(self, fixed: list[str], swept: list[Override]) -> dict[str, list[str]]:
+        """What swept overrides stand for, by key; none of it is listed before sweep.max_jobs allows the sweep."""
+        begin = {override.key_or_group: first(override) for override in swept}
+        config, hydra = self.compose([*fixed, *itertools.chain.from_iterable(begin.values())])
+        limit, basic = checked(config, hydra)[0]["sweep"]["max_jobs"], hydra.sweeper._target_.endswith(".BasicSweeper")
+        counts = [count(override) for override in swept]
+        jobs = math.prod(counts) if basic else hydra.sweeper.get("n_trials") or 0
+        if jobs > limit:
+            raise RequestError(f"sweep.max_jobs: {limit:,}, and this sweep has {jobs:,} jobs. List fewer, or raise it.")
+        pairs = zip(swept, counts, strict=True)
+        return begin | {override.key_or_group: elements(override) for override, count in pairs if count <= limit}
 
     def values(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         """The checked configuration of one run, and its choices. Raises RequestError."""
@@ -173,13 +198,6 @@ class Checker:
                     raise RequestError(f"{error} {hint}") from error
             raise
 
-    def elements(self, override: Override) -> list[str]:
-        """What a swept override stands for, one override each; nothing for ranges that only an optimizer can sample."""
-        try:
-            return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        except HydraException:
-            return []
-
     def refuse_unlisted(self, override: Override, sweeper: str) -> None:
         """Raise RequestError when an override stands for no values, unless `sweeper` is one that finds some itself."""
         if not override.is_interval_sweep():
@@ -197,7 +215,9 @@ class Checker:
             return
         options = self.loader.get_group_options(group)
         if override.is_sweep_override():
-            values = [line.split("=", 1)[1] for line in self.elements(override)]
+            ranged = isinstance(override.value(), RangeSweep)  # numbers, and perhaps very many
+            lines = first(override) if ranged else elements(override)
+            values = [line.split("=", 1)[1] for line in lines]
         else:
             values = [str(override.value()) if override.value() is not None else "null"]
         if not values:
@@ -249,22 +269,6 @@ class Checker:
         except Exception as error:  # Hydra leaks others for values that it can't place
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise RequestError(f"{' '.join(overrides)}: Hydra can't compose this ({text}).") from error
-
-
-def planned(parsed: Sequence[Override], listed: Mapping[str, list[str]]) -> list[list[str]]:
-    """The overrides of each job of a sweep, in the order of their numbers; none where Hydra alone knows them.
-
-    Args:
-        parsed: the command line.
-        listed: what those overrides stand for that have several values, by key.
-    """
-    if any(override.key_or_group == "hydra.sweep.subdir" for override in parsed):
-        return []
-    if any("shuffle(" in (override.input_line or "") for override in parsed if override.key_or_group in listed):
-        return []  # Hydra will draw another order
-    own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
-    lines = [listed.get(override.key_or_group, [override.input_line or ""]) for override in own]
-    return [list(job) for job in itertools.product(*lines)]
 
 
 def as_plain(value: Any) -> Any:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 
 from mcls.config.build import OWN, check_target, resolve
 from mcls.config.checking import CONFIGS
+from mcls.config.compose import as_plain
 from mcls.config.schema import Rule, inherited, leaves, put, read_rules, show
-from mcls.config.words import suggestion
+from mcls.config.words import quoted, suggestion
 from mcls.errors import FolderError, RequestError
 from mcls.runs import RunFolder, read_json, read_yaml
 
@@ -128,14 +131,15 @@ def untrained(node: dict[str, Any], trust: Sequence[str]) -> dict[str, Any]:
 
 
 def assignment(text: str) -> tuple[str, Any]:
-    """`key=value` as a key and a YAML value."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise RequestError(f"{text}: not of the form key=value.")
+    """`key=value` as a key and a value, by the grammar of `mcls train`."""
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RequestError(f"{text}: {value!r} is not a YAML value.") from error
+        override = OverridesParser.create().parse_override(text)
+    except Exception as error:  # Hydra's parser leaks many kinds for input that is no override
+        hint = f" If it is a text, type {quoted(text)}" if "=" in text else ""
+        raise RequestError(f"{text}: not of the form key=value.{hint}") from error
+    if override.type is not OverrideType.CHANGE or override.is_sweep_override():
+        raise RequestError(f"{text}: a run has one value for each key. Write key=value.")
+    return override.key_or_group, as_plain(override.value())
 
 
 def change(config: dict[str, Any], known: dict[str, Any], rules: dict[str, Rule], key: str, value: Any) -> None:

@@ -1,9 +1,20 @@
-"""What a message says of the words of a command line: what was probably meant, and how a text is to be typed."""
+"""The words of a command line: what was probably meant, how a text is typed, what stands for several values."""
 
 import difflib
+import itertools
+import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.errors import HydraException
+
+from mcls.errors import RequestError
+
+RESOLVER = re.compile(r"\$\{.*:")  # an interpolation that calls something
 
 DASHES = "\u2212\u2013\u2014"  # minus, en dash, em dash
 QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
@@ -61,3 +72,48 @@ def typeset(line: str) -> str | None:
 def shell(text: str) -> str:
     """`text` as a shell takes it, in double quotes where that reads better."""
     return f'"{text}"' if not set(text) & set('"$`\\!') else shlex.quote(text)
+
+
+def elements(override: Override) -> list[str]:
+    """What a swept override stands for, one override each; nothing for ranges that only an optimizer can sample."""
+    try:
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    except HydraException:
+        return []
+
+
+def count(override: Override) -> int:
+    """How many values a swept override stands for; 1 where only an optimizer can sample it."""
+    found: Any = override.value()
+    if not isinstance(found, RangeSweep):
+        return max(1, len(elements(override)))
+    start, stop, step = (Fraction(str(number)) for number in (found.start, found.stop, found.step))
+    if not step:
+        raise RequestError(f"{override.input_line}: the step of a range can't be 0.")
+    return max(0, math.ceil((stop - start) / step))
+
+
+def first(override: Override) -> list[str]:
+    """The first override of those that a swept one stands for, or none."""
+    found: Any = override.value()
+    if not isinstance(found, RangeSweep):
+        return elements(override)[:1]
+    return [f"{override.get_key_element()}={found.start}"] if count(override) else []
+
+
+def planned(parsed: Sequence[Override], listed: Mapping[str, list[str]]) -> list[list[str]]:
+    """The overrides of each job of a sweep, in the order of their numbers; none where Hydra alone knows them.
+
+    Args:
+        parsed: the command line.
+        listed: what those overrides stand for that have several values, by key.
+    """
+    if any(override.key_or_group == "hydra.sweep.subdir" for override in parsed):
+        return []
+    if any("shuffle(" in (override.input_line or "") for override in parsed if override.key_or_group in listed):
+        return []  # Hydra will draw another order
+    own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+    lines = [listed.get(override.key_or_group, [override.input_line or ""]) for override in own]
+    if any(RESOLVER.search(line) or ("${" in line and len(values) > 1) for values in lines for line in values):
+        return []  # what is trained, or the names of the folders, depends on more than these lines
+    return [list(job) for job in itertools.product(*lines)]
