@@ -683,7 +683,12 @@ def test_the_default_batch_takes_what_a_small_table_has(
     about = read_json(run.about)
     assert about["batch_size"] == about["hyperparameters"]["trainer.batch_size"] == 108
     run.write_json(run.about, {**about, "batch_size": 54})
+    assert (
+        mcls("resume", str(run.path), "trainer.epochs=3") == 5
+    )  # the record counts: two steps are no two epochs of 54
+    assert "its steps are not those of its epochs" in capsys.readouterr().err
+    run.write_json(run.about, about)
     assert mcls("resume", str(run.path), "trainer.epochs=3") == 0
-    assert checkpoint.load(run.last)["progress"]["step"] == 2 + 2  # two of 108, then two of 54
+    assert checkpoint.load(run.last)["progress"]["step"] == 3
     assert mcls("train", line.split(), "trainer.batch_size=128") == 2
     assert "batch_size: 128 is more than the 108 training samples. Lower it, or say full." in capsys.readouterr().err
