@@ -28,7 +28,7 @@ LAST = {
         **dict.fromkeys(("epoch", "step", "batch"), "count"),
         **{f"{key}?": "count" for key in ("correct", "seen", "best_epoch", "waited")},
         "window": ["float"],
-        **{key: ["float"] for key in ("best?", "updates?")},
+        **{key: ["float"] for key in ("best?", "samples_and_seconds?")},
         "*": "float",
     },
     "rng": [{"cpu": torch.Tensor, "*": torch.Tensor}],

@@ -55,7 +55,7 @@ def fitted(state: dict[str, Any], trainer: Trainer, batches: int) -> dict[str, A
     best = (bool(progress.best), progress.best_epoch > 0, state["best"] is not None)
     if (progress.batch > 0) != (progress.seen > 0) or len(set(best)) > 1 or progress.best_epoch > progress.epoch:
         raise ValueError("its progress makes no sense")
-    if [len(progress.best), len(progress.window), len(progress.updates)] not in ([0, 3, 2], [2, 3, 2]):
+    if [len(progress.best), len(progress.window), len(progress.samples_and_seconds)] not in ([0, 3, 2], [2, 3, 2]):
         raise ValueError("its progress makes no sense")
     if state["best"] is not None and kinds(state["best"]) != kinds(trainer.model.state_dict()):
         raise ValueError("its best weights do not fit")

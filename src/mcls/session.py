@@ -310,7 +310,7 @@ def run(
         "best_epoch": progress.best_epoch,
         "steps": progress.step,
         "seconds": progress.seconds,
-        "samples_per_second": progress.updates[0] / max(progress.updates[1], 1e-9),
+        "samples_per_second": progress.samples_and_seconds[0] / max(progress.samples_and_seconds[1], 1e-9),
         "val": measure(parts.val).measure().report(classes, selected=True) if parts.val is not None else None,
         "test": test.report(classes) if test else None,
         "test_openings": openings,

@@ -50,7 +50,9 @@ class Progress:
     window: list[float] = field(default_factory=lambda: [0.0, 0, 0])  # loss sum, correct, seen since the last record
     train_seconds: float = 0.0  # in the current epoch's updates
     seconds: float = 0.0  # in all
-    updates: list[float] = field(default_factory=lambda: [0, 0.0])  # samples in all updates, and their seconds
+    samples_and_seconds: list[float] = field(
+        default_factory=lambda: [0, 0.0]
+    )  # samples in all updates, and their seconds
     best: list[float] = field(default_factory=list)  # the best epoch's value, larger is better; then minus its loss
     best_epoch: int = 0
     waited: int = 0  # epochs since the best one
@@ -206,7 +208,10 @@ class Trainer:
         progress.window[2] += sum(sizes)
         progress.train_seconds += now - started
         progress.seconds += now - started
-        progress.updates = [progress.updates[0] + sum(sizes), progress.updates[1] + now - started]
+        progress.samples_and_seconds = [
+            progress.samples_and_seconds[0] + sum(sizes),
+            progress.samples_and_seconds[1] + now - started,
+        ]
         return now
 
     def record(self) -> None:
