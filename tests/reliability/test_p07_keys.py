@@ -22,8 +22,9 @@ LISTED = re.compile("^(list|pair) of ")
 def keys() -> Iterator[Case]:
     """Every key of every file."""
     for path in FILES:
-        for key, rule in read_rules(path).items():
-            if key != "_target_":
+        rules = read_rules(path)
+        for key, rule in rules.items():
+            if key != "_target_" and not any(other.startswith(f"{key}.") for other in rules):
                 yield path, key if path.parent == ROOT else f"{path.parent.name}.{key}", rule
 
 
@@ -40,7 +41,7 @@ def wrong_values(rule: Rule) -> Iterator[Any]:
     kinds = {LISTED.sub("", part).split()[0] for part in words(rule)}
     numeric = kinds & {"int", "float"}
     listed = any(LISTED.match(part) for part in words(rule))
-    if "text" not in kinds or listed:
+    if not kinds & {"text", "path"} or listed:
         yield "certainly not one of these"
     yield {"a": 1}
     if not listed:

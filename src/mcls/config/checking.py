@@ -95,7 +95,9 @@ def refuse_code(hydra: DictConfig, trust: Any) -> None:
             isinstance(value, str) and value.startswith(("ext://", "cfg://"))
         )
         typed = any(line.partition("=")[2] == str(value) for line in overrides["hydra"])
-        own = typed or str(value).startswith(tuple(f"{package}." for package in trust or []))
+        own = typed or str(value).startswith(
+            tuple(f"{package}." for package in (trust if isinstance(trust, list) else []))
+        )
         if makes and not own and not HYDRAS_OWN.fullmatch(str(value)):
             raise RequestError(f"hydra: {key} {value} is not allowed here. For a package of your own say trust=[...].")
 
