@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mcls.errors import FolderError, MachineError
+from mcls.errors import FolderError, MachineError, RequestError
 from mcls.runs import DEPTH, LIMIT, RunFolder, claim, find, read_json, read_text, read_yaml, slug, timestamp
 
 
@@ -34,9 +34,11 @@ def test_fifty_processes_get_fifty_folders(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for parent, name in ((tmp_path / "file", "x"), (tmp_path / "file" / "deeper", "x"), (tmp_path, "x" * 300)):
-        with pytest.raises(MachineError, match="cannot be written"):
-            claim(parent, name)
+    for parent in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(RequestError, match=r"can't be a folder \(.+\)\. Name another one\."):
+            claim(parent, "x")
+    with pytest.raises(MachineError, match="cannot be written"):
+        claim(tmp_path, "x" * 300)
 
 
 def test_paths_and_names(tmp_path: Path) -> None:

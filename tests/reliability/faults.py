@@ -234,6 +234,7 @@ def plant(place: str, step: int, value: float) -> None:
     from torch import nn
 
     from mcls.data.loader import Normalise
+    from mcls.trainer import Trainer
 
     owner, name = {
         "input": (Normalise, "__call__"),
@@ -241,10 +242,17 @@ def plant(place: str, step: int, value: float) -> None:
         "gradient": (torch.optim.SGD, "step"),
         "weight": (torch.optim.SGD, "step"),
     }[place]
-    inner, calls = getattr(owner, name), [-1 if place == "loss" else 0]  # a loss is called once before the first step
+    inner, train_epoch, calls = getattr(owner, name), Trainer.train_epoch, [0]
+    begun: list[bool] = []  # a loss is called before the first step too, to be checked
+
+    def count_from_here(trainer: Trainer, train: Any) -> None:
+        begun.append(True)
+        train_epoch(trainer, train)
+
+    Trainer.train_epoch = count_from_here
 
     def planted(first: Any, *arguments: Any, **keys: Any) -> Any:
-        calls[0] += 1
+        calls[0] += bool(begun)
         mine = calls[0] == step
         if mine and place == "gradient":
             first.param_groups[0]["params"][0].grad[0, 0] = value
