@@ -50,9 +50,7 @@ class Progress:
     window: list[float] = field(default_factory=lambda: [0.0, 0, 0])  # loss sum, correct, seen since the last record
     train_seconds: float = 0.0  # in the current epoch's updates
     seconds: float = 0.0  # in all
-    samples_and_seconds: list[float] = field(
-        default_factory=lambda: [0, 0.0]
-    )  # samples in all updates, and their seconds
+    samples_and_seconds: list[float] = field(default_factory=lambda: [0, 0.0])  # in all updates
     best: list[float] = field(default_factory=list)  # the best epoch's value, larger is better; then minus its loss
     best_epoch: int = 0
     waited: int = 0  # epochs since the best one
@@ -208,10 +206,8 @@ class Trainer:
         progress.window[2] += sum(sizes)
         progress.train_seconds += now - started
         progress.seconds += now - started
-        progress.samples_and_seconds = [
-            progress.samples_and_seconds[0] + sum(sizes),
-            progress.samples_and_seconds[1] + now - started,
-        ]
+        samples, seconds = progress.samples_and_seconds
+        progress.samples_and_seconds = [samples + sum(sizes), seconds + now - started]
         return now
 
     def record(self) -> None:
