@@ -189,8 +189,7 @@ class Trainer:
         now = time.monotonic()
         if not losses:
             return now
-        progress = self.progress
-        rate = self.optimizer.param_groups[0]["lr"]
+        progress, rate = self.progress, self.optimizer.param_groups[0]["lr"]
         for number, (loss, size) in enumerate(zip(losses, sizes, strict=True), start=progress.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise RunError(
