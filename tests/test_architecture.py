@@ -35,7 +35,7 @@ ROWS = [
     ],
     ["mcls.distributed"],
     ["mcls.signals"],
-    ["mcls.errors", "mcls.torchrun"],
+    ["mcls.errors", "mcls.torchrun", "mcls.renamed"],
     ["mcls"],
 ]
 # what may import its neighbour

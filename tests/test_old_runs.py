@@ -11,6 +11,7 @@ from mcls.cli import main
 from mcls.config.schema import put
 from mcls.config.stored import stored_config
 from mcls.errors import FolderError
+from mcls.renamed import SCHEMA
 from mcls.runs import RunFolder, read_yaml
 
 RUNS = Path(__file__).parent / "fixtures" / "runs" / "0.1"
@@ -84,3 +85,12 @@ def test_a_key_of_the_wrong_shape_is_refused_not_filled_in(key, value):
     folder.write_config(config)
     with pytest.raises(FolderError, match=f"refused: {key}"):
         stored_config(folder, ["trainer.epochs=9"])
+
+
+def test_config_yaml_says_what_format_it_is_in_and_a_newer_one_is_noticed(caplog):
+    folder = RunFolder(Path("blobs-mlp"))
+    folder.write_config(stored_config(folder))
+    assert read_yaml(folder.config)["schema"] == SCHEMA
+    assert stored_config(folder)["sweep"]["test"] == "all" and not caplog.text
+    folder.config.write_text(folder.config.read_text().replace(f"schema: {SCHEMA}", f"schema: {SCHEMA + 1}"))
+    assert "schema" not in stored_config(folder) and "newer version of mcls" in caplog.text

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mcls.errors import FolderError, MachineError, RequestError
+from mcls.renamed import SCHEMA
 from mcls.runs import DEPTH, LIMIT, RunFolder, claim, find, read_json, read_text, read_yaml, slug, timestamp
 
 
@@ -69,8 +70,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     folder = claim(tmp_path, "run")
     config = {"seed": 0, "optimizer": {"lr": 1e-8, "betas": [0.9, 0.999]}, "name": "ü: #", "none": None, "yes": True}
     folder.write_config(config)
-    assert read_yaml(folder.config) == config
-    assert list(read_yaml(folder.config)) == list(config)
+    assert read_yaml(folder.config) == {**config, "schema": SCHEMA}
+    assert list(read_yaml(folder.config)) == [*config, "schema"]
     assert folder.read_result() is None
     folder.write_json(folder.result, {"status": "finished", "loss": float("nan")})
     assert folder.read_result() == {"status": "finished", "loss": None}

@@ -53,10 +53,19 @@ def unseal(content: bytes, path: Path) -> bytes:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Publish `state` (tensors, numbers, text, lists, dicts) at `path`."""
+    """Publish `state` (tensors, numbers, text, lists, dicts) at `path`, its tensors on the CPU."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(on_cpu(state), buffer)
     publish(path, seal(buffer.getvalue()))
+
+
+def on_cpu(value: Any) -> Any:
+    """`value` with every tensor in it, at any depth, on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: on_cpu(item) for key, item in value.items()}
+    return type(value)(map(on_cpu, value)) if isinstance(value, list | tuple) else value
 
 
 def read(path: Path) -> bytes:

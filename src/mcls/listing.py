@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError, RequestError
+from mcls.renamed import KEYS, target
 from mcls.runs import RunFolder, epochs_done, read_json, read_text, relative, status_of
 
 MEASURES = ("accuracy", "loss", "f1_macro", "ece")
 HIGH_FIRST = ("accuracy", "f1_macro", "started")  # keys, or their endings, that are sorted from high to low
 TARGET = "._target_"
-KEY = re.compile(r"( {0,2})([\w-]+):")  # begins a line of config.yaml that is a group or a key
+BEGINS = re.compile(r"( {0,2})([\w-]+):")  # begins a line of config.yaml that is a group or a key
 # keys that do not change what is trained; the precision that counts is the one in run.json
-FREE = {"seed", "name", "outputs", "device", "precision", "threads", "trust", "dataset.download"}
+FREE = {"schema", "seed", "name", "outputs", "device", "precision", "threads", "trust", "dataset.download"}
 FREE |= {f"trainer.{key}" for key in ("log_every", "checkpoint_every", "checkpoint_steps", "figures")}
 FREE |= {f"trainer.{key}" for key in ("workers", "resident", "test_every_epoch")}
 FILTER = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
@@ -87,11 +88,14 @@ def method_of(config: str) -> tuple[str, dict[str, str]]:
     """
     group, key, kept, targets = "", "", [], {}
     for line in config.splitlines(keepends=True):
-        if start := KEY.match(line):
+        if start := BEGINS.match(line):
             group = group if start[1] else start[2]
             key = f"{group}.{start[2]}" if start[1] else group
-        if key.endswith(TARGET):
-            targets[key] = line.partition(":")[2].strip()
+            if new := KEYS.get(key):
+                key, line = new, line.replace(start[2], new.split(".")[1], 1)
+            if key.endswith(TARGET):
+                targets[key] = target(line.partition(":")[2].strip())
+                line = f"  _target_: {targets[key]}\n"
         if key not in FREE:
             kept.append(line)
     return "".join(kept), targets
@@ -193,6 +197,8 @@ def full_key(word: str, rows: Sequence[Listed]) -> str:
         known |= dict.fromkeys([*row.values, *row.settings])
     if word in known or not rows:
         return word
+    if KEYS.get(word) in known:
+        return KEYS[word]
     endings = [key for key in known if key.endswith((f".{word}", f"/{word}"))]
     if len(endings) == 1:
         return endings[0]

@@ -17,6 +17,7 @@ import yaml
 from mcls.errors import FolderError, MachineError
 from mcls.files import describe, make_folder, open_plain, publish, to_json
 from mcls.formats import DEPTH, EPOCH, FILES, FINISHED, check, too_deep
+from mcls.renamed import SCHEMA, rename_about
 from mcls.tables import clean
 
 LIMIT = 40_000_000  # bytes of a file of text that is read back, ten times the measures of 10,000 classes
@@ -83,8 +84,8 @@ class RunFolder:
                 raise FolderError(f"{path}: refused, not a plain file.")
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Publish the resolved configuration."""
-        publish(self.config, as_yaml(config).encode())
+        """Publish the resolved configuration, with the number of its format."""
+        publish(self.config, as_yaml({**config, "schema": SCHEMA}).encode())
 
     def write_json(self, path: Path, value: dict[str, Any]) -> None:
         """Publish one of the folder's JSON files."""
@@ -206,7 +207,8 @@ def read_text(path: Path, limit: int = LIMIT) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in JSON file `path`, checked whole. Raises FolderError."""
-    return parse(read_text(path), path, FILES[path.name])
+    value = parse(read_text(path), path, FILES[path.name])
+    return rename_about(value) if path.name == "run.json" else value
 
 
 def no_number(word: str) -> None:

@@ -19,6 +19,7 @@ from mcls.errors import FolderError, MachineError, RequestError, RunError, Stopp
 from mcls.files import move
 from mcls.forward import evaluate
 from mcls.machine import describe, environment
+from mcls.renamed import rename
 from mcls.resuming import fitted, newest, read_about, resumable, tell_length
 from mcls.runs import RunFolder, as_yaml, read_yaml, relative
 from mcls.signals import StopRequest
@@ -106,7 +107,9 @@ def finish(
     if not folder.begun:
         return train(config, origin, lambda: folder, stop)
     wanted = dict(leaves(config))
-    for key, was in leaves(read_yaml(folder.config)):
+    saved = read_yaml(folder.config)
+    rename(saved, wanted)
+    for key, was in leaves(saved):
         if key not in HARMLESS and key in wanted and wanted[key] != was:
             place, asked = relative(folder.path), show(wanted[key])
             raise RequestError(f"{key}: {place} holds a run with {show(was)}, not {asked}. Name a new hydra.sweep.dir.")

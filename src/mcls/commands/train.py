@@ -45,12 +45,13 @@ def run(arguments: list[str]) -> int:
     with console(), StopRequest() as stop:  # from here on: an interrupt inside Hydra would come out as another error
         with checker(options.config_dir, options.config_name or "train") as check:
             request = check.check(options.overrides, options.multirun)
+        typed, arguments = arguments, [*arguments[: len(arguments) - len(request.overrides)], *request.overrides]
         if shows:
             launch(arguments, str)
             return 0
         if request.sweep and rank_and_size()[1] > 1:
             raise RequestError("-m: not under torchrun. Say trainer.devices=N instead.")
-        task = Task(shlex.join(["mcls", "train", *arguments]), request.folder is not None, stop)
+        task = Task(shlex.join(["mcls", "train", *typed]), request.folder is not None, stop)
         return sweep(request, arguments, task) if request.sweep else single(request, arguments, task)
 
 

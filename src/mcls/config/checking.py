@@ -1,5 +1,6 @@
 """What Hydra composed, held against the rules in the YAML files; nothing that it names is run that is not trusted."""
 
+import logging
 import re
 from collections.abc import Iterator
 from importlib.resources import files
@@ -13,6 +14,9 @@ from mcls.config.build import OWN, check_target
 from mcls.config.schema import Rule, leaves, put, read_rules, show
 from mcls.config.words import suggestion
 from mcls.errors import RequestError
+from mcls.renamed import rename
+
+log = logging.getLogger("mcls")
 
 CONFIGS = "mcls.configs"
 GLOBAL = "# @package _global_"
@@ -61,6 +65,8 @@ def checked(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict
     except OmegaConfBaseException as error:
         raise RequestError(" ".join(str(error).split())) from error
     refuse_code(hydra, values.get("trust"))
+    for old, new in rename(values, rules).items():
+        log.warning(f"{old} is called {new} now")
     refuse_strangers(values, rules, choices)
     for key, value in list(leaves(values)):
         put(values, key, rules[key].check(key, value))
@@ -125,3 +131,12 @@ def refuse_strangers(values: dict[str, Any], rules: dict[str, Rule], choices: di
                 f"Take it away with {' '.join(f'~{other}' for other in strangers)}"
             )
         raise RequestError(f"{key}: no such key, got {show(value)}. {suggestion(key, list(rules))}")
+
+
+def refuse_doubles(folder: Path) -> None:
+    """Raise RequestError for a file in `folder` that Hydra would not look at: mcls has another one of that name."""
+    root = Path(str(files(CONFIGS)))
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
+        shipped = root / path.relative_to(folder)
+        if shipped.is_file() and shipped.read_bytes() != path.read_bytes():
+            raise RequestError(f"--config-dir: {path} has the name of one of mcls's own files. Give it another name.")

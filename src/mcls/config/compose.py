@@ -6,13 +6,13 @@ one line that names the nearest thing that exists.
 
 import contextlib
 import itertools
+import logging
 import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from mcls.config.checking import CONFIGS, checked, rules_of
-from mcls.config.schema import leaves
+from mcls.config.checking import CONFIGS, checked, refuse_doubles, rules_of
+from mcls.config.schema import Rule, leaves
 from mcls.config.words import (
     as_list,
     as_text,
@@ -46,8 +46,11 @@ from mcls.config.words import (
     typeset,
 )
 from mcls.errors import MachineError, RequestError
+from mcls.renamed import KEYS, rename_line, today
 from mcls.runs import read_json
 from mcls.sweeps import job_name
+
+log = logging.getLogger("mcls")
 
 EXTRAS = {"optuna": "hpo", "joblib": "sweep", "submitit": "sweep"}  # of mcls, that bring Hydra's plugins
 TYPESET = "typographic minus or quotation marks. Type"
@@ -71,6 +74,7 @@ class Request:
         fixed: the keys that have one value for all jobs of a sweep.
         jobs: the overrides of each job of a sweep; empty where Hydra alone knows them.
         sweeper: the class of Hydra's that goes through them.
+        overrides: the command line's, under the names of today.
     """
 
     config: dict[str, Any]
@@ -80,6 +84,7 @@ class Request:
     fixed: list[str]
     jobs: list[list[str]]
     sweeper: str
+    overrides: list[str]
 
 
 class Checker:
@@ -97,6 +102,7 @@ class Checker:
 
     def check(self, overrides: list[str], multirun: bool) -> Request:
         """Compose what is asked for, every choice of a sweep included. Raises RequestError at the first thing wrong."""
+        overrides = self.renamed(overrides)
         parsed = [self.parse(override) for override in overrides]
         for override in parsed:
             self.check_choice(override)
@@ -135,7 +141,7 @@ class Checker:
         sweeper = str(hydra.sweeper["_target_"])
         known = sweep and sweeper.endswith(".BasicSweeper") and not hydra.sweeper.get("params")
         jobs = planned(parsed, listed) if known else []
-        return Request(values, choices, sweep, folder, keys, jobs, sweeper)
+        return Request(values, choices, sweep, folder, keys, jobs, sweeper, overrides)
 
     def listed(self, fixed: list[str], swept: list[Override]) -> dict[str, list[str]]:
         """What swept overrides stand for, by key; none of it is listed before sweep.max_jobs allows the sweep."""
@@ -151,7 +157,22 @@ class Checker:
 
     def values(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         """The checked configuration of one run, and its choices. Raises RequestError."""
+        overrides = self.renamed(overrides)
         return self.checked(*self.compose(overrides), overrides)
+
+    def renamed(self, lines: list[str]) -> list[str]:
+        """`lines` with the keys and values that older versions called otherwise under their names of today."""
+        keys = [self.parse(line).key_or_group for line in lines]
+        rules: dict[str, Rule] = {}
+        if KEYS.keys() & set(keys):
+            chosen = [self.parse(line) for line, key in zip(lines, keys, strict=True) if key in self.groups]
+            texts = [text for override in chosen for text in first(override) or [override.input_line or ""]]
+            rules = rules_of(self.hydra_compose([text for text in texts if text != NONE])[1])
+        named = [rename_line(line, key, today(key, rules)) for line, key in zip(lines, keys, strict=True)]
+        for line, new in zip(lines, named, strict=True):
+            if line != new:
+                log.warning(f"{line}: is called {new} now")
+        return named
 
     def parse(self, override: str) -> Override:
         """One override, parsed by Hydra's grammar."""
@@ -276,15 +297,6 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, list):
         return [as_plain(item) for item in value]
     return str(value) if type(value).__name__ == "QuotedString" else value
-
-
-def refuse_doubles(folder: Path) -> None:
-    """Raise RequestError for a file in `folder` that Hydra would not look at: mcls has another one of that name."""
-    root = Path(str(files(CONFIGS)))
-    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
-        shipped = root / path.relative_to(folder)
-        if shipped.is_file() and shipped.read_bytes() != path.read_bytes():
-            raise RequestError(f"--config-dir: {path} has the name of one of mcls's own files. Give it another name.")
 
 
 @contextlib.contextmanager

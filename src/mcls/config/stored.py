@@ -17,6 +17,7 @@ from mcls.config.compose import as_plain
 from mcls.config.schema import Rule, inherited, leaves, put, read_rules, show
 from mcls.config.words import quoted, suggestion
 from mcls.errors import FolderError, RequestError
+from mcls.renamed import SCHEMA, rename, today
 from mcls.runs import RunFolder, read_json, read_yaml
 
 log = logging.getLogger("mcls")
@@ -61,7 +62,7 @@ def accept(config: dict[str, Any], choices: Any, changes: Sequence[str], source:
     if not isinstance(choices, dict) or not all(isinstance(choice, str) for choice in choices.values()):
         raise FolderError(f"{source}: damaged, it is not known what was chosen.")
     rules = shipped_rules(choices)
-    given = dict(map(assignment, changes))
+    given = {today(key, rules): value for key, value in map(assignment, changes)}
     try:
         bring_up_to_date(config, rules, choices, source)
         known = dict(leaves(config))
@@ -92,6 +93,9 @@ def bring_up_to_date(config: dict[str, Any], rules: dict[str, Rule], choices: di
     schema = config.pop("schema", 0)
     if not isinstance(schema, int) or schema < 0:
         raise RequestError(f"schema: must be an integer from 0 on, got {show(schema)}.")
+    if schema > SCHEMA:
+        log.warning(f"{source}: written by a newer version of mcls, in schema {schema}; this one knows {SCHEMA}.")
+    rename(config, rules)
     own = {group for group in choices if f"{group}._target_" not in rules and group in OWN}
     parents = {key.rpartition(".")[0] for key in rules}
     for key, value in list(leaves(config)):
