@@ -180,7 +180,7 @@ def seconds_to(accuracy: float, overrides: Sequence[str]) -> float | None:
     """Training seconds until a run's test accuracy first reaches `accuracy`, or None; one process, one run."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "run"
-        asked = [*overrides, "trainer.test_every_epoch=true", f"hydra.run.dir={target}"]
+        asked = [*overrides, "trainer.evaluate_test_each_epoch=true", f"hydra.run.dir={target}"]
         subprocess.run([*MCLS, "train", *asked], check=True, capture_output=True, env=os.environ)
         for line in (target / "metrics.jsonl").read_text().splitlines():
             record = json.loads(line)

@@ -57,8 +57,8 @@ TEMPLATE += ("model.hidden_units=[64,128,64]", "optimizer=adam", "trainer.batch_
 WORKS = [
     Work("mnist-mlp", ("experiment=mnist-mlp",), documents=("MNIST", 0.1307, 0.3081)),
     Work(
-        "mnist-mlp, fp32_fast",
-        ("experiment=mnist-mlp", "precision=fp32_fast"),
+        "mnist-mlp, fp32_medium",
+        ("experiment=mnist-mlp", "precision=fp32_medium"),
         documents=("MNIST", 0.1307, 0.3081),
         stock=("documents' way", "Lightning"),
     ),
@@ -183,7 +183,7 @@ def mcls_trainer(work: Work, device: str) -> Epoch:
     parts, config = assembled(work, device)
     trainer = make_trainer(parts)
     if work.whole:
-        followed = parts.load(parts.dataset.open_test()) if config["trainer"]["test_every_epoch"] else None
+        followed = parts.load(parts.dataset.open_test()) if config["trainer"]["evaluate_test_each_epoch"] else None
 
         def fit() -> None:
             trainer.progress = Progress()

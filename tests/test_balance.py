@@ -132,8 +132,8 @@ def config(*lines: str) -> dict[str, Any]:
 def test_the_keys_reach_the_loss_and_the_loader(caplog: pytest.LogCaptureFixture) -> None:
     parts = assemble(config("loss.class_weights=balanced"))
     assert parts.class_weights is parts.loss.weight and not caplog.text
-    parts = assemble(config("loss.class_weights=balanced", "trainer.balanced=true"))
-    assert caplog.text.count("make up for rare classes twice. Use one.") == 1
+    parts = assemble(config("loss.class_weights=balanced", "trainer.class_balanced_sampling=true"))
+    assert caplog.text.count("do the same twice. Use one.") == 1
     assert parts.train.balanced and parts.val is not None and not parts.val.balanced
     counts = torch.bincount(parts.dataset.train.targets)
     assert parts.loss.weight.tolist() == pytest.approx((counts.sum() / (4 * counts)).tolist())
@@ -148,7 +148,7 @@ def test_the_keys_reach_the_loss_and_the_loader(caplog: pytest.LogCaptureFixture
             config(f"loss.class_weights={wrong}")
 
 
-@pytest.mark.parametrize("choice", ["loss.class_weights=balanced", "trainer.balanced=true"])
+@pytest.mark.parametrize("choice", ["loss.class_weights=balanced", "trainer.class_balanced_sampling=true"])
 def test_both_help_a_rare_class(tmp_path: Path, mcls: Callable[..., int], choice: str) -> None:
     """Two overlapping clouds, one with a tenth of the points: without help nearly all go to the other."""
     from mcls.runs import find

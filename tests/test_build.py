@@ -175,7 +175,7 @@ def test_what_is_built() -> None:
     loss = build("loss", {"_target_": "mcls.losses.NegativeLogLikelihood", "label_smoothing": 0.1})
     assert isinstance(loss, NegativeLogLikelihood) and loss.label_smoothing == 0.1
     assert build("augment", {"_target_": "mcls.data.augment.CropFlip", "padding": 2, "flip": 0.5}) == CropFlip(2, 0.5)
-    schedule = build("schedule", {"_target_": "mcls.optim.cosine", "final": 0.0, "warmup": 0.0})
+    schedule = build("schedule", {"_target_": "mcls.optim.cosine", "end_factor": 0.0, "warmup_fraction": 0.0})
     assert isinstance(schedule, functools.partial) and schedule(0.0) == 1.0 and schedule(0.5) == pytest.approx(0.5)
 
 
@@ -208,12 +208,12 @@ def test_a_model_of_torchvision_by_yaml_alone() -> None:
         (
             "schedule",
             {"_target_": "mcls.optim.constant", "warm": 0},
-            r"^schedule\.warm: mcls\.optim\.constant takes no such argument\. It takes progress, warmup\.$",
+            r"^schedule\.warm: mcls\.optim\.constant takes no such argument\. It takes progress, warmup_fraction\.$",
         ),
         (
             "schedule",
             {"_target_": "mcls.optim.constant"},
-            r"^schedule\.warmup: mcls\.optim\.constant needs it, and the configuration does not have it\.$",
+            r"^schedule\.warmup_fraction: mcls\.optim\.constant needs it, and the configuration does not have it\.$",
         ),
         (
             "optimizer",

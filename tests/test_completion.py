@@ -22,15 +22,15 @@ def test_commands_are_offered() -> None:
         ("mcls train dataset=mnist optimizer=ad", ["optimizer=adam", "optimizer=adamw"]),
         ("mcls data ", ["check"]),
         ("mcls data check dataset=bl", ["dataset=blobs"]),
-        ("mcls train precision=", [f"precision={name}" for name in ("auto", "fp32", "fp32_fast", "bf16", "fp16")]),
+        ("mcls train precision=", [f"precision={name}" for name in ("auto", "fp32", "fp32_medium", "bf16", "fp16")]),
         ("mcls train -m trainer.monitor=", [f"trainer.monitor={name}" for name in ("accuracy", "loss", "f1_macro")]),
         ("mcls train optimizer=sgd optimizer.nesterov=t", ["optimizer.nesterov=true"]),
         ("mcls data check --output look dataset=mn", ["dataset=mnist"]),
         ("mcls train device=c", ["device=cpu", "device=cuda"]),
         ("mcls train optimizer.lr=", ["optimizer.lr=0.05"]),
         (
-            "mcls data check dataset=csv dataset.missing=",
-            [f"dataset.missing={way}" for way in ("error", "drop", "mean")],
+            "mcls data check dataset=csv dataset.missing_values_strategy=",
+            [f"dataset.missing_values_strategy={way}" for way in ("error", "drop", "mean")],
         ),
     ],
 )

@@ -217,7 +217,7 @@ def own(tmp_path: Path) -> Path:
         "_target_: mcls.data.datasets.blobs\n"
         "# (int >= 10 <= 500) points\nn_samples: 200\n# (int > 0) numbers a point\nn_features: 3\n"
         "# (int > 1) classes\ncenters: 5\n# (float > 0) width\ncluster_std: 0.5\nrandom_state: 1\n"
-        "test_size: 0.2\ntest_random_state: 1\n# (float >= 0 < 1) part\nval_fraction: 0.2\nval_seed: 0\n"
+        "test_fraction: 0.2\ntest_seed: 1\n# (float >= 0 < 1) part\nval_fraction: 0.2\nval_seed: 0\n"
     )
     (folder / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /dataset: rings\n  - override /optimizer: nadam\n"

@@ -99,7 +99,7 @@ def test_texts_that_look_the_same_are_the_same(tmp_path: Path) -> None:
                 for n, row in enumerate(rows())]  # fmt: skip
         header = ["id", "size", f"p{forms[1]}se", "colour", f"kl{forms[1]}m"]
         path = write(tmp_path / f"{name}.csv", body, header)
-        found[name] = read(path, f"kl{two}m", drop_columns=["id"], text_columns=[f"p{two}se"])
+        found[name] = read(path, f"kl{two}m", drop_columns=["id"], categorical_columns=[f"p{two}se"])
     assert found["mixed"].classes == ("bar", f"caf{one}")
     assert found["mixed"].encoder == found["pure"].encoder
     for pure, mixed in zip(splits(found["pure"]), splits(found["mixed"]), strict=True):
@@ -214,13 +214,13 @@ def test_missing_cells(tmp_path: Path, word: str, caplog: pytest.LogCaptureFixtu
     with pytest.raises(DataError) as caught:
         read(path, drop_columns=["id"])
     assert str(caught.value) == (
-        f"{path}, row 5, column 'size': missing, got '{word}' (3 such cells). Say dataset.missing=drop or "
-        "dataset.missing=mean, or name the column in dataset.drop_columns."
+        f"{path}, row 5, column 'size': missing, got '{word}' (3 such cells). Set "
+        "dataset.missing_values_strategy to drop or mean, or name the column in dataset.drop_columns."
     )
-    dropped = read(path, drop_columns=["id"], missing="drop")
+    dropped = read(path, drop_columns=["id"], missing_values_strategy="drop")
     assert sum(map(len, splits(dropped))) == 58
     assert f"data    {path}: 2 of 60 rows dropped, they have missing cells" in caplog.text
-    kept = read(path, drop_columns=["id"], missing="mean")
+    kept = read(path, drop_columns=["id"], missing_values_strategy="mean")
     assert sum(map(len, splits(kept))) == 60
     for split in splits(kept):
         for name, values in zip(split.names, inputs(split), strict=True):
@@ -240,12 +240,12 @@ def test_missing_classes_are_no_class(tmp_path: Path, word: str, caplog: pytest.
     body[9][1] = "NaN"
     path = write(tmp_path / "t.csv", body)
     with pytest.raises(DataError, match=r"row 5, column 'kind': no class.* \(2 such rows\)\. Fill it in, or say "):
-        read(path, missing="mean")
-    found = read(path, missing="drop")
+        read(path, missing_values_strategy="mean")
+    found = read(path, missing_values_strategy="drop")
     assert found.classes == ("no", "yes") and sum(map(len, splits(found))) == 57
     told = f"3 of 60 rows dropped (2 without a class), they have missing cells: 3 such cells: 2 '{word}', 1 'NaN'"
     assert f"data    {path}: {told}" in caplog.text
-    assert word in read(path, missing="drop", missing_values=["NaN"]).classes or not word
+    assert word in read(path, missing_values_strategy="drop", missing_values=["NaN"]).classes or not word
 
 
 def test_missing_cells_that_are_filled_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -253,7 +253,7 @@ def test_missing_cells_that_are_filled_are_counted(tmp_path: Path, caplog: pytes
     body = rows()
     body[3][1] = body[8][3] = "NULL"
     path = write(tmp_path / "t.csv", body)
-    read(path, missing="mean")
+    read(path, missing_values_strategy="mean")
     assert f"data    {path}: missing, 2 such cells; they get the mean, or no category" in caplog.text
 
 
@@ -301,12 +301,12 @@ def test_missing_values_are_what_the_user_says(tmp_path: Path) -> None:
     body = rows()
     body[3][1] = "-99"
     path = write(tmp_path / "t.csv", body)
-    assert sum(map(len, splits(read(path, missing="drop")))) == 60
-    assert sum(map(len, splits(read(path, missing="drop", missing_values=["-99"])))) == 59
+    assert sum(map(len, splits(read(path, missing_values_strategy="drop")))) == 60
+    assert sum(map(len, splits(read(path, missing_values_strategy="drop", missing_values=["-99"])))) == 59
 
 
 def test_columns_of_numbers_can_be_text(tmp_path: Path) -> None:
-    found = read(write(tmp_path / "t.csv", rows()), drop_columns=["id"], text_columns=["weight"])
+    found = read(write(tmp_path / "t.csv", rows()), drop_columns=["id"], categorical_columns=["weight"])
     assert found.encoder is not None
     assert found.encoder["categories"][1] == [str(1000 * number) for number in range(1, 9)]
 
@@ -320,8 +320,10 @@ def test_numbers_that_are_written_otherwise_are_no_categories(tmp_path: Path, ce
     with pytest.raises(DataError) as caught:
         read(path)
     message = f"column 'weight': '{cells[0]}' looks like a number, but is not written as one ("
-    assert message in str(caught.value) and str(caught.value).endswith("or name the column in dataset.text_columns.")
-    found = read(path, text_columns=["weight"])
+    assert message in str(caught.value) and str(caught.value).endswith(
+        "or name the column in dataset.categorical_columns."
+    )
+    found = read(path, categorical_columns=["weight"])
     assert found.encoder is not None and set(found.encoder["categories"][2]) == set(cells)
 
 
@@ -352,7 +354,7 @@ def test_a_column_with_one_value_is_harmless(tmp_path: Path) -> None:
 # what is done to a healthy file, and what is said of it
 ELSE = "If something else stands between cells, say dataset.delimiter."
 QUOTE = f"Is a quote or a delimiter too many or too few? {ELSE}"
-CELLS = "cells). Mend it, or name the column in dataset.text_columns, or the word in dataset.missing_values."
+CELLS = "cells). Mend it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
 COLUMNS = "It has 'id', 'size', 'weight', 'colour', 'kind'."
 FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "empty": (lambda text: "", "FILE: empty. The first row must be a header of column names."),
@@ -429,12 +431,12 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "empty label": (
         lambda text: text.replace("no\n", " \n", 2),
-        "FILE, row 2, column 'kind': no class (2 such rows). Fill it in, or say dataset.missing=drop.",
+        "FILE, row 2, column 'kind': no class (2 such rows). Fill it in, or say dataset.missing_values_strategy=drop.",
     ),
     "missing label": (
         lambda text: text.replace("no\n", "NA\n", 2),
-        "FILE, row 2, column 'kind': no class, got 'NA' (2 such rows). Fill it in, or say dataset.missing=drop. "
-        "If 'NA' is a class, leave it out of dataset.missing_values.",
+        "FILE, row 2, column 'kind': no class, got 'NA' (2 such rows). Fill it in, or say "
+        "dataset.missing_values_strategy=drop. If 'NA' is a class, leave it out of dataset.missing_values.",
     ),
     "no number": (
         lambda text: text.replace("\n7,", "\nseven,", 1).replace("\n9,", "\nnine,", 1),
@@ -493,16 +495,16 @@ def test_wrong_files(tmp_path: Path, kind: str) -> None:
             "FILE: no columns besides 'kind', 'id', 'size', 'weight', 'colour', nothing to learn from.",
         ),
         (
-            {"text_columns": ["id"], "max_categories": 40},
+            {"categorical_columns": ["id"], "max_categories": 40},
             "FILE: column 'id' has 43 different texts in train, more than dataset.max_categories=40. "
             "Name it in dataset.drop_columns, or raise that.",
         ),
         (
-            {"missing_values": list(COLOURS), "missing": "mean"},
+            {"missing_values": list(COLOURS), "missing_values_strategy": "mean"},
             "FILE: column 'colour' has no cell filled in train. Name it in dataset.drop_columns.",
         ),
         (
-            {"missing_values": list(COLOURS), "missing": "drop"},
+            {"missing_values": list(COLOURS), "missing_values_strategy": "drop"},
             "FILE: column 'colour' has no cell filled. Name it in dataset.drop_columns.",
         ),
     ],
@@ -593,14 +595,14 @@ ROW = {"size": "1.5", "weight": "2000", "colour": "red"}
         ({"size": "nan "}, {}, "column 'size': missing, got 'nan'. The model has not learnt what to do."),
         (
             {"colour": ""},
-            {"missing": "drop"},
+            {"missing_values_strategy": "drop"},
             "column 'colour': missing, got ''. The model has not learnt what to do.",
         ),
         (
             {"colour": "mauve\n"},
             {},
             "column 'colour': 'mauve' is a category that train does not have; it has 'blue', 'green', 'red'. "
-            "Mend it, or let it count as none: dataset.unseen=ignore, or for mcls predict --handle-unknown ignore.",
+            "Fix it, or let it count as none: dataset.handle_unknown=ignore, or for predict --handle-unknown ignore.",
         ),
     ],
 )
@@ -620,7 +622,7 @@ def test_new_rows_without_a_column(tmp_path: Path) -> None:
 
 
 def test_new_rows_that_were_allowed_for(tmp_path: Path) -> None:
-    found = encoder(tmp_path, unseen="ignore", missing="mean")
+    found = encoder(tmp_path, handle_unknown="ignore", missing_values_strategy="mean")
     assert encode([{**ROW, "colour": "mauve"}], found)[0, 2:].tolist() == [0, 0, 0]
     assert encode([{"size": "?", "weight": "", "colour": "NA"}], found).tolist() == [[0, 0, 0, 0, 0]]
 

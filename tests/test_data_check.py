@@ -82,7 +82,8 @@ def test_uneven_classes_are_told(tmp_path: Path, mcls: Main, capsys: Capture) ->
     tree(tmp_path / "own", ("many",), count=120)
     tree(tmp_path / "own", ("few",), count=10, seed=5000)
     assert mcls("data", "check", "dataset=image_folder", "dataset.root=own") == 0
-    advice = "times the samples of the smallest: consider loss.class_weights=balanced or trainer.balanced=true"
+    remedies = "loss.class_weights=balanced or trainer.class_balanced_sampling=true"
+    advice = f"times the samples of the smallest: consider {remedies}"
     assert f"uneven      the largest class has 12 {advice}" in capsys.readouterr().out
 
 
@@ -114,7 +115,7 @@ def test_data_sets_of_mcls_itself(mcls: Main, capsys: Capture) -> None:
     ("line", "status", "message"),
     [
         ("dataset=image_folder", 2, "dataset.root: say which folder holds the images, dataset.root=DIR."),
-        ("dataset.rot=x", 2, "dataset.rot: no such key. Did you mean dataset.test_random_state?"),
+        ("dataset.rot=x", 2, "dataset.rot: no such key. Did you mean dataset.test_seed?"),
         ("dataset=csv dataset.path=x.csv dataset.target=y", 3, "x.csv: no such file."),
         ("--config-dir /no/such/folder", 2, "--config-dir: no folder /no/such/folder."),
     ],

@@ -22,7 +22,7 @@ from mcls.data.datasets import Split, cut, stratified
 from mcls.errors import DataError, MachineError, RequestError
 
 BLOBS = {"n_samples": 500, "n_features": 2, "centers": 4, "cluster_std": 1.5, "random_state": 666}
-TEST = {"test_size": 0.2, "test_random_state": 888}
+TEST = {"test_fraction": 0.2, "test_seed": 888}
 GREY = {"mean": [0.5], "std": [0.5]}
 COLOUR = {"mean": [0.5] * 3, "std": [0.5] * 3}
 

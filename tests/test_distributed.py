@@ -77,7 +77,12 @@ def test_two_processes_train_as_one(more: tuple[str, ...], tmp_path: Path) -> No
     for devices in (1, 2):
         root = tmp_path / str(devices)
         root.mkdir()
-        keys = ("optimizer.lr=0.01", "trainer.epochs=3", "trainer.batch_size=31", "trainer.test_every_epoch=true")
+        keys = (
+            "optimizer.lr=0.01",
+            "trainer.epochs=3",
+            "trainer.batch_size=31",
+            "trainer.evaluate_test_each_epoch=true",
+        )
         done = run(root, "train", *TWO, *keys, *more, f"trainer.devices={devices}")
         assert done.returncode == 0, done.stderr
         assert len(done.stderr.splitlines()) == 4 + 3  # the others say nothing
@@ -183,7 +188,7 @@ def test_resumed_equals_whole(tmp_path: Path) -> None:
 @LINUX_ONLY
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_by_name(tmp_path: Path) -> None:
-    with begin(tmp_path, "trainer.checkpoint_steps=5") as process:
+    with begin(tmp_path, "trainer.checkpoint_every_steps=5") as process:
         [other] = children(process.pid)
         os.kill(other, signal.SIGKILL)
         _, err = process.communicate(timeout=30)

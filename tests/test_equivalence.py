@@ -89,7 +89,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def constant_rate(progress: float) -> float:
     """The constant schedule."""
-    return constant(progress, warmup=0.0)
+    return constant(progress, warmup_fraction=0.0)
 
 
 def test_every_model_is_found():
@@ -159,7 +159,11 @@ def test_training_equals_a_plain_loop(data_root, recipe):
         losses.append(total / len(images))
 
     ours = network()
-    schedule = (lambda progress: cosine(progress, final=0.0, warmup=0.0)) if recipe == "cosine" else constant_rate
+    schedule = (
+        (lambda progress: cosine(progress, end_factor=0.0, warmup_fraction=0.0))
+        if recipe == "cosine"
+        else constant_rate
+    )
     weights, records = trained(dataset, ours, make(ours.parameters()), schedule, epochs=epochs, clip=clip)
     atol = 2e-5 if recipe == "adam" else 1e-6  # Adam's division turns a rounding of a tiny gradient into a step
     torch.testing.assert_close(weights, dict(model.state_dict()), rtol=1e-5, atol=atol)

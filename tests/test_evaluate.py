@@ -164,7 +164,11 @@ def test_the_arithmetic_is_that_of_the_training(
     ("key", "recorded", "told"),
     [
         ("precision", "fp16", "precision: the run was trained in fp16, which cpu does not compute; here it is fp32.\n"),
-        ("precision", "fp32_fast", "precision: the run was trained in fp32_fast, which cpu does not compute; here "),
+        (
+            "precision",
+            "fp32_medium",
+            "precision: the run was trained in fp32_medium, which cpu does not compute; here ",
+        ),
         ("nothing", "fp16", ""),
     ],
 )
@@ -287,7 +291,7 @@ def test_another_test_set_is_not_the_runs_own(
             pixels = draw.integers(0, 120, (8, 8), dtype=np.uint8) + (100 if place.endswith("b") else 0)
             Image.fromarray(pixels.astype(np.uint8)).save(own / place / f"{number:02}.png")
     keys = ("dataset=image_folder", f"dataset.root={own}", "dataset.val_fraction=0.2", "trainer.batch_size=4")
-    folder = train(tmp_path / "run", data_root, *keys, "trainer.epochs=1", f"trainer.resident={resident}")
+    folder = train(tmp_path / "run", data_root, *keys, "trainer.epochs=1", f"trainer.data_on_device={resident}")
 
     def evaluated(place: Path, split: str = "test") -> tuple[str, str, int]:
         capsys.readouterr()

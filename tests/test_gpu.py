@@ -79,7 +79,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(root: Path) -> None:
 @pytest.mark.parametrize("layout", ["true", "false"])
 def test_half_precision_and_channels_last_train_as_well_as_fp32(root: Path, precision: str, layout: str) -> None:
     name = f"small-{precision}-{layout}"
-    keys = ["dataset=mnist", "model=small_resnet", f"precision={precision}", f"trainer.channels_last={layout}"]
+    keys = ["dataset=mnist", "model=small-resnet", f"precision={precision}", f"trainer.channels_last={layout}"]
     result = train(root, name, *keys, "trainer.epochs=6", "trainer.batch_size=32", "optimizer=adam")
     assert about(root, name)["precision"] == precision
     assert result["test"]["accuracy"] >= 0.9
@@ -88,7 +88,9 @@ def test_half_precision_and_channels_last_train_as_well_as_fp32(root: Path, prec
 def test_images_from_files_are_served_as_resident_ones(root: Path) -> None:
     keys = ["dataset=mnist", "precision=fp32", "trainer.epochs=2"]
     found = [
-        train(root, f"served-{resident}", *keys, f"trainer.resident={resident}", "trainer.workers=2")["test"]["loss"]
+        train(root, f"served-{resident}", *keys, f"trainer.data_on_device={resident}", "trainer.workers=2")["test"][
+            "loss"
+        ]
         for resident in ("true", "false")
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
@@ -96,7 +98,7 @@ def test_images_from_files_are_served_as_resident_ones(root: Path) -> None:
 
 def test_fp32_is_fp32(root: Path) -> None:
     """No TF32: a convolutional network's probabilities on the GPU are those of the CPU."""
-    train(root, "exact", "dataset=mnist", "model=small_resnet", "precision=fp32", "trainer.epochs=1")
+    train(root, "exact", "dataset=mnist", "model=small-resnet", "precision=fp32", "trainer.epochs=1")
     image = root / "digit.png"
     from PIL import Image
 
@@ -124,7 +126,7 @@ def test_fp32_is_fp32(root: Path) -> None:
 
 def test_a_run_made_on_a_gpu_is_used_without_one(root: Path) -> None:
     if not (root / "exact").exists():
-        train(root, "exact", "dataset=mnist", "model=small_resnet", "precision=fp32", "trainer.epochs=1")
+        train(root, "exact", "dataset=mnist", "model=small-resnet", "precision=fp32", "trainer.epochs=1")
     state = torch.load(root / "exact" / "best.pt", weights_only=True)
     assert {tensor.device.type for tensor in state["model"].values()} == {"cpu"}
     for command in (["evaluate", "exact"], ["export", "exact", "--format", "pt2"], ["report", "exact"]):

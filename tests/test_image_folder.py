@@ -764,7 +764,7 @@ def compose(*lines: str) -> dict[str, Any]:
 def test_whether_images_stay_files_is_the_trainers_choice(tmp_path: Path) -> None:
     lines = ["dataset=image_folder", f"dataset.root={tree(tmp_path)}", "trainer.batch_size=8"]
     for choice, resident in (("auto", True), ("true", True), ("false", False)):
-        parts = assemble(compose(*lines, f"trainer.resident={choice}"))
+        parts = assemble(compose(*lines, f"trainer.data_on_device={choice}"))
         assert parts.train.resident is resident
         assert isinstance(parts.dataset.train.inputs, torch.Tensor) is resident
 
@@ -775,7 +775,7 @@ def test_a_tree_trains_and_is_drawn(
 ) -> None:
     tree(tmp_path / "own")
     line = "dataset=image_folder dataset.root=own trainer.epochs=1 trainer.batch_size=16 outputs=out"
-    assert mcls("train", line.split(), f"trainer.resident={resident}") == 0
+    assert mcls("train", line.split(), f"trainer.data_on_device={resident}") == 0
     out, err = capsys.readouterr()
     assert "of 12, loss" in out and "images  8 x 8 (RGB 60); taken as 8 x 8 RGB" in err
     assert len(list(tmp_path.glob("out/*/*/figures/predictions.png"))) == 1
@@ -792,7 +792,7 @@ def test_a_tree_trains_and_is_drawn(
 def test_other_packages_print_nothing(tmp_path: Path) -> None:
     """Class names without a font, more workers than processors, no home to write to; TIFFs of 13 bands are named."""
     tree(tmp_path / "own", ("鱼", "鸟"))
-    line = "dataset=image_folder dataset.root=own trainer.epochs=1 trainer.batch_size=8 trainer.resident=false"
+    line = "dataset=image_folder dataset.root=own trainer.epochs=1 trainer.batch_size=8 trainer.data_on_device=false"
     command = [sys.executable, "-m", "mcls", "train", *line.split(), f"trainer.workers={(os.cpu_count() or 1) + 2}"]
     surroundings = {**os.environ, "HOME": "/proc", "OMP_NUM_THREADS": "1"}
     surroundings.pop("MPLCONFIGDIR", None)

@@ -3,16 +3,18 @@
 import csv
 import json
 import shutil
+from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from mcls.cli import main
-from mcls.config.schema import put
+from mcls.config.schema import leaves, put, read_rules
 from mcls.config.stored import stored_config
 from mcls.errors import FolderError
-from mcls.renamed import SCHEMA
-from mcls.runs import RunFolder, read_yaml
+from mcls.renamed import KEYS, SCHEMA, TARGETS
+from mcls.runs import RunFolder, read_json, read_yaml
 
 RUNS = Path(__file__).parent / "fixtures" / "runs" / "0.1"
 INPUTS = {"blobs-mlp": "data/points.csv", "csv-mlp": "data/trees.csv", "images-small_resnet": "data/shapes/test"}
@@ -94,3 +96,53 @@ def test_config_yaml_says_what_format_it_is_in_and_a_newer_one_is_noticed(caplog
     assert stored_config(folder)["sweep"]["test"] == "all" and not caplog.text
     folder.config.write_text(folder.config.read_text().replace(f"schema: {SCHEMA}", f"schema: {SCHEMA + 1}"))
     assert "schema" not in stored_config(folder) and "newer version of mcls" in caplog.text
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_old_run_is_read_under_the_names_of_today(name):
+    folder = RunFolder(Path(name))
+    config, about = stored_config(folder), read_json(folder.about)
+    assert config["trainer"]["log_every_steps"] == read_yaml(folder.config)["trainer"]["log_every"]
+    assert {key for key, _ in leaves(config)} == {key for key, _ in leaves(stored_config(folder))}
+    assert not KEYS.keys() & ({key for key, _ in leaves(config)} | about["hyperparameters"].keys())
+
+
+def test_old_names_of_keys_and_values_keep_working_and_are_named(capsys, tmp_path):
+    shared = [
+        "dataset=image_folder",
+        "dataset.root=data/shapes",
+        "trainer.epochs=1",
+        "device=cpu",
+    ]
+    for name, keys in {
+        "then": ["model=small_resnet", "trainer.balanced=true", "trainer.log_every=1", "schedule.warmup=0.5"],
+        "now": [
+            "model=small-resnet",
+            "trainer.class_balanced_sampling=true",
+            "trainer.log_every_steps=1",
+            "schedule.warmup_fraction=0.5",
+        ],
+    }.items():
+        assert main(["train", *shared, *keys, f"hydra.run.dir={name}"]) == 0
+    said = capsys.readouterr()
+    for line in ("model=small_resnet", "trainer.balanced=true: is called trainer.class_balanced_sampling=true now"):
+        assert line in said.err + said.out
+    assert read_yaml(Path("then/config.yaml")) == read_yaml(Path("now/config.yaml"))
+    assert main(["resume", "then", "trainer.log_every=7", "trainer.epochs=2"]) == 0
+    assert read_yaml(Path("then/config.yaml"))["trainer"]["log_every_steps"] == 7
+
+
+def test_an_old_recipe_of_ones_own_is_read_under_the_names_of_today(capsys):
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/mine.yaml").write_text("# @package _global_\ntrainer:\n  clip_norm: 1.5\n  epochs: 1\n")
+    assert main(["train", "--config-dir=own", "experiment=mine", "hydra.run.dir=mine", "device=cpu"]) == 0
+    assert read_yaml(Path("mine/config.yaml"))["trainer"]["grad_clip_norm"] == 1.5
+
+
+def test_every_renamed_key_and_value_exists_under_its_new_name():
+    shipped = Path(str(files("mcls.configs")))
+    keys = {f"{path.parent.name}.{key}" for path in shipped.glob("*/*.yaml") for key in read_rules(path)}
+    assert set(KEYS.values()) <= keys and not KEYS.keys() & keys
+    assert all(
+        target.rpartition(".")[2] in vars(import_module(target.rpartition(".")[0])) for target in TARGETS.values()
+    )

@@ -45,11 +45,11 @@ def ours(schedule, steps: int = STEPS) -> list[float]:
 @pytest.mark.parametrize("final", [0.0, 0.05])
 def test_cosine_equals_torchs(final):
     expected = theirs(lambda optimizer: CosineAnnealingLR(optimizer, STEPS, eta_min=final * BASE))
-    assert ours(functools.partial(cosine, final=final, warmup=0.0)) == pytest.approx(expected, abs=1e-9)
+    assert ours(functools.partial(cosine, end_factor=final, warmup_fraction=0.0)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_cosine_after_a_warm_up_equals_torchs_begun_later():
-    found = ours(functools.partial(cosine, final=0.0, warmup=0.25))
+    found = ours(functools.partial(cosine, end_factor=0.0, warmup_fraction=0.25))
     expected = theirs(lambda optimizer: CosineAnnealingLR(optimizer, 30), 30)
     assert found[10:] == pytest.approx(expected, abs=1e-9)
 
@@ -58,16 +58,16 @@ def test_cosine_after_a_warm_up_equals_torchs_begun_later():
 def test_step_decay_equals_torchs_at_every_step(milestones):
     places = [round(milestone * STEPS) for milestone in milestones]
     expected = theirs(lambda optimizer: MultiStepLR(optimizer, places, gamma=0.2))
-    found = ours(functools.partial(step_decay, milestones=milestones, factor=0.2, warmup=0.0))
+    found = ours(functools.partial(step_decay, milestones=milestones, factor=0.2, warmup_fraction=0.0))
     assert found == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
     "schedule",
     [
-        functools.partial(constant, warmup=0.25),
-        functools.partial(cosine, final=0.0, warmup=0.25),
-        functools.partial(step_decay, milestones=[0.5], factor=0.1, warmup=0.25),
+        functools.partial(constant, warmup_fraction=0.25),
+        functools.partial(cosine, end_factor=0.0, warmup_fraction=0.25),
+        functools.partial(step_decay, milestones=[0.5], factor=0.1, warmup_fraction=0.25),
     ],
 )
 def test_warm_up_is_torchs_straight_line(schedule):
@@ -93,21 +93,23 @@ def test_one_cycle_equals_torchs(initial, final):
             cycle_momentum=False,
         )
 
-    found = ours(functools.partial(one_cycle, warmup=0.3, initial=initial, final=final))
+    found = ours(functools.partial(one_cycle, warmup_fraction=0.3, start_factor=initial, end_factor=final))
     assert found == pytest.approx(theirs(make), abs=1e-9)
     assert max(found) == found[round(peak)] == pytest.approx(BASE)
 
 
 def test_boundaries():
     """Where each schedule begins, turns and ends."""
-    assert [constant(part, warmup=0.0) for part in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
-    assert [constant(part, warmup=0.5) for part in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
-    assert [cosine(part, final=0.0, warmup=0.0) for part in (0.0, 1.0)] == pytest.approx([1.0, 0.0])
-    assert [cosine(part, final=0.1, warmup=0.2) for part in (0.0, 0.2, 1.0)] == pytest.approx([0.0, 1.0, 0.1])
-    assert [one_cycle(part, warmup=0.3, initial=0.04, final=0.0) for part in (0.0, 0.3, 1.0)] == pytest.approx(
-        [0.04, 1, 0]
+    assert [constant(part, warmup_fraction=0.0) for part in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
+    assert [constant(part, warmup_fraction=0.5) for part in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+    assert [cosine(part, end_factor=0.0, warmup_fraction=0.0) for part in (0.0, 1.0)] == pytest.approx([1.0, 0.0])
+    assert [cosine(part, end_factor=0.1, warmup_fraction=0.2) for part in (0.0, 0.2, 1.0)] == pytest.approx(
+        [0.0, 1.0, 0.1]
     )
-    decay = functools.partial(step_decay, milestones=[0.5, 0.75], factor=0.1, warmup=0.0)
+    assert [
+        one_cycle(part, warmup_fraction=0.3, start_factor=0.04, end_factor=0.0) for part in (0.0, 0.3, 1.0)
+    ] == pytest.approx([0.04, 1, 0])
+    decay = functools.partial(step_decay, milestones=[0.5, 0.75], factor=0.1, warmup_fraction=0.0)
     assert [decay(part) for part in (0.0, 0.4999, 0.5, 0.7499, 0.75, 1.0)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01, 0.01]
     )
@@ -115,9 +117,9 @@ def test_boundaries():
 
 def test_every_parameter_group_keeps_its_own_base_rate():
     optimizer = sgd(1.0, 0.1, 0.0)
-    rates = Rates(optimizer, functools.partial(cosine, final=0.0, warmup=0.0), 10)
+    rates = Rates(optimizer, functools.partial(cosine, end_factor=0.0, warmup_fraction=0.0), 10)
     for step in (0, 3, 9, 3):
-        factor = cosine(step / 10, final=0.0, warmup=0.0)
+        factor = cosine(step / 10, end_factor=0.0, warmup_fraction=0.0)
         assert rates.set(step) == pytest.approx(factor)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([factor, 0.1 * factor, 0.0])
 

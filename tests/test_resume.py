@@ -35,7 +35,7 @@ def result_of(run: Path) -> dict[str, Any]:
 
 def test_every_opening_of_the_test_set_is_counted_once(mcls: Main, tmp_path: Path) -> None:
     """Three epochs and the end; two more epochs and another end."""
-    assert mcls("train", *QUICK, "trainer.test_every_epoch=true") == 0
+    assert mcls("train", *QUICK, "trainer.evaluate_test_each_epoch=true") == 0
     run = only(tmp_path)
     assert result_of(run)["test_openings"] == 4
     assert mcls("resume", str(run), "trainer.epochs=5") == 0
@@ -47,7 +47,7 @@ def test_openings_of_a_run_that_failed_are_counted(mcls: Main, tmp_path: Path, m
         raise MemoryError
 
     monkeypatch.setattr("mcls.session.evaluate", fail)  # at the end, after three epochs
-    assert mcls("train", *QUICK, "trainer.test_every_epoch=true") == 4
+    assert mcls("train", *QUICK, "trainer.evaluate_test_each_epoch=true") == 4
     assert result_of(only(tmp_path))["test_openings"] == 3 + 1  # the last one is counted before it happens
 
 
@@ -58,11 +58,16 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in tags}
 
 
-@pytest.mark.parametrize("log_every", [1, 4, 50])  # of 12 steps an epoch
+@pytest.mark.parametrize("log_every_steps", [1, 4, 50])  # of 12 steps an epoch
 def test_a_stop_before_validation_and_a_kill_after_it_leave_each_point_once(
-    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every_steps: int
 ) -> None:
-    keys = (*QUICK, "trainer.batch_size=64", f"trainer.log_every={log_every}", "trainer.checkpoint_every=1000")
+    keys = (
+        *QUICK,
+        "trainer.batch_size=64",
+        f"trainer.log_every_steps={log_every_steps}",
+        "trainer.checkpoint_every_seconds=1000",
+    )
     assert mcls("train", *keys, f"hydra.run.dir={tmp_path / 'whole'}") == 0
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -99,7 +104,7 @@ def test_a_run_that_lost_its_patience_is_not_gone_on_with(
     assert json.loads((run / "run.json").read_text())["hyperparameters"]["trainer.epochs"] == 6
 
 
-MIDDLE = ("trainer.checkpoint_steps=1", "trainer.batch_size=80", "trainer.figures=false")
+MIDDLE = ("trainer.checkpoint_every_steps=1", "trainer.batch_size=80", "trainer.figures=false")
 
 
 def stopped(
@@ -297,8 +302,8 @@ def test_values_are_read_by_the_grammar_of_train(
     mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mcls("train", *QUICK, "hydra.run.dir=run") == 0
-    assert mcls("resume", "run", "trainer.log_every=1e3", "trainer.epochs=4") == 0
-    assert "log_every: 1000\n" in (tmp_path / "run" / "config.yaml").read_text()
+    assert mcls("resume", "run", "trainer.log_every_steps=1e3", "trainer.epochs=4") == 0
+    assert "log_every_steps: 1000\n" in (tmp_path / "run" / "config.yaml").read_text()
     capsys.readouterr()
     for line in ("trainer.epochs=8,9", "~trainer.epochs", "trainer.epochs=a'b"):
         assert mcls("resume", "run", line) == 2

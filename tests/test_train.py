@@ -140,7 +140,13 @@ def test_what_is_in_a_run_folder(dataset: str, mcls: Main, tmp_path: Path, capsy
 
 
 def test_what_tensorboard_reads(mcls: Main, tmp_path: Path) -> None:
-    command = ["train", "trainer.epochs=3", "trainer.log_every=2", "trainer.test_every_epoch=true", "seed=3"]
+    command = [
+        "train",
+        "trainer.epochs=3",
+        "trainer.log_every_steps=2",
+        "trainer.evaluate_test_each_epoch=true",
+        "seed=3",
+    ]
     assert mcls(command) == 0
     run = only(tmp_path)
     assert [path.name for path in run.iterdir() if path.is_dir()] == ["figures"]
@@ -209,11 +215,11 @@ def test_the_same_command_gives_the_same_weights_alone_and_in_a_sweep(mcls: Main
 def test_what_is_only_measured_changes_no_weight(mcls: Main, tmp_path: Path) -> None:
     variants = [
         [],
-        ["trainer.test_every_epoch=true"],
-        ["trainer.log_every=1"],
-        ["trainer.checkpoint_steps=3"],
-        ["trainer.checkpoint_every=0"],
-        ["trainer.resident=false"],
+        ["trainer.evaluate_test_each_epoch=true"],
+        ["trainer.log_every_steps=1"],
+        ["trainer.checkpoint_every_steps=3"],
+        ["trainer.checkpoint_every_seconds=0"],
+        ["trainer.data_on_device=false"],
         ["trainer.figures=true"],
     ]
     for number, lines in enumerate(variants):
@@ -279,7 +285,9 @@ def test_a_smaller_loss_renews_patience_as_it_renews_the_best(mcls: Main, tmp_pa
 
 @pytest.mark.parametrize("epochs", [1, 5])
 @pytest.mark.parametrize(
-    "lines", [[], ["trainer.log_every=1"], ["dataset.val_fraction=0"], ["trainer.checkpoint_steps=1"]], ids=" ".join
+    "lines",
+    [[], ["trainer.log_every_steps=1"], ["dataset.val_fraction=0"], ["trainer.checkpoint_every_steps=1"]],
+    ids=" ".join,
 )
 def test_a_loss_that_is_not_finite_stops_the_run(
     epochs: int, lines: list[str], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -298,7 +306,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_the_message_names_step_rate_and_last_finite_loss(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
-    assert mcls("train", "optimizer.lr=1e30", "trainer.log_every=1") == 1
+    assert mcls("train", "optimizer.lr=1e30", "trainer.log_every_steps=1") == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert (
         line.startswith("mcls: step 2: the training loss is ") and ", learning rate 1e+30, last finite loss 1." in line
@@ -337,11 +345,11 @@ def test_two_runs_in_one_second_have_two_folders(mcls: Main, tmp_path: Path, mon
     "lines",
     [
         ["precision=bf16"],
-        ["trainer.clip_norm=0.01"],
+        ["trainer.grad_clip_norm=0.01"],
         ["deterministic=true"],
         ["trainer.batch_size=full"],
         ["optimizer=adam", "schedule=one_cycle", "loss=nll", "loss.label_smoothing=0.1"],
-        ["schedule=step", "schedule.warmup=0.2"],
+        ["schedule=step", "schedule.warmup_fraction=0.2"],
         ["trainer.monitor=loss"],
         ["dataset.n_features=5", "dataset.centers=7"],
     ],
@@ -369,7 +377,7 @@ def test_half_precision_that_overflows_at_first(mcls: Main, tmp_path: Path, monk
 
 def test_clipping_keeps_the_steps_small(mcls: Main, tmp_path: Path) -> None:
     for name, norm in (("free", "null"), ("clipped", "1e-9")):
-        assert mcls("train", *QUICK, f"trainer.clip_norm={norm}", f"outputs={name}") == 0
+        assert mcls("train", *QUICK, f"trainer.grad_clip_norm={norm}", f"outputs={name}") == 0
     first = {name: lines_of(only(tmp_path / name))[-1]["train"]["loss"] for name in ("free", "clipped")}
     assert first["clipped"] > 1.2 > first["free"]
 
@@ -427,7 +435,7 @@ def test_curves_do_not_depend_on_when_checkpoints_are_written(mcls: Main, tmp_pa
     """Of steps that are recorded four at a time, with checkpoints at every third one and at none."""
     found = []
     for steps in ("null", "3"):
-        lines = [f"trainer.checkpoint_steps={steps}", "trainer.log_every=4", f"hydra.run.dir=every_{steps}"]
+        lines = [f"trainer.checkpoint_every_steps={steps}", "trainer.log_every_steps=4", f"hydra.run.dir=every_{steps}"]
         assert mcls("train", *QUICK, *lines) == 0
         events = events_of(tmp_path / f"every_{steps}")
         tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
@@ -526,8 +534,8 @@ def test_a_sweep_opens_the_test_set_for_every_job_or_none(
         (["dataset.val_fraction=0"], "sweep.test: the best job is chosen on val, and there is none"),
         (["experiment=blobs-mlp"], "sweep.test: the best job is chosen on val, and there is none"),
         (
-            ["trainer.test_every_epoch=true"],
-            "trainer.test_every_epoch: opens test in every job, and sweep.test is best",
+            ["trainer.evaluate_test_each_epoch=true"],
+            "trainer.evaluate_test_each_epoch: opens test in every job, and sweep.test is best",
         ),
         *(
             (
@@ -680,7 +688,7 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
         "trainer.epochs=2",
         "trainer.batch_size=16",
     )
-    streamed = ("trainer.resident=false", "trainer.workers=1", "trainer.checkpoint_every=0")
+    streamed = ("trainer.data_on_device=false", "trainer.workers=1", "trainer.checkpoint_every_seconds=0")
     assert mcls("train", *lines, "hydra.run.dir=whole") == 0
     read = Rows.__getitem__
 

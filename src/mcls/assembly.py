@@ -23,7 +23,7 @@ log = logging.getLogger("mcls")
 THREADS = torch.get_num_threads()  # before any job of a sweep has changed it
 AUTO_BATCH = 128  # what trainer.batch_size=auto takes, as its comment says
 PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
-NOT_COMPARED = {"download", "log_every", "checkpoint_every", "checkpoint_steps", "figures"}
+NOT_COMPARED = {"download", "log_every_steps", "checkpoint_every_seconds", "checkpoint_every_steps", "figures"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
     serve = {
         "device": device,
         "normalise": Normalise(dataset.mean, dataset.std, device),
-        "resident": is_resident(settings["resident"], dataset, device, team),
+        "resident": is_resident(settings["data_on_device"], dataset, device, team),
         "workers": settings["workers"],
         "channels_last": channels_last,
     }
@@ -93,7 +93,9 @@ def assemble(config: dict[str, Any], rank: int = 0) -> Parts:
     def load(split: Split) -> Loader:
         return Loader(split, forward_batch(shape, num_classes), **serve)
 
-    train = Loader(dataset.train, size, augment=augment, seed=seed, balanced=settings["balanced"], **serve)
+    train = Loader(
+        dataset.train, size, augment=augment, seed=seed, balanced=settings["class_balanced_sampling"], **serve
+    )
     loss, class_weights = build_loss(config, dataset, device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     torch.manual_seed(seed + rank)  # of dropout
@@ -126,8 +128,10 @@ def build_loss(
     targets, num_classes, name = dataset.train.targets, len(dataset.classes), config["loss"]["_target_"]
     loss = build("loss", config["loss"], config["trust"], counts=torch.bincount(targets, minlength=num_classes))
     loss = loss.to(device) if isinstance(loss, nn.Module) else loss
-    if config["trainer"]["balanced"] and config["loss"].get("class_weights") == "balanced":
-        log.warning("loss    class_weights=balanced and trainer.balanced=true make up for rare classes twice. Use one.")
+    if config["trainer"]["class_balanced_sampling"] and config["loss"].get("class_weights") == "balanced":
+        log.warning(
+            "loss    class_weights=balanced and trainer.class_balanced_sampling=true do the same twice. Use one."
+        )
     return loss, check_loss(loss, name, targets, num_classes, device)
 
 
@@ -188,7 +192,7 @@ def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.devi
 
 def open_dataset(config: dict[str, Any], device: torch.device, team: Team = ALONE) -> Dataset:
     """Build the data set of `config`; files of images too big for `device` or for this machine stay files."""
-    choice = config["trainer"]["resident"]
+    choice = config["trainer"]["data_on_device"]
 
     def keeps(size: int) -> bool:
         return fits(choice, size, device, team) and fits(choice, size, torch.device("cpu"), team)
@@ -216,7 +220,7 @@ def fits(choice: str | bool, needed: int, device: torch.device, team: Team) -> b
     there = memory_bytes(device) // (team.size if device.type == "cpu" else 1)
     if choice is True and needed > there:
         raise MachineError(
-            f"trainer.resident: the data take {needed / 1e9:.1f} GB and {device} has {there / 1e9:.1f} GB. Say auto."
+            f"trainer.data_on_device: the data take {needed / 1e9:.1f} GB, {device} has {there / 1e9:.1f} GB. Say auto."
         )
     return needed <= there / 4 if choice == "auto" else bool(choice)
 

@@ -24,8 +24,10 @@ TARGET = "._target_"
 BEGINS = re.compile(r"( {0,2})([\w-]+):")  # begins a line of config.yaml that is a group or a key
 # keys that do not change what is trained; the precision that counts is the one in run.json
 FREE = {"schema", "seed", "name", "outputs", "device", "precision", "threads", "trust", "dataset.download"}
-FREE |= {f"trainer.{key}" for key in ("log_every", "checkpoint_every", "checkpoint_steps", "figures")}
-FREE |= {f"trainer.{key}" for key in ("workers", "resident", "test_every_epoch")}
+FREE |= {
+    f"trainer.{key}" for key in ("log_every_steps", "checkpoint_every_seconds", "checkpoint_every_steps", "figures")
+}
+FREE |= {f"trainer.{key}" for key in ("workers", "data_on_device", "evaluate_test_each_epoch")}
 FILTER = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": ne, ">": gt, "<": lt, ">=": ge, "<=": le}
 

@@ -69,25 +69,27 @@ def device_of(team: Team, name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """`fp32`, `fp32_fast`, `bf16` or `fp16`; `auto` is bf16 on GPUs that have it in hardware, fp32 elsewhere."""
+    """`fp32`, `fp32_medium`, `bf16` or `fp16`; `auto` is bf16 on GPUs that have it in hardware, fp32 elsewhere."""
     if name == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise RequestError("precision: fp16 is for GPUs, got device cpu. Use bf16 or fp32.")
-    if name == "fp32_fast" and device.type != "cpu":
-        raise RequestError(f"precision: fp32_fast is for CPUs, got device {device}. Use bf16 or fp32.")
+    if name == "fp32_medium" and device.type != "cpu":
+        raise RequestError(f"precision: fp32_medium is for CPUs, got device {device}. Use bf16 or fp32.")
     return name
 
 
 def set_matrix_products(precision: str) -> None:
-    """Have fp32 computed in fp32: on GPUs without TF32, on the CPU by torch's own choice or, `fp32_fast`, by oneDNN.
+    """Have fp32 computed in fp32: on GPUs without TF32, on the CPU by torch's own choice or, `fp32_medium`, by oneDNN.
 
     Raises MachineError where oneDNN would round to bf16, as it may on CPUs with AMX: measured, not guessed.
     """
-    torch.set_float32_matmul_precision("medium" if precision == "fp32_fast" else "highest")
+    torch.set_float32_matmul_precision("medium" if precision == "fp32_medium" else "highest")
     torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the convolutions of fp32 to 10 bits
-    if precision == "fp32_fast" and (error := product_error()) > 1e-5:
-        raise MachineError(f"precision: fp32_fast is not fp32 on this CPU, its error is {error:.0e}. Use bf16 or fp32.")
+    if precision == "fp32_medium" and (error := product_error()) > 1e-5:
+        raise MachineError(
+            f"precision: fp32_medium is not fp32 on this CPU, its error is {error:.0e}. Use bf16 or fp32."
+        )
 
 
 @functools.cache

@@ -10,8 +10,25 @@ from typing import Any
 
 SCHEMA = 1  # number of the format of the configurations written today; raised when an absent key means something else
 
-KEYS: dict[str, str] = {}
-VALUES: dict[tuple[str, str], str] = {}  # (key or group, old value): new value
+KEYS = {
+    "trainer.checkpoint_every": "trainer.checkpoint_every_seconds",
+    "trainer.checkpoint_steps": "trainer.checkpoint_every_steps",
+    "trainer.log_every": "trainer.log_every_steps",
+    "trainer.test_every_epoch": "trainer.evaluate_test_each_epoch",
+    "trainer.balanced": "trainer.class_balanced_sampling",
+    "trainer.resident": "trainer.data_on_device",
+    "trainer.clip_norm": "trainer.grad_clip_norm",
+    "schedule.warmup": "schedule.warmup_fraction",
+    "schedule.initial": "schedule.start_factor",
+    "schedule.final": "schedule.end_factor",
+    "dataset.text_columns": "dataset.categorical_columns",
+    "dataset.unseen": "dataset.handle_unknown",
+    "dataset.missing": "dataset.missing_values_strategy",
+    "dataset.test_size": "dataset.test_fraction",  # of blobs
+    "dataset.test_random_state": "dataset.test_seed",
+}
+# (key or group, old value): new value
+VALUES = {("precision", "fp32_fast"): "fp32_medium", ("model", "small_resnet"): "small-resnet"}
 TARGETS: dict[str, str] = {}
 
 

@@ -100,7 +100,7 @@ def plain(value: Any) -> Any:
 
 def tell_length(config: dict[str, Any], planned: int, progress: dict[str, Any], parts: Parts) -> None:
     """Warn of what it does to a run that it is to have another number of epochs than `planned`."""
-    epochs, constant = config["trainer"]["epochs"], {"_target_": "mcls.optim.constant", "warmup": 0}
+    epochs, constant = config["trainer"]["epochs"], {"_target_": "mcls.optim.constant", "warmup_fraction": 0}
     if progress["epoch"] < epochs != planned and config["schedule"] != constant:
         way = "stretched over all epochs: the learning rate goes back to where it was before"
         if epochs < planned:

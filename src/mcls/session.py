@@ -242,7 +242,7 @@ def fit(trainer: Trainer, parts: Parts, config: dict[str, Any], state: dict[str,
             trainer.load_state_dict(fitted(state, trainer, len(parts.train)))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise FolderError(f"last.pt: refused, it does not fit the run ({error}).") from error
-    followed = parts.load(parts.dataset.open_test()) if config["trainer"]["test_every_epoch"] else None
+    followed = parts.load(parts.dataset.open_test()) if config["trainer"]["evaluate_test_each_epoch"] else None
     trainer.fit(parts.train, parts.val, followed)
 
 
@@ -281,7 +281,7 @@ def run(
 
     Returns what stands in result.json.
     """
-    begun, followed = state["progress"]["epoch"] if state else 0, config["trainer"]["test_every_epoch"]
+    begun, followed = state["progress"]["epoch"] if state else 0, config["trainer"]["evaluate_test_each_epoch"]
     with leading(parts.team, parts.device, "mcls.session:assist", config, stop):
         trainer = make_trainer(parts, recorder, saver(folder, parts), stop)
         try:

@@ -132,9 +132,9 @@ def check_selection(config: dict[str, Any], has_val: bool, sampler: str | None =
         )
         other = "list the values to try" if sampler else "sweep.test=all to open test for every job"
         raise RequestError(f"{wanted}, and there is none. Set dataset.val_fraction=0.1, or {other}.")
-    if test != "all" and config["trainer"]["test_every_epoch"]:
+    if test != "all" and config["trainer"]["evaluate_test_each_epoch"]:
         raise RequestError(
-            f"trainer.test_every_epoch: opens test in every job, and sweep.test is {test}. "
+            f"trainer.evaluate_test_each_epoch: opens test in every job, and sweep.test is {test}. "
             "Set it to false, or sweep.test=all."
         )
 

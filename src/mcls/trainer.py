@@ -31,10 +31,10 @@ class Settings:
     epochs: int
     patience: int | None
     monitor: str
-    clip_norm: float | None
-    log_every: int
-    checkpoint_every: float
-    checkpoint_steps: int | None
+    grad_clip_norm: float | None
+    log_every_steps: int
+    checkpoint_every_seconds: float
+    checkpoint_every_steps: int | None
 
 
 @dataclass
@@ -136,7 +136,7 @@ class Trainer:
             self.report(measures)
             progress.batch = progress.correct = progress.seen = 0
             progress.loss_sum = progress.train_seconds = 0.0
-            if self.pause_due() or self.settings.checkpoint_every == 0:
+            if self.pause_due() or self.settings.checkpoint_every_seconds == 0:
                 self.pause()
         self.checkpoint()
 
@@ -158,9 +158,9 @@ class Trainer:
                 self.optimizer.zero_grad()
                 self.scaler.scale(loss).backward()
                 self.team.add_gradients(self.model.parameters())
-                if settings.clip_norm is not None:
+                if settings.grad_clip_norm is not None:
                     self.scaler.unscale_(self.optimizer)
-                    nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+                    nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip_norm)
                 if self.precision == "fp16":
                     self.scaler.step(self.optimizer)  # none where gradients overflowed, which the scaler then mends
                     self.scaler.update()
@@ -170,7 +170,7 @@ class Trainer:
                 progress.step += 1
                 progress.batch += 1
                 bar.update()
-                if progress.step % settings.log_every == 0 and progress.batch < len(train):
+                if progress.step % settings.log_every_steps == 0 and progress.batch < len(train):
                     started = self.flush(started)
                     self.record()
                     bar.set_postfix_str(f"loss {self.last_loss:.4f}", refresh=False)
@@ -194,7 +194,7 @@ class Trainer:
             if not math.isfinite(loss):
                 raise RunError(
                     f"step {number}: the training loss is {loss}, learning rate {rate:g}, "
-                    f"last finite loss {self.last_loss:g}. Lower optimizer.lr, or clip with trainer.clip_norm=1."
+                    f"last finite loss {self.last_loss:g}. Lower optimizer.lr, or clip with trainer.grad_clip_norm=1."
                 )
             self.last_loss = loss
             progress.loss_sum += loss * size
@@ -273,7 +273,7 @@ class Trainer:
 
     def pause_due(self) -> bool:
         """Whether a signal came to any process, or enough steps or seconds have passed since the last checkpoint."""
-        steps, seconds = self.settings.checkpoint_steps, self.settings.checkpoint_every
+        steps, seconds = self.settings.checkpoint_every_steps, self.settings.checkpoint_every_seconds
         due = steps is not None and self.progress.step % steps == 0
         due = due or (seconds > 0 and time.monotonic() - self.saved_at >= seconds)
         agreed = self.team.largest(2 * self.stop() + due)
@@ -296,7 +296,7 @@ class Trainer:
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
                 raise RunError(
                     f"step {self.progress.step}: {name} is not finite, last finite loss {self.last_loss:g}; not saved. "
-                    "Lower optimizer.lr, or clip with trainer.clip_norm=1."
+                    "Lower optimizer.lr, or clip with trainer.grad_clip_norm=1."
                 )
         self.save(self.state_dict(), self.best_is_new)
         self.best_is_new = False

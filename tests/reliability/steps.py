@@ -26,8 +26,8 @@ TRAIN = (
     "optimizer.lr=0.02",
     "trainer.epochs=3",
     "trainer.batch_size=32",
-    "trainer.checkpoint_steps=1",
-    "trainer.log_every=1",
+    "trainer.checkpoint_every_steps=1",
+    "trainer.log_every_steps=1",
     *QUICK,
 )
 STEPS = 24

@@ -18,7 +18,7 @@ from mcls.distributed import Team
 pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 Count = Callable[[str], None]
-STREAM = ("trainer.resident=false",)
+STREAM = ("trainer.data_on_device=false",)
 SIXTY, STEPS = (*TRAIN, "trainer.batch_size=12"), 60  # as many steps, in three epochs
 CPU = torch.device("cpu")
 

@@ -201,7 +201,7 @@ def test_nohup_is_kept(tmp_path: Path) -> None:
 
 
 def test_workers_are_gone_after_a_stop(mcls: Run, tmp_path: Path) -> None:
-    streaming = ("trainer.resident=false", "trainer.workers=2")
+    streaming = ("trainer.data_on_device=false", "trainer.workers=2")
     child = mcls(*TRAIN, *streaming, setup=[["signal_before", "mcls.optim.Rates.set", 11, signal.SIGTERM]])
     check_end(child, signal.SIGTERM)
 

@@ -231,8 +231,13 @@ def test_fuzzed_tables(mcls: Run, tmp_path: Path, size: Callable[[int, int], int
 
     table(tmp_path)
     whole, path, draw = (tmp_path / "t.csv").read_bytes(), tmp_path / "f.csv", random.Random(8)
-    rest: dict[str, Any] = {"test_path": None, "delimiter": "auto", "drop_columns": [], "text_columns": []}
-    rest |= {"missing": "error", "missing_values": ["NA"], "unseen": "error", "max_categories": 50}
+    rest: dict[str, Any] = {"test_path": None, "delimiter": "auto", "drop_columns": [], "categorical_columns": []}
+    rest |= {
+        "missing_values_strategy": "error",
+        "missing_values": ["NA"],
+        "handle_unknown": "error",
+        "max_categories": 50,
+    }
     rest |= {"test_fraction": 0.2, "test_seed": 0, "val_fraction": 0.1, "val_seed": 0}
     number, refused = size(150, 1000), 0
     for _ in range(number):

@@ -86,7 +86,7 @@ def test_a_dead_owner_blocks_nobody(start: Run, mcls: Run, tmp_path: Path, count
     """Its data-loading processes outlive it by seconds; they must not hold its lock."""
     waits = []
     for attempt in range(3):
-        folder = stopped(mcls, tmp_path / str(attempt), "trainer.resident=false", "trainer.workers=2")
+        folder = stopped(mcls, tmp_path / str(attempt), "trainer.data_on_device=false", "trainer.workers=2")
         child = start("resume", str(folder), setup=[["sleep_before", "mcls.optim.Rates.set", 3, 20]])
         begun = time.monotonic()
         while free(folder) and time.monotonic() < begun + 10:

@@ -12,7 +12,7 @@ from steps import QUICK, outcome, result
 pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 Count = Callable[[str], None]
-KEYS = ("dataset.n_samples=300", "trainer.epochs=2", "model.dropout=0.1", "trainer.checkpoint_steps=1", *QUICK)
+KEYS = ("dataset.n_samples=300", "trainer.epochs=2", "model.dropout=0.1", "trainer.checkpoint_every_steps=1", *QUICK)
 SWEEP = ("train", "-m", "seed=range(1,13)", "hydra.sweep.dir=sweep", "sweep.test=all", *KEYS)
 
 

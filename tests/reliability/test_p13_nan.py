@@ -9,7 +9,7 @@ from steps import TRAIN, finite, only_run, result
 
 Run = Callable[..., Any]
 PLACES = ("input", "loss", "gradient", "weight")
-KEYS = (*TRAIN, "trainer.checkpoint_steps=3", "trainer.log_every=4")
+KEYS = (*TRAIN, "trainer.checkpoint_every_steps=3", "trainer.log_every_steps=4")
 
 
 def reaches(name: str, steps: list[int], number: str, mcls: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from steps import TRAIN, curves, epochs, only_run
 pytestmark = pytest.mark.full
 Run = Callable[..., Any]
 # checkpoints are rarer than records: what was recorded after the last one is recorded again
-RARE = (*TRAIN, "trainer.checkpoint_steps=5", "trainer.epochs=4")
+RARE = (*TRAIN, "trainer.checkpoint_every_steps=5", "trainer.epochs=4")
 
 
 def in_order(folder: Path) -> bool:

@@ -100,7 +100,7 @@ def show_classes(classes: tuple[str, ...], splits: "dict[str, Split]") -> None:
     if ratio > UNEVEN:
         print(
             f"uneven      the largest class has {ratio:.0f} times the samples of the smallest: consider "
-            "loss.class_weights=balanced or trainer.balanced=true"
+            "loss.class_weights=balanced or trainer.class_balanced_sampling=true"
         )
 
 

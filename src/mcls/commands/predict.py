@@ -68,7 +68,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help=wide)
     named = "the column of the table that names the rows; what is written begins with it (pictures: their file's name)"
     parser.add_argument("--id", metavar="COLUMN", help=named)
-    unknown = "a category that train does not have is wrong, or counts as none (default: dataset.unseen of the run)"
+    unknown = (
+        "a category that train does not have is wrong, or counts as none (default: dataset.handle_unknown of the run)"
+    )
     parser.add_argument("--handle-unknown", choices=("error", "ignore"), help=unknown)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all, not to stdout")
     parser.add_argument("--strict", action="store_true", help="a wrong file or row is an error, exit status 3")

@@ -165,7 +165,8 @@ class Checker:
         keys = [self.parse(line).key_or_group for line in lines]
         rules: dict[str, Rule] = {}
         if KEYS.keys() & set(keys):
-            chosen = [self.parse(line) for line, key in zip(lines, keys, strict=True) if key in self.groups]
+            pairs = zip(lines, keys, strict=True)
+            chosen = [self.parse(rename_line(line, key, key)) for line, key in pairs if key in self.groups]
             texts = [text for override in chosen for text in first(override) or [override.input_line or ""]]
             rules = rules_of(self.hydra_compose([text for text in texts if text != NONE])[1])
         named = [rename_line(line, key, today(key, rules)) for line, key in zip(lines, keys, strict=True)]

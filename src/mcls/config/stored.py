@@ -28,11 +28,11 @@ THEN: dict[int, dict[str, Any]] = {0: {"dataset.bits": 16, "sweep.test": "all"}}
 LENGTH = ("trainer.epochs", "trainer.patience")  # how long is trained; not to less than has been
 # keys that do not change what is trained
 HARMLESS = (
-    "trainer.log_every",
-    "trainer.checkpoint_every",
-    "trainer.checkpoint_steps",
+    "trainer.log_every_steps",
+    "trainer.checkpoint_every_seconds",
+    "trainer.checkpoint_every_steps",
     "trainer.workers",
-    "trainer.resident",
+    "trainer.data_on_device",
     "trainer.figures",
     "dataset.root",
     "dataset.path",

@@ -171,14 +171,14 @@ def blobs(
     centers: int,
     cluster_std: float,
     random_state: int,
-    test_size: float,
-    test_random_state: int,
+    test_fraction: float,
+    test_seed: int,
     val_fraction: float,
     val_seed: int,
 ) -> Dataset:
     """Gaussian clouds of scikit-learn's `make_blobs`, the test cut off by its `train_test_split`.
 
-    Args are scikit-learn's; `test_random_state` is the `random_state` of `train_test_split`.
+    Args are scikit-learn's; `test_fraction` and `test_seed` are `train_test_split`'s `test_size` and `random_state`.
     """
     from sklearn.datasets import make_blobs
     from sklearn.model_selection import train_test_split
@@ -189,7 +189,7 @@ def blobs(
     points, labels = make_blobs(
         n_samples, n_features, centers=centers, cluster_std=cluster_std, random_state=random_state
     )
-    parts = train_test_split(points, labels, test_size=test_size, random_state=test_random_state)
+    parts = train_test_split(points, labels, test_size=test_fraction, random_state=test_seed)
     inputs, test_inputs, targets, test_targets = map(torch.from_numpy, parts)
     if len(targets.unique()) < centers:
         raise RequestError(

@@ -114,7 +114,7 @@ def lacking(table: Table, columns: Sequence[str], missing_values: Sequence[str])
 def fit(
     table: Table,
     columns: Sequence[str],
-    text_columns: Sequence[str],
+    categorical_columns: Sequence[str],
     missing_values: Sequence[str],
     max_categories: int,
 ) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def fit(
             )
         values = [value for value in numbers(cells) if value is not None]
         mean, std, categories = 0.0, 1.0, []
-        if name in text_columns or 2 * len(values) <= len(cells):
-            if name not in text_columns:
+        if name in categorical_columns or 2 * len(values) <= len(cells):
+            if name not in categorical_columns:
                 check_text(table, name, cells)
             categories = natural(set(cells))
             if len(categories) > max_categories:
@@ -159,7 +159,7 @@ def check_text(table: Table, name: str, cells: Sequence[str]) -> None:
         raise DataError(
             f"{table.at(table.columns[name].index(odd[0]), name)}: {quoted(odd[0])} looks like a number, but is not "
             f"written as one ({len(odd)} of {len(cells)} cells). Write them like 1234.5, or name the column in "
-            "dataset.text_columns."
+            "dataset.categorical_columns."
         )
 
 
@@ -199,7 +199,7 @@ def standardised(table: Table, name: str, mean: float, std: float, words: set[st
         share = f" ({len(wrong)} of {len(cells)} cells)" if len(cells) > 1 else ""
         raise DataError(
             f"{table.at(wrong[0], name)}: {quoted(cells[wrong[0]])} is not a number{share}. "
-            "Mend it, or name the column in dataset.text_columns, or the word in dataset.missing_values."
+            "Mend it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
         )
     return ((np.array(values, dtype=np.float64) - mean) / std).astype(np.float32)[:, None]
 
@@ -215,7 +215,7 @@ def indicators(table: Table, name: str, categories: Sequence[str], unseen: str, 
         elif cell not in words and unseen == "error":
             raise DataError(
                 f"{table.at(index, name)}: {quoted(cell)} is a category that train does not have; it has "
-                f"{listed(categories)}. Mend it, or let it count as none: dataset.unseen=ignore, or for mcls predict "
+                f"{listed(categories)}. Fix it, or let it count as none: dataset.handle_unknown=ignore, or for predict "
                 "--handle-unknown ignore."
             )
     return found

@@ -28,10 +28,10 @@ def csv_file(
     test_path: str | None,
     delimiter: str,
     drop_columns: Sequence[str],
-    text_columns: Sequence[str],
-    missing: str,
+    categorical_columns: Sequence[str],
+    missing_values_strategy: str,
     missing_values: Sequence[str],
-    unseen: str,
+    handle_unknown: str,
     max_categories: int,
     test_fraction: float,
     test_seed: int,
@@ -47,14 +47,14 @@ def csv_file(
     if target is None:
         raise RequestError("dataset.target: say which column holds the classes, dataset.target=COLUMN.")
     target = composed(target)
-    lists = (drop_columns, text_columns, missing_values)
-    drop_columns, text_columns, missing_values = (list(map(composed, names)) for names in lists)
+    lists = (drop_columns, categorical_columns, missing_values)
+    drop_columns, categorical_columns, missing_values = (list(map(composed, names)) for names in lists)
     tables = {name: read_table(Path(file), delimiter) for name, file in (("train", path), ("test", test_path)) if file}
-    columns = input_columns(tables["train"], target, drop_columns, text_columns)
+    columns = input_columns(tables["train"], target, drop_columns, categorical_columns)
     for name, table in tables.items():
         for column in columns:
             table.column(column, "dataset.test_path")
-        tables[name] = without_gaps(table, target, columns, missing, missing_values)
+        tables[name] = without_gaps(table, target, columns, missing_values_strategy, missing_values)
     warn_index_columns(tables["train"], columns, target)
     classes = class_names(tables["train"], target)
     whole = numbered(tables["train"], target, classes)
@@ -63,8 +63,13 @@ def csv_file(
     else:
         test = numbered(tables["test"], target, classes)
     train, val = cut(whole, val_fraction, val_seed)
-    encoder = fit(rows_of(tables["train"], train), columns, text_columns, missing_values, max_categories)
-    encoder |= {"missing": missing, "missing_values": list(missing_values), "unseen": unseen, "target": target}
+    encoder = fit(rows_of(tables["train"], train), columns, categorical_columns, missing_values, max_categories)
+    encoder |= {
+        "missing": missing_values_strategy,
+        "missing_values": list(missing_values),
+        "unseen": handle_unknown,
+        "target": target,
+    }
     inputs = {"train": encoded(tables["train"], {**encoder, "unseen": "ignore"})}
     inputs["test"] = encoded(tables["test"], encoder) if "test" in tables else inputs["train"]
     for name, categories in zip(columns, encoder["categories"], strict=True):
@@ -76,10 +81,12 @@ def csv_file(
     return Dataset(classes, train, val, lambda: test, encoder=encoder)
 
 
-def input_columns(table: Table, target: str, drop_columns: Sequence[str], text_columns: Sequence[str]) -> list[str]:
+def input_columns(
+    table: Table, target: str, drop_columns: Sequence[str], categorical_columns: Sequence[str]
+) -> list[str]:
     """The columns that are inputs. Raises DataError when a column that is named is not there, or none is left."""
     table.column(target, "dataset.target")
-    for key, names in (("dataset.drop_columns", drop_columns), ("dataset.text_columns", text_columns)):
+    for key, names in (("dataset.drop_columns", drop_columns), ("dataset.categorical_columns", categorical_columns)):
         for name in names:
             table.column(name, key)
     columns = [name for name in table.columns if name != target and name not in drop_columns]
@@ -99,7 +106,7 @@ def without_gaps(
         advice = f" If {quoted(word)} is a class, leave it out of dataset.missing_values." if word else ""
         raise DataError(
             f"{table.at(unlabelled[0][0], target)}: no class{got} ({count_cells(table, unlabelled, 'row')}). "
-            f"Fill it in, or say dataset.missing=drop.{advice}"
+            f"Fill it in, or say dataset.missing_values_strategy=drop.{advice}"
         )
     gaps = lacking(table, columns, missing_values)
     if not gaps + unlabelled:
@@ -114,7 +121,7 @@ def without_gaps(
         raise DataError(
             f"{table.at(index, name)}: missing, got {quoted(table.columns[name][index])} "
             f"({count_cells(table, gaps, 'cell')}). "
-            "Say dataset.missing=drop or dataset.missing=mean, or name the column in dataset.drop_columns."
+            "Set dataset.missing_values_strategy to drop or mean, or name the column in dataset.drop_columns."
         )
     counted = count_cells(table, gaps + unlabelled, "cell")
     if missing == "mean":
@@ -122,7 +129,9 @@ def without_gaps(
         return table
     holes = {index for index, _ in gaps + unlabelled}
     if len(holes) == len(table.rows):
-        raise DataError(f"{table.source}: every row has a missing cell, none is left. Say dataset.missing=mean.")
+        raise DataError(
+            f"{table.source}: every row has a missing cell, none is left. Say dataset.missing_values_strategy=mean."
+        )
     without = f" ({len(unlabelled):,} without a class)" if unlabelled else ""
     told = f"{len(holes):,} of {len(table.rows):,} rows dropped{without}, they have missing cells: {counted}"
     log.info(f"data    {table.source}: {told}")

@@ -41,7 +41,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: int) -> None:
         super().__init__()
-        channels = channels_of(input_shape, "small_resnet")
+        channels = channels_of(input_shape, "small-resnet")
         self.features = nn.Sequential(
             convolution(channels, width, stride=2),
             convolution(width, 2 * width),
