@@ -48,6 +48,14 @@ def test_stratified_takes_the_same_part_of_every_class(fraction):
     assert torch.bincount(targets[second], minlength=4).tolist() == expected
 
 
+def test_stratified_takes_no_pass_over_the_data_for_each_class():
+    targets = torch.arange(100_000).repeat(2)
+    started = time.process_time()
+    _, second = stratified(targets, 0.5, seed=0)
+    assert torch.equal(targets[second].sort().values, torch.arange(100_000))
+    assert time.process_time() - started < 20  # it were minutes
+
+
 def test_stratified_depends_on_its_seed_alone():
     targets = torch.arange(300) % 3
     torch.manual_seed(1)

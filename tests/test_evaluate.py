@@ -137,6 +137,18 @@ def test_the_temperature_is_the_best_one_and_mends(mcls: Main, blobs: Path) -> N
     assert mended["ece"] < written(blobs, "test")["ece"] and mended["loss"] < written(blobs, "test")["loss"]
 
 
+def test_no_logits_are_kept_but_those_that_the_temperature_is_fitted_on(
+    mcls: Main, blobs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of 10,000 samples of as many classes take 400 MB."""
+    kept, whole = [], evaluation.logits_of
+    monkeypatch.setattr(
+        evaluation, "logits_of", lambda opened, split: (kept.append(len(split)), whole(opened, split))[1]
+    )
+    assert mcls("evaluate", str(blobs), "--mistakes") == 0
+    assert kept == [json.loads((blobs / "result.json").read_text())["val"]["n"]] != [written(blobs, "test")["n"]]
+
+
 @pytest.mark.parametrize("recorded", ["fp32", "bf16"])
 def test_the_arithmetic_is_that_of_the_training(
     recorded: str, mcls: Main, blobs: Path, monkeypatch: pytest.MonkeyPatch
@@ -218,7 +230,7 @@ def test_no_temperature_where_none_can_be_fitted(mcls: Main, tmp_path: Path, dat
 def test_top_k_and_brier_by_hand() -> None:
     logits = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]]).log()
     targets = torch.tensor([1, 2])
-    assert brier(logits, targets) == pytest.approx((0.375 + 0.875) / 2)
+    assert brier(logits.double().softmax(dim=1), targets) == pytest.approx((0.375 + 0.875) / 2)
     assert top_k(logits, targets, 1) == 0.5 and top_k(logits, targets, 3) == 1
 
 
@@ -242,7 +254,9 @@ def test_the_grid_of_mistakes_has_a_row_for_each_class_the_most_doubted_first() 
     targets = torch.tensor([1, 1, 1, 0, 2])
     split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), targets)
     tally = tallied([logits], targets, 3)
-    found = Evaluation(split, logits, tally, tally.measure(), {})
+    probabilities = logits.double().softmax(dim=1)
+    label, surest = probabilities[torch.arange(5), targets], probabilities.amax(dim=1)
+    found = Evaluation(split, label, surest, tally, tally.measure(), {})
     chosen, labels = by_class(found, doubted(found), ("a", "b", "c"))
     rows = chosen.view(-1, EACH).tolist()
     assert [[index for index in row if index >= 0] for row in rows] == [[3], [1, 2, 0]]

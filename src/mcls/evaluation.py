@@ -18,7 +18,7 @@ from mcls.data.loader import Loader, forward_batch
 from mcls.errors import DataError, RequestError
 from mcls.files import make_folder, publish
 from mcls.forward import as_trained
-from mcls.metrics import CHUNK, Measures, Tally, brier, fit_temperature, top_k
+from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
 from mcls.opened import OpenedRun, as_trained_on
 from mcls.results import fingerprint
 from mcls.runs import RunFolder, read_yaml, typed
@@ -38,13 +38,14 @@ class Evaluation:
 
     Args:
         split: the samples.
-        logits: float32 (N, C), on the CPU.
+        label, surest: probability of each sample's label, and of the class that is predicted, float64 (N,).
         tally, measures: the sums.
         report: everything, for evaluation.json.
     """
 
     split: Split
-    logits: Tensor
+    label: Tensor
+    surest: Tensor
     tally: Tally
     measures: Measures
     report: dict[str, Any]
@@ -122,33 +123,46 @@ def logit_batches(opened: OpenedRun, split: Split) -> Iterator[Tensor]:
 
 def logits_of(opened: OpenedRun, split: Split) -> Tensor:
     """Logits float32 (N, C) of every sample of `split`."""
-    return torch.cat([torch.empty(0, len(opened.classes)), *logit_batches(opened, split)])
+    logits, start = torch.empty(len(split), len(opened.classes)), 0
+    for batch in logit_batches(opened, split):
+        logits[start : start + len(batch)] = batch
+        start += len(batch)
+    return logits
 
 
 def evaluate(opened: OpenedRun, split: Split, name: str, val: Split | None) -> Evaluation:
     """Measure `opened` on `split`, called `name`. The temperature is fitted on `val`, without one on `split` itself."""
-    logits, count = logits_of(opened, split), len(opened.classes)
-    tally = tallied(logits.split(CHUNK), split.targets, count)
-    measures = tally.measure()
-    fitted = split if val is None or split is val else val
-    scores = logits if fitted is split else logits_of(opened, fitted)
-    temperature = fit_temperature(scores, fitted.targets)
+    fitted, count = split if val is None or split is val else val, len(opened.classes)
+    scores = logits_of(opened, fitted)  # no others are kept: of many classes they take most of the memory
+    temperature, start = fit_temperature(scores, fitted.targets), 0
+    tally, scaled = (Tally(count, torch.device("cpu")) for _ in range(2))
+    label, surest = torch.empty(2, len(split), dtype=torch.float64)
+    hits = distances = 0.0
+    for logits in scores.split(forward_batch((1,), count)) if fitted is split else logit_batches(opened, split):
+        rows = slice(start, start := start + len(logits))
+        targets, probabilities = split.targets[rows], logits.double().softmax(dim=1)
+        tally.add(logits, targets)
+        scaled.add(logits / (temperature or 1), targets)
+        label[rows] = probabilities.gather(1, targets[:, None])[:, 0]
+        surest[rows] = probabilities.amax(dim=1)
+        distances += brier(probabilities, targets) * len(targets)
+        hits += top_k(logits, targets, TOP) * len(targets) if count > TOP else 0
+    measures, calibrated = tally.measure(), scaled.measure()
+    told: dict[str, Any] = {"value": temperature, "fitted_on": name if fitted is split else "val"}
+    if temperature is None:
+        right = bool((scores.argmax(1) == fitted.targets).all())
+        told["reason"] = "no sample of it is mistaken" if right else "the best value is outside 0.01 to 100"
+    else:
+        told |= {"ece": calibrated.ece, "loss": calibrated.loss}
     report = {
         "split": name,
         "epoch": opened.epoch,
         **measures.report(opened.classes, selected=name == "val"),
-        **({f"top_{TOP}": top_k(logits, split.targets, TOP)} if count > TOP else {}),
-        "brier": brier(logits, split.targets),
-        "temperature": {"value": temperature, "fitted_on": name if fitted is split else "val"},
+        **({f"top_{TOP}": round(hits) / len(split)} if count > TOP else {}),
+        "brier": distances / len(split),
+        "temperature": told,
     }
-    if temperature is None:
-        right = bool((scores.argmax(1) == fitted.targets).all())
-        why = "no sample of it is mistaken" if right else "the best value is outside 0.01 to 100"
-        report["temperature"]["reason"] = why
-    else:
-        scaled = tallied((part / temperature for part in logits.split(CHUNK)), split.targets, count).measure()
-        report["temperature"] |= {"ece": scaled.ece, "loss": scaled.loss}
-    return Evaluation(split, logits, tally, measures, report)
+    return Evaluation(split, label, surest, tally, measures, report)
 
 
 def tallied(batches: Iterable[Tensor], targets: Tensor, num_classes: int) -> Tally:
@@ -162,20 +176,18 @@ def tallied(batches: Iterable[Tensor], targets: Tensor, num_classes: int) -> Tal
 
 def doubted(found: Evaluation) -> Tensor:
     """Numbers of the samples that are predicted to be something else, the least probable label first."""
-    probabilities = found.logits.double().softmax(dim=1)
-    label = probabilities.gather(1, found.split.targets[:, None])[:, 0]
     wrong = (found.tally.answers()[0] != found.split.targets).nonzero()[:, 0]
-    return wrong[label[wrong].argsort(stable=True)]
+    return wrong[found.label[wrong].argsort(stable=True)]
 
 
 def doubts(found: Evaluation, order: Tensor, classes: Sequence[str]) -> list[list[object]]:
     """A row for each sample in `order`: its file or number, label, probability of that, predicted class, of that."""
-    probabilities = found.logits[order].double().softmax(dim=1)
+    predicted = found.tally.answers()[0]
     rows: list[list[object]] = []
-    for index, row in zip(order.tolist(), probabilities, strict=True):
-        label, guess = int(found.split.targets[index]), int(row.argmax())
+    for index in order.tolist():
+        label, guess = classes[int(found.split.targets[index])], classes[int(predicted[index])]
         sample = found.split.names[index] if found.split.names else index
-        rows.append([sample, classes[label], f"{row[label]:.6f}", classes[guess], f"{row[guess]:.6f}"])
+        rows.append([sample, label, f"{found.label[index]:.6f}", guess, f"{found.surest[index]:.6f}"])
     return rows
 
 

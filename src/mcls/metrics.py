@@ -262,31 +262,34 @@ def top_k(logits: Tensor, targets: Tensor, k: int) -> float:
     return ratio(int(hits.sum()), len(targets))
 
 
-def brier(logits: Tensor, targets: Tensor) -> float:
-    """Brier score: mean squared distance of the probabilities from the truth, summed over the classes, 0 to 2."""
-    total = 0.0
-    for part, truth in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True):
-        probabilities = part.double().softmax(dim=1)
-        of_truth = probabilities.gather(1, truth[:, None]).sum()
-        total += (probabilities.square().sum() - 2 * of_truth).item() + len(truth)
-    return ratio(total, len(targets))
+def brier(probabilities: Tensor, targets: Tensor) -> float:
+    """Brier score: mean squared distance of `probabilities` (N, C) from the truth, summed over the classes, 0 to 2."""
+    of_truth = probabilities.gather(1, targets[:, None]).sum()
+    return ratio((probabilities.square().sum() - 2 * of_truth).item() + len(targets), len(targets))
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     """The T for which softmax(logits / T) has the smallest log-loss (Guo et al., 2017), None unless it is in 0.01..100.
 
-    Without mistakes there is none: the smaller T, the smaller the loss. The log-loss is convex in 1/T, so that its
-    slope is bisected, on a logarithmic scale, to 1e-7.
+    Without mistakes there is none: the smaller T, the smaller the loss. The log-loss is convex in 1/T: Newton's steps,
+    on a logarithmic scale, find where its slope is 0; where one leads out of what is left, that is halved.
     """
     if bool((logits.argmax(1) == targets).all()):
         return None
     truth = logits.gather(1, targets[:, None]).double().mean()
-    low, high = math.log(0.01), math.log(100)
+    low, middle, high, steps, rows = math.log(0.01), 0.0, math.log(100), 0, min(CHUNK, max(1, KEPT // logits.shape[1]))
     while high - low > 1e-7:
-        middle = (low + high) / 2
-        parts = (scores.double() for scores in logits.split(CHUNK))
-        sums = [((scores * math.exp(middle)).softmax(dim=1) * scores).sum() for scores in parts]
-        slope = torch.stack(sums).sum() / len(targets) - truth
+        sums = torch.zeros(2, dtype=torch.float64)
+        for scores in map(torch.Tensor.double, logits.split(rows)):
+            weighted = (scores * math.exp(middle)).softmax(dim=1).mul_(scores)
+            means = weighted.sum(dim=1)
+            sums += torch.stack([means.sum(), (weighted.mul_(scores).sum(dim=1) - means.square()).sum()])
+        slope, spread = (sums / len(targets)).tolist()
+        slope -= truth.item()
         low, high = (low, middle) if slope > 0 else (middle, high)
-    found = math.exp(-(low + high) / 2)
+        step, steps = slope / max(spread * math.exp(middle), 1e-300), steps + 1
+        middle = middle - step if low < middle - step < high and steps < 20 else (low + high) / 2
+        if abs(step) < 1e-9 and steps < 20:
+            break
+    found = math.exp(-middle)
     return found if 0.01001 < found < 99.9 else None

@@ -215,15 +215,17 @@ def test_control_without_the_handlers(mcls: Run, tmp_path: Path) -> None:
 
 
 BLOBS = ("trainer.epochs=20", "trainer.figures=true")
+PLANNING = 8.0  # seconds that a sweep of this many jobs is planned for, at least
 COMMANDS = {
     "train": [*BLOBS],
     "sweep": ["-m", *BLOBS, "seed=1,2", "hydra.sweep.dir=sweep"],
+    "plan": ["-m", *BLOBS, "seed=range(0,20000)", "sweep.max_jobs=20000", "hydra.sweep.dir=sweep"],
     "resume": ["RUN", "trainer.epochs=40"],
     "evaluate": ["RUN", "--split", "val", "--mistakes"],
     "predict": ["RUN", "rows.csv", "--output", "found.csv"],
     "export": ["RUN", "--format", "onnx"],
     "runs": ["."],
-    "compare": ["RUN", "RUN"],
+    "compare": ["RUN", "other"],
     "report": ["RUN"],
     "data": ["check"],
 }
@@ -258,10 +260,12 @@ def test_every_command_at_random_times(
     (made / "rows.csv").write_text("a,b\n" + "1.5,-2\n" * 500)
     main = [sys.executable, "-m", "mcls"]
     subprocess.run([*main, "train", *BLOBS, "hydra.run.dir=run"], cwd=made, check=True, stderr=subprocess.DEVNULL)
-    line = ["train" if name == "sweep" else name, *(word.replace("RUN", "run") for word in COMMANDS[name])]
+    shutil.copytree(made / "run", made / "other")
+    line = ["train" if name in ("sweep", "plan") else name, *(word.replace("RUN", "run") for word in COMMANDS[name])]
     started = time.monotonic()
-    subprocess.run([*main, *line], cwd=shutil.copytree(made, tmp_path / "whole"), check=True, capture_output=True)
-    seconds, draw, hits = time.monotonic() - started, random.Random(name), 0
+    if name != "plan":  # which would train for hours
+        subprocess.run([*main, *line], cwd=shutil.copytree(made, tmp_path / "whole"), check=True, capture_output=True)
+    seconds, draw, hits = PLANNING if name == "plan" else time.monotonic() - started, random.Random(name), 0
     for number in SIGNALS:
         for attempt in range(size(1, 20)):
             root = shutil.copytree(made, tmp_path / f"{number}-{attempt}")

@@ -116,12 +116,12 @@ def stratified(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Ten
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(targets), dtype=torch.bool)
-    labels, sizes = targets.unique(return_counts=True)
+    sizes = targets.unique(return_counts=True)[1]
     counts = (fraction * sizes).floor().long()
     missing = max(0, round(fraction * len(targets)) - int(counts.sum()))
     counts[(fraction * sizes - counts).argsort(descending=True, stable=True)[:missing]] += 1
-    for label, count in zip(labels.tolist(), counts.minimum(sizes - 1).tolist(), strict=True):
-        members = (targets == label).nonzero()[:, 0]
+    of_classes = targets.argsort(stable=True).split(sizes.tolist())
+    for members, count in zip(of_classes, counts.minimum(sizes - 1).tolist(), strict=True):
         chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
