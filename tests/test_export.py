@@ -213,6 +213,9 @@ def test_what_is_refused(mcls: Main, blobs: Path, tmp_path: Path, capsys: Captur
     assert "best.pt: no such checkpoint yet" in capsys.readouterr().err
     assert mcls("export", str(blobs), "--format", "pt2", "--output", "/nowhere/m.pt2") == 4
     assert "/nowhere/m.pt2: cannot be written" in capsys.readouterr().err
+    assert mcls("export", str(blobs), "--format", "safetensors", "--output", f"{blobs}/run.json/m") == 2
+    expected = f"mcls: {blobs}/run.json/m: can't be a file (Not a directory). Name another one.\n"
+    assert capsys.readouterr().err == expected
     with pytest.raises(SystemExit) as stopped:
         mcls("export", str(blobs))
     assert stopped.value.code == 2

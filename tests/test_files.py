@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mcls import files
-from mcls.errors import MachineError
+from mcls.errors import MachineError, MclsError, RequestError
 from mcls.files import publish, to_json
 
 
@@ -79,10 +79,17 @@ def test_everything_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch
     assert calls == ["fsync", "rename", "fsync"]
 
 
-@pytest.mark.parametrize("name", ["no/such/folder/a.txt", "file/a.txt", "x" * 300])
-def test_places_that_are_none(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "told"),
+    [
+        ("no/such/folder/a.txt", MachineError, "cannot be written"),
+        ("file/a.txt", RequestError, "can't be a file"),
+        ("x" * 300, RequestError, "can't be a file"),
+    ],
+)
+def test_places_that_are_none(name: str, kind: type[MclsError], told: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MachineError, match=r"cannot be written"):
+    with pytest.raises(kind, match=told):
         publish(tmp_path / name, b"x")
     assert names(tmp_path) == ["file"]
 

@@ -643,7 +643,6 @@ def spoil_unknown_class(root: Path) -> None:
 
 TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "missing": (lambda root: None, "nowhere", rf"dataset\.root: ROOT/nowhere: no such folder\. {LAYOUT}"),
-    "a file": (lambda root: None, "cat/0.png", rf"dataset\.root: ROOT/cat/0\.png: a file, no folder\. {LAYOUT}"),
     "no classes": (
         lambda root: None,
         "cat",

@@ -197,6 +197,7 @@ def test_links_are_not_followed(mcls: Main, run: Path, tmp_path: Path, capsys: C
     expected = f"mcls: {run}/report.html: refused, a link. Name another file with --output.\n"
     assert capsys.readouterr().err == expected
     assert mcls("report", str(run), "--output", "nowhere/page.html") == 4
+    assert mcls("report", str(run), "--output", f"{run}/run.json/page.html") == 2
 
 
 def test_without_val_and_without_figures(mcls: Main, run: Path) -> None:

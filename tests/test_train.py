@@ -581,6 +581,51 @@ def test_a_folder_that_cannot_be_made(
     assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
 
 
+@pytest.mark.parametrize("name", ["image_folder", "mnist", "cifar10"])
+@pytest.mark.parametrize("below", ["", "/x"])
+def test_a_file_in_place_of_the_folder_of_the_data(
+    name: str, below: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "FILE").touch()
+    assert mcls("train", f"dataset={name}", f"dataset.root=FILE{below}") == 2
+    assert capsys.readouterr().err == "mcls: dataset.root: FILE is a file. Name a folder.\n"
+
+
+STRANGE = ["a'b", "a b", "a,b", "a=b", "[a]", "a{b}", 'a"b', "a(b)", "a#b%c:d", "ä", "7", "null"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_characters_in_folders(name: str, mcls: Main, tmp_path: Path) -> None:
+    assert mcls("train", *QUICK, f"hydra.run.dir=run/{name}") == 0
+    assert (tmp_path / "run" / name / "result.json").is_file()
+    assert mcls("train", "-m", *QUICK, "seed=0,1", f"hydra.sweep.dir={name}") == 0
+    assert (tmp_path / name / "1_seed=1" / "result.json").is_file()
+    assert mcls("resume", f"{tmp_path}/{name}") == 0
+
+
+def test_the_home_folder_in_every_path(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "my home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "t.csv").write_text("x,y\n" + "1,a\n2,b\n" * 20)
+    table = ["dataset=csv", "dataset.target=y", "dataset.path=~/t.csv"]
+    assert mcls("train", *QUICK[1:], *table, "hydra.run.dir=~/run") == 0
+    assert mcls("train", *QUICK[1:], *table, "hydra.run.dir='~/other'", "seed=1", "--config-dir=~") == 0
+    assert mcls("train", "-m", *QUICK[1:], *table, "hydra.sweep.dir=~/sweep", "seed=0,1") == 0
+    assert mcls("resume", "~/sweep", "dataset.path=~/t.csv") == 0
+    assert mcls("evaluate", "~/run", "dataset.path=~/t.csv") == 0
+    (home / "new.csv").write_text("x\n1\n")
+    assert mcls("predict", "~/run", "~/new.csv", "--output=~/p.csv") == 0
+    assert mcls("export", "~/run", "--format=safetensors", "--output=~/m.safetensors") == 0
+    assert mcls("report", "~/run", "--output=~/page.html") == 0
+    assert mcls("compare", "~/run", "~/other", "--output=~/flips") == 0
+    assert mcls("runs", "~") == 0
+    assert mcls("data", "check", *table) == 0
+    there = {path.name for path in home.iterdir()}
+    assert {"run", "other", "sweep", "p.csv", "m.safetensors", "page.html", "flips"} <= there
+    assert [path.name for path in tmp_path.iterdir()] == [home.name]
+
+
 def test_a_sweep_below_a_folder_with_a_strange_name(mcls: Main, tmp_path: Path) -> None:
     name = 'o\'n,e=[i] \\\\l "é"'
     quoted = name.replace("'", "\\'")

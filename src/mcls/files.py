@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mcls.errors import MachineError, RequestError
+from mcls.errors import MachineError, MclsError, RequestError
 from mcls.signals import UNFINISHED
 
 NUMBERS = re.compile(r'\[\n[^][{}"]*\]')  # a list without texts, lists and objects
+IMPOSSIBLE = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -44,7 +45,7 @@ def replacing(path: Path, mode: str, encoding: str | None = None, needed: int = 
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise MachineError(describe(path, error, needed)) from error
+            raise refused(path, error, needed) from error
         raise
     finally:
         UNFINISHED.discard(str(temporary))
@@ -58,9 +59,20 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise RequestError(f"{path}: can't be a folder ({error.strerror}). Name another one.") from error
-        raise MachineError(describe(path, error, 0)) from error
+        raise refused(path, error, 0, "folder") from error
+
+
+def refused(path: Path, error: OSError, needed: int, what: str = "file") -> MclsError:
+    """The error to raise for a failed write at `path`: the request's where `path` can't be that of a `what`."""
+    if error.errno in IMPOSSIBLE:
+        return RequestError(f"{path}: can't be a {what} ({error.strerror}). Name another one.")
+    return MachineError(describe(path, error, needed))
+
+
+def refuse_file(key: str, path: Path) -> None:
+    """Raise RequestError where `key` is to name a folder and `path` is a file, or lies below one."""
+    if found := next((place for place in (path, *path.parents) if place.is_file()), None):
+        raise RequestError(f"{key}: {found} is a file. Name a folder.")
 
 
 def move(path: Path, target: Path) -> None:

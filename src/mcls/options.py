@@ -1,7 +1,9 @@
 """What the commands on finished runs have in common on their command lines."""
 
 import argparse
+import os
 import re
+from pathlib import Path
 
 
 def device(text: str) -> str:
@@ -16,6 +18,23 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
     return int(text)
+
+
+def expanded(text: str) -> str:
+    """`text` with `~` at its begin expanded, which no shell does in `--output=~/x`."""
+    return os.path.expanduser(text)  # noqa: PTH111, one of no user stays
+
+
+def path(text: str) -> Path:
+    """The path that is named, `~` expanded."""
+    return Path(expanded(text))
+
+
+def override(text: str) -> str:
+    """`key=value`, a path in it as Hydra's grammar takes it."""
+    from mcls.config.words import as_path
+
+    return as_path(text)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 from mcls.errors import MachineError, RequestError
+from mcls.options import path
 from mcls.runs import find
 from mcls.signals import StopRequest
 
@@ -28,7 +29,7 @@ def run(arguments: list[str]) -> int:
         description="TensorBoard for the runs in a folder, on this machine alone: val/accuracy on top, a colour for "
         "each data set and model, nothing smoothed. Ctrl-C ends it.",
     )
-    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="default outputs")
+    parser.add_argument("folder", nargs="?", type=path, metavar="DIR", help="default outputs")
     parser.add_argument("--port", type=int, help="default: 6006 or the next one that is free")
     parser.add_argument("--open", action="store_true", help="open the browser")
     options = parser.parse_args(arguments)

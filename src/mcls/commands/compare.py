@@ -10,7 +10,7 @@ from mcls.config.stored import stored_config
 from mcls.console import percent
 from mcls.errors import FolderError, RequestError
 from mcls.files import make_folder
-from mcls.options import add_device
+from mcls.options import add_device, override, path
 from mcls.runs import RunFolder, find_run, relative, slug
 
 if TYPE_CHECKING:
@@ -52,12 +52,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "intervals, McNemar's exact test on the same samples, and which samples flipped. The test is about these two "
         "sets of weights; about two recipes it says little: train several seeds of each and see mcls runs.",
     )
-    parser.add_argument("a", type=Path, metavar="A", help="a run's folder")
-    parser.add_argument("b", type=Path, metavar="B", help="another's")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="for both, for example dataset.root=DIR")
+    parser.add_argument("a", type=path, metavar="A", help="a run's folder")
+    parser.add_argument("b", type=path, metavar="B", help="another's")
+    parser.add_argument(
+        "changes", nargs="*", type=override, metavar="key=value", help="for both, for example dataset.root=DIR"
+    )
     parser.add_argument("--split", choices=("test", "val"), default="test", help="default test")
     add_device(parser)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="for the list and the pictures; default A/compare/B")
+    parser.add_argument("--output", type=path, metavar="DIR", help="for the list and the pictures; default A/compare/B")
     return parser.parse_intermixed_args(arguments)
 
 

@@ -11,6 +11,7 @@ from mcls.config.compose import checker
 from mcls.console import console
 from mcls.errors import DataError
 from mcls.files import make_folder, publish
+from mcls.options import override, path
 from mcls.runs import relative
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ def run(arguments: list[str]) -> int:
         "in two splits, a grid of pictures. Takes what mcls train takes. Exit status 3 when something is wrong.",
     )
     parser.add_argument("what", choices=["check"], help="the only thing to do so far")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example dataset=csv dataset.path=FILE")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the grid of pictures, of images alone")
-    parser.add_argument("--config-dir", metavar="DIR", help="folder with configuration files of your own")
+    parser.add_argument(
+        "overrides", nargs="*", type=override, metavar="key=value", help="for example dataset=csv dataset.path=FILE"
+    )
+    parser.add_argument("--output", type=path, metavar="DIR", help="folder for the grid of pictures, of images alone")
+    parser.add_argument("--config-dir", type=path, metavar="DIR", help="folder with configuration files of your own")
     options = parser.parse_intermixed_args(arguments)
     with checker(options.config_dir) as check:
         config = check.check(options.overrides, False).config

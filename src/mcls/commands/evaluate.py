@@ -1,13 +1,12 @@
 """`mcls evaluate`: measure a finished run."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcls import tables
 from mcls.console import console, percent
 from mcls.files import publish
-from mcls.options import add_checkpoint, add_device
+from mcls.options import add_checkpoint, add_device, override, path
 from mcls.runs import RunFolder, find_run, read_json, relative, unfinished
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ def run(arguments: list[str]) -> int:
         description="Measure a run on a split of the data it was trained with. Everything is in its folder "
         "afterwards: evaluation.json, figures/evaluation-*.png. Each opening of the test set is counted.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="for example dataset.root=DIR")
+    parser.add_argument("run", type=path, metavar="RUN", help="the run's folder")
+    parser.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example dataset.root=DIR")
     parser.add_argument(
         "--split", choices=("train", "val", "test"), default="test", help="test (default), val or train"
     )

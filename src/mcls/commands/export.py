@@ -1,10 +1,9 @@
 """`mcls export`: bring a model elsewhere."""
 
 import argparse
-from pathlib import Path
 
 from mcls.files import publish
-from mcls.options import add_checkpoint
+from mcls.options import add_checkpoint, override, path
 from mcls.runs import find_run, read_json, relative
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -20,10 +19,10 @@ def run(arguments: list[str]) -> int:
         "metadata says; mcls predict does. safetensors holds the weights. The file is checked against the run's model "
         "before it is put in its place.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="for example trust=[my_package]")
+    parser.add_argument("run", type=path, metavar="RUN", help="the run's folder")
+    parser.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example trust=[my_package]")
     parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where; default RUN/model.FORMAT")
+    parser.add_argument("--output", type=path, metavar="FILE", help="where; default RUN/model.FORMAT")
     add_checkpoint(parser)
     options = parser.parse_intermixed_args(arguments)
     folder = find_run(options.run)
@@ -32,12 +31,12 @@ def run(arguments: list[str]) -> int:
 
     opened = open_run(folder, options.checkpoint, "cpu", options.changes)
     content, differences = export(opened, options.format)
-    path = options.output or options.run / f"model.{options.format}"
-    publish(path, content)
+    target = options.output or options.run / f"model.{options.format}"
+    publish(target, content)
     shape = " x ".join(("N", *map(str, opened.input_shape)))
     checked = ", ".join(f"{value:.1e} in a batch of {size}" for size, value in differences.items())
     kind = input_type(opened)
-    print(f"{relative(path)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {opened.epoch}")
+    print(f"{relative(target)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {opened.epoch}")
     if options.format == "safetensors":
         print("the weights; classes, shape, mean and std are in its metadata")
     else:

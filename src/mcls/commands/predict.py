@@ -14,7 +14,7 @@ from mcls.console import console
 from mcls.data.names import composed
 from mcls.errors import DataError, RequestError
 from mcls.files import replacing
-from mcls.options import add_device, positive
+from mcls.options import add_device, expanded, path, positive
 from mcls.runs import find_run
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "a row that is wrong is named on stderr and skipped; skipped rows make the exit status 3. The model is a "
         "run's selected one, or a file of mcls export.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, or an exported .onnx file")
+    parser.add_argument("run", type=path, metavar="RUN", help="the run's folder, or an exported .onnx file")
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="files, folders, patterns; - reads a list from stdin"
+        "inputs", nargs="+", type=expanded, metavar="INPUT", help="files, folders, patterns; - reads a list from stdin"
     )
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="how many classes to name (default 1)")
     wide = "what to write (default csv); wide is a CSV with a column for each class, in full precision"
@@ -72,7 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "a category that train does not have is wrong, or counts as none (default: dataset.handle_unknown of the run)"
     )
     parser.add_argument("--handle-unknown", choices=("error", "ignore"), help=unknown)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all, not to stdout")
+    parser.add_argument("--output", type=path, metavar="FILE", help="write there, whole or not at all, not to stdout")
     parser.add_argument("--strict", action="store_true", help="a wrong file or row is an error, exit status 3")
     add_device(parser)
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default 64)")

@@ -1,10 +1,10 @@
 """`mcls report`: one page of HTML about a run, to send to somebody."""
 
 import argparse
-from pathlib import Path
 
 from mcls.errors import FolderError
 from mcls.files import publish
+from mcls.options import path
 from mcls.page import page
 from mcls.runs import find_run, relative
 
@@ -17,8 +17,8 @@ def run(arguments: list[str]) -> int:
         "samples, the configuration, the environment and the command that repeats it. It needs no other file and "
         "runs no script.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default RUN/report.html")
+    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--output", type=path, metavar="FILE", help="default RUN/report.html")
     options = parser.parse_args(arguments)
     folder = find_run(options.run)
     target = options.output or folder.path / "report.html"

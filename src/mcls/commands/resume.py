@@ -11,6 +11,7 @@ from mcls.config.stored import HARMLESS, check_length, stored_config
 from mcls.console import console, say_result
 from mcls.errors import FolderError, RequestError, Stopped
 from mcls.files import make_folder
+from mcls.options import override, path
 from mcls.runs import RunFolder, find_run, read_yaml, typed
 from mcls.sweeps import Sweep, read_sweep, record_failure
 from mcls.torchrun import rank_and_size
@@ -26,9 +27,9 @@ def run(arguments: list[str]) -> int:
         "on the CPU. Keys that do not change what is trained may be changed, and trainer.epochs and trainer.patience, "
         "to go on for longer or to end earlier.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of a sweep")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="for example trainer.epochs=30")
-    parser.add_argument("--config-dir", metavar="DIR", help="of a sweep that was begun with it")
+    parser.add_argument("run", type=path, metavar="RUN", help="folder of a run or of a sweep")
+    parser.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example trainer.epochs=30")
+    parser.add_argument("--config-dir", type=path, metavar="DIR", help="of a sweep that was begun with it")
     options = parser.parse_intermixed_args(arguments)
     rank, size = rank_and_size()
     if (options.run / "sweep.json").is_file():
@@ -72,7 +73,7 @@ def complete(result: dict[str, Any], folder: RunFolder, asked: dict[str, Any]) -
     return f"already finished, {done} epochs; for more: {again} trainer.epochs={2 * done}" if epochs == done else ""
 
 
-def resume_sweep(path: Path, changes: list[str], config_dir: str | None) -> int:
+def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int:
     """Bring every job of a sweep that is not finished to its end, then show the table. Returns the exit status.
 
     The overrides in the folder choose and set like a command line's, but trust no package and place nothing elsewhere;

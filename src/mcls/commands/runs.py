@@ -13,6 +13,7 @@ from mcls import tables
 from mcls.errors import FolderError, RequestError
 from mcls.files import to_json
 from mcls.listing import FILTER, TARGET, Listed, average, differing, full_key, order, overridden, parse_filter, read
+from mcls.options import expanded
 from mcls.runs import find, relative
 from mcls.sweeps import read_sweep
 
@@ -54,7 +55,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         epilog="Filters compare with = != > < >= <=, for example: dataset=cifar10 'val/accuracy>0.9' status=finished. "
         "Those on measures and status see the means.",
     )
-    parser.add_argument("words", nargs="*", metavar="DIR or FILTER", help="the folder, outputs if none is named")
+    parser.add_argument(
+        "words", nargs="*", type=expanded, metavar="DIR or FILTER", help="the folder, outputs if none is named"
+    )
     parser.add_argument("--sort", default="val/accuracy", metavar="KEY", help="a column's key; default val/accuracy")
     parser.add_argument("--all", action="store_true", help="one row a run, seeds not averaged")
     shape = parser.add_mutually_exclusive_group()

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.checking import CONFIGS, checked
 from mcls.config.compose import NONE, Request, checker
+from mcls.config.words import as_path, at_home
 from mcls.console import console, say_result
 from mcls.errors import MachineError, RequestError, RunError, Stopped
 from mcls.files import describe, make_folder
@@ -63,6 +64,7 @@ def split(arguments: list[str]) -> tuple[Any, list[str]]:
     def refuse(message: str) -> None:
         raise RequestError(f"{message}. See mcls train --help.")
 
+    arguments = [at_home(word) if word.startswith("--config-dir=") else word for word in arguments]
     parser.error = refuse  # type: ignore[method-assign, assignment]
     options = parser.parse_intermixed_args(arguments)
     if options.experimental_rerun is not None:
@@ -74,7 +76,7 @@ def split(arguments: list[str]) -> tuple[Any, list[str]]:
     flags = list(arguments)
     for override in options.overrides:
         flags.remove(override)
-    options.overrides = [override for override in options.overrides if override != NONE]
+    options.overrides = [as_path(override) for override in options.overrides if override != NONE]
     return options, [*flags, *options.overrides]
 
 

@@ -301,7 +301,7 @@ def as_plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def checker(config_dir: str | None = None, name: str = "train") -> Iterator[Checker]:
+def checker(config_dir: Path | str | None = None, name: str = "train") -> Iterator[Checker]:
     """A Checker over mcls's own configuration files and those in `config_dir`."""
     path = create_automatic_config_search_path(calling_file=None, calling_module=None, config_path=f"pkg://{CONFIGS}")
     if config_dir is not None:

@@ -1,20 +1,27 @@
 """The words of a command line: what was probably meant, how a text is typed, what stands for several values."""
 
+import contextlib
 import difflib
 import itertools
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from mcls.errors import RequestError
 
 RESOLVER = re.compile(r"\$\{.*:")  # an interpolation that calls something
+
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # which have one value, whatever Hydra's grammar makes of it
+PATHS = re.compile(r"hydra\.(run|sweep)\.dir|outputs|model\.weights|dataset\.(root|path|test_path)")
+HOME = re.compile(r"(?<=[=,\['\"])~[\w.-]*(?=/|$)")
 
 DASHES = "\u2212\u2013\u2014"  # minus, en dash, em dash
 QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
@@ -48,6 +55,26 @@ def as_text(line: str) -> str:
     """`key=value` with the value quoted for Hydra's grammar."""
     key, _, value = line.partition("=")
     return "{}='{}'".format(key, value.replace("'", r"\'"))
+
+
+def at_home(text: str) -> str:
+    """`text` with `~` expanded where a value begins."""
+    return HOME.sub(lambda found: os.path.expanduser(found[0]), text)  # noqa: PTH111, one of no user stays
+
+
+def as_path(line: str) -> str:
+    """`key=value` where a path is asked for as Hydra's grammar takes it: `~` expanded, quoted if it must be."""
+    key, equals, value = line.partition("=")
+    if not equals or not PATHS.fullmatch(key.lstrip("+")):
+        return line
+    line = at_home(line)
+    with contextlib.suppress(Exception):  # Hydra's parser leaks many kinds
+        override = OverridesParser.create().parse_override(line)
+        if key not in FOLDERS or isinstance(override.value(), str | QuotedString):
+            return line
+    if value[:1] in (*"'\"", *QUOTES) or (value[:1] in "[{" and key not in FOLDERS):  # meant for the grammar, and wrong
+        return line
+    return f"{key}={QuotedString(line.partition('=')[2], Quote.single).with_quotes()}"
 
 
 def as_list(line: str) -> str | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from mcls.data.checked import check_labels, wrong_split
 from mcls.data.names import listed
 from mcls.errors import DataError, MachineError, RequestError
+from mcls.files import refuse_file
 
 if TYPE_CHECKING:
     from mcls.data.pictures import Files
@@ -256,12 +257,13 @@ def as_split(source: Any, name: str, num_classes: int) -> Split:
 def read_torchvision(name: str, root: str, train: bool, download: bool) -> Any:
     """torchvision's reader of data set `name`, after a download if that is needed and allowed.
 
-    Raises MachineError when the files are not there and can't be had, DataError when they are damaged.
+    Raises MachineError when the files are not there and can't be had, DataError when damaged, RequestError for a file.
     """
     from torchvision import datasets
 
     reader = getattr(datasets, name)
     root = str(Path(root).expanduser())
+    refuse_file("dataset.root", Path(root))
     folder = Path(root) / (reader.base_folder if name == "CIFAR10" else f"{name}/raw")
     try:
         return reader(root, train=train)

@@ -14,6 +14,7 @@ from PIL import Image
 from mcls import figures, images
 from mcls.data.names import assigned, composed, did_you_mean, listed, natural, quoted
 from mcls.errors import DataError, MachineError
+from mcls.files import refuse_file
 from mcls.tables import clean
 
 log = logging.getLogger("mcls")
@@ -86,10 +87,10 @@ def counted(suffixes: Counter[str]) -> str:
 
 
 def find(root: Path) -> Found:
-    """The images below `root`. Raises DataError when there is no such tree of classes."""
+    """The images below `root`. Raises DataError when there is no such tree of classes, RequestError for a file."""
     if not root.is_dir():
-        what = "a file, no folder" if root.exists() else "no such folder"
-        raise DataError(f"dataset.root: {clean(str(root))}: {what}. {LAYOUT}")
+        refuse_file("dataset.root", root)
+        raise DataError(f"dataset.root: {clean(str(root))}: no such folder. {LAYOUT}")
     left = Left()
     places = split_folders(root, left)
     trees = split_trees(places, left)
