@@ -248,6 +248,20 @@ def test_mistakes(mcls: Main, mnist: Path, capsys: Capture) -> None:
         assert drawn.width > 300 and drawn.height > 100
 
 
+def test_a_number_in_a_figure_of_the_most_confused_classes_is_that_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no installed font has a name."""
+    targets = torch.arange(40)
+    logits = torch.eye(40)[[*range(37), 38, 38, 39]]  # of class 37 the model says 38
+    tally = tallied([logits], targets, 40)
+    found = Evaluation(Split(torch.zeros(40, 2), targets), logits, logits, tally, tally.measure(), {"split": "test"})
+    drawn, confusion = [], evaluation.figures.confusion
+    monkeypatch.setattr(evaluation.figures, "confusion", lambda *given: (drawn.extend(given[1]), confusion(*given))[1])
+    evaluation.draw(found, RunFolder(tmp_path), [*map(str, range(37)), chr(0x10FFF0), "38", "39"], None)
+    assert drawn[-3:] == ["#37", "38", "11 others"]
+
+
 def test_the_grid_of_mistakes_has_a_row_for_each_class_the_most_doubted_first() -> None:
     """Three classes of 1, 3 and no doubted samples, in the order of their numbers."""
     logits = torch.tensor([[2.0, 0, 0], [4, 0, 0], [3, 0, 0], [0, 0, 9], [0, 0, 9]])

@@ -255,6 +255,18 @@ def test_of_many_classes_those_that_are_confused_most(mcls: Main, run: Path, cou
     assert len(page) < 2_000_000
 
 
+def test_numbers_in_figures_have_a_legend(mcls: Main, run: Path) -> None:
+    """A name that no installed font has is drawn as the number of its class."""
+    assert mcls("report", str(run)) == 0
+    assert "by its number" not in (run / "report.html").read_text()
+    test = json.loads((run / "result.json").read_text())["test"]
+    for number, name in enumerate(("<鱼>", "Żółw", "鸟")):
+        test["per_class"][number]["class"] = name
+    change(run / "result.json", test=test)
+    assert mcls("report", str(run)) == 0
+    assert "is shown by its number: #0 &lt;鱼&gt;, #2 鸟</p>" in (run / "report.html").read_text()
+
+
 def test_starts_without_torch(run: Path) -> None:
     script = "import sys; from mcls.cli import main; code = main(['report', sys.argv[1]]); "
     script += "assert not {'torch', 'hydra', 'numpy', 'matplotlib'} & set(sys.modules); sys.exit(code)"

@@ -127,7 +127,7 @@ def flipped(first: Answers, second: Answers) -> Tensor:
 def grid(split: Split, first: Answers, second: Answers, classes: Sequence[str], order: Tensor, title: str) -> bytes:
     """A PNG of up to SHOWN samples that B mended and as many that it broke."""
     mended, broken = order[second.right[order]][:SHOWN], order[first.right[order]][:SHOWN]
-    chosen = torch.cat([mended, broken])
+    chosen, classes = torch.cat([mended, broken]), figures.legible(tuple(classes))
     labels = [
         f"{classes[int(split.targets[index])]}\n{classes[int(first.predicted[index])]} > "
         f"{classes[int(second.predicted[index])]}"

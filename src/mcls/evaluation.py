@@ -197,14 +197,14 @@ def draw(found: Evaluation, folder: RunFolder, classes: Sequence[str], order: Te
     Args:
         order: of the doubted samples, for a grid of them; None leaves it out.
     """
-    name = found.report["split"]
+    name, names = found.report["split"], figures.legible(tuple(classes))  # of all classes, for their numbers
     title = f"{folder.name}\n{name} accuracy {found.measures.accuracy * 100:.2f} %"
     drawn = {
-        "confusion": figures.confusion(*most_confused(found.measures.confusion, classes)[:2], title),
+        "confusion": figures.confusion(*most_confused(found.measures.confusion, names)[:2], title),
         "reliability": figures.reliability(found.measures.bins, found.measures.ece, title),
     }
     if order is not None and found.split.inputs.ndim == 4 and len(order):
-        chosen, labels = by_class(found, order, figures.legible(tuple(classes)))
+        chosen, labels = by_class(found, order, names)
         pictures = torch.full((len(chosen), *found.split.inputs.shape[1:]), 255, dtype=torch.uint8)
         filled = chosen >= 0
         pictures[filled] = found.split.inputs[chosen[filled]]

@@ -16,6 +16,7 @@ from mcls.tables import clean, decimals, most_confused
 CURVES = 64_000_000  # bytes of metrics.jsonl that are read
 PICTURE = 8_000_000  # bytes of a figure that is embedded
 PNG = b"\x89PNG\r\n\x1a\n"
+LATIN = 0x52F  # up to here are Latin, Greek and Cyrillic, which matplotlib's own font has
 COLOURS = {"train": "#8a94a6", "val": "#2563eb"}
 FIGURES = {
     "surest": "The best: right, and the model was most sure of them.",
@@ -59,12 +60,13 @@ def page(folder: RunFolder) -> str:
     try:
         label = unfinished(folder, result or None)
         title = f"{about['choices']['dataset']} · {about['choices']['model']}"
+        measured = {} if label else result["test"] or result["val"]
         body = [
             f'<h1>{text(title)}</h1><p class="soft">{text(folder.name)} · {text(about["started"])}</p>',
             section("Result", part(folder, result, label) if label else summary(result)),
             section("Curves", curves(folder, result)),
-            section("Class by class", "" if label else classes(result["test"] or result["val"])),
-            section("Samples", pictures(folder)),
+            section("Class by class", classes(measured) if measured else ""),
+            section("Samples", pictures(folder) + legend(folder, measured)),
             section("How it was trained", settings(folder, about)),
             section("To repeat it", f"<pre>{escape(clean(command(about)))}</pre>"),
         ]
@@ -205,6 +207,14 @@ def pictures(folder: RunFolder) -> str:
     """The figures of samples, two beside each other."""
     found = "".join(picture(folder, name, words) for name, words in FIGURES.items())
     return f'<div class="two">{found}</div>' if found else ""
+
+
+def legend(folder: RunFolder, measured: dict[str, Any]) -> str:
+    """What the numbers mean that figures show in place of names; figures may have been drawn where fonts were few."""
+    rows = enumerate(str(row["class"]) for row in measured.get("per_class", []))
+    named = [f"#{number} {name}" for number, name in rows if any(ord(letter) > LATIN for letter in name)]
+    told = "In figures a class whose name no installed font had is shown by its number: "
+    return f'<p class="soft">{told}{text(", ".join(named))}</p>' if named and folder.figures.is_dir() else ""
 
 
 def settings(folder: RunFolder, about: dict[str, Any]) -> str:

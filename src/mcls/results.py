@@ -44,9 +44,10 @@ def draw(
         split, tally, measures: the samples, what the model said of each, and the sums.
         model, loader: asked for the decision regions of data in the plane.
     """
+    names = figures.legible(tuple(classes))  # of all classes, for their numbers
     title = f"{name}\ntest accuracy {measures.accuracy * 100:.2f} %"
     drawn = {
-        "confusion": figures.confusion(*most_confused(measures.confusion, classes)[:2], title),
+        "confusion": figures.confusion(*most_confused(measures.confusion, names)[:2], title),
         "reliability": figures.reliability(measures.bins, measures.ece, title),
     }
     predicted, confidence = (answer.cpu() for answer in tally.answers())
