@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from browser import busy_parts
-from mcls.comparing import mcnemar
+from mcls.comparing import mcnemar, unequal
 from mcls.config.build import build
 from mcls.opened import open_run
 from mcls.runs import RunFolder
@@ -230,3 +230,11 @@ def test_nothing_is_written_through_a_link(mcls: Main, runs: Path, tmp_path: Pat
     assert capsys.readouterr().err == expected
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert mcls("compare", str(a), str(b), "--output", str(tmp_path / "elsewhere")) == 0
+
+
+def test_other_classes_are_told_in_few_words() -> None:
+    many = [f"c{number}" for number in range(1000)]
+    told = unequal(["cat", *many], many)
+    assert told == "A has 1001, B 1000; A alone has 'cat'"
+    assert unequal(many, ["dog"]).endswith("'c9' and 990 more, B alone has 'dog'")
+    assert unequal(["a", "b"], ["b", "a"]) == "A has 2, B 2; their order differs"

@@ -436,3 +436,16 @@ def test_wrong_arguments_come_without_torch(arguments: list[str], blobs: Path) -
 def test_ordinals() -> None:
     found = " ".join(map(ordinal, (1, 2, 3, 4, 11, 12, 13, 21, 22, 101, 111, 112)))
     assert found == "1st 2nd 3rd 4th 11th 12th 13th 21st 22nd 101st 111th 112th"
+
+
+def test_a_folder_that_cannot_be_written_to(
+    mcls: Main, blobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in blobs.rglob("*")}
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # as on a read-only file system, for root too
+    capsys.readouterr()
+    assert mcls("evaluate", str(blobs)) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("test ") and "log-loss" in out and "everything is in" not in out
+    assert err.splitlines()[-1].endswith("blobs: can't be written to, so that nothing of this is saved or counted.")
+    assert {path: path.stat().st_mtime_ns for path in blobs.rglob("*")} == before

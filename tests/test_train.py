@@ -591,6 +591,51 @@ def test_a_file_in_place_of_the_folder_of_the_data(
     assert capsys.readouterr().err == "mcls: dataset.root: FILE is a file. Name a folder.\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["-m", "seed=3,4", "--cfg", "job"], "seed: 3"),
+        (["--cfg", "job", "--multirun", "seed=range(3,5)", "optimizer=adam,sgd"], "seed: 3"),
+        (["-m", "seed=3,4", "--info", "defaults"], "optimizer/sgd"),
+        (["seed=3", "optimizer=adam", "--hydra-help"], "Hydra"),
+        (["-m", "seed=3,4", "--help"], "seed: 3"),
+    ],
+)
+def test_what_only_shows_something(
+    words: list[str], shown: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = mcls("train", *words)
+    except SystemExit as stopped:  # as argparse ends its help
+        status = int(stopped.code or 0)
+    assert status == 0
+    assert shown in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["-m", "seed=0,1"], []])
+def test_the_folder_is_never_changed(
+    words: list[str], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mcls("train", *words, "hydra.job.chdir=true") == 2
+    expected = "mcls: hydra.job.chdir: true, but relative paths are those of the folder you are in. Say false.\n"
+    assert capsys.readouterr().err == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_resume_says_where_the_data_were(
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("x,y\n" + "1,a\n2,b\n" * 20)
+    assert mcls("train", *QUICK, "dataset=csv", "dataset.target=y", "dataset.path=t.csv", "hydra.run.dir=run") == 0
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert mcls("resume", "../run", "trainer.epochs=4") == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("The run was trained with dataset.path=t.csv; say dataset.path=FILE.")
+    assert mcls("resume", "../run", "trainer.epochs=4", "dataset.path=../t.csv") == 0
+
+
 STRANGE = ["a'b", "a b", "a,b", "a=b", "[a]", "a{b}", 'a"b', "a(b)", "a#b%c:d", "ä", "7", "null"]
 
 

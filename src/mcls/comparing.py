@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mcls import figures, tables
 from mcls.data.datasets import Split
+from mcls.data.names import listed
 from mcls.errors import RequestError
 from mcls.evaluation import logit_batches, rebuild, take, tallied
 from mcls.files import publish
@@ -44,7 +45,7 @@ def split_of(first: OpenedRun, second: OpenedRun, name: str) -> tuple[Split, tup
     same_place = first.config["dataset"] == second.config["dataset"]
     other = data if same_place else rebuild(second, download=False)
     if first.classes != second.classes:
-        raise RequestError(f"classes: {first.classes} and {second.classes} differ, such runs can't be compared.")
+        raise RequestError(f"classes: {unequal(first.classes, second.classes)}. Such runs can't be compared.")
     if first.encoder != second.encoder:
         raise RequestError("dataset: each run encodes the table as its own train has it, such runs can't be compared.")
     split, _, openings = take(first.folder, data, name)
@@ -57,6 +58,13 @@ def split_of(first: OpenedRun, second: OpenedRun, name: str) -> tuple[Split, tup
             "such runs can't be compared."
         )
     return split, (openings, other_openings)
+
+
+def unequal(first: Sequence[str], second: Sequence[str]) -> str:
+    """In what two lists of classes differ."""
+    only = [[name for name in names if name not in set(others)] for names, others in ((first, second), (second, first))]
+    told = [f"{label} alone has {listed(names)}" for label, names in zip("AB", only, strict=True) if names]
+    return f"A has {len(first)}, B {len(second)}; {', '.join(told) or 'their order differs'}"
 
 
 def same_samples(first: Split, second: Split) -> bool:

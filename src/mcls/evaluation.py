@@ -2,9 +2,9 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from mcls.errors import DataError, RequestError
 from mcls.files import make_folder, publish
 from mcls.forward import as_trained
 from mcls.metrics import Measures, Tally, brier, fit_temperature, top_k
-from mcls.opened import OpenedRun, as_trained_on
+from mcls.opened import OpenedRun, as_trained_on, pointing
 from mcls.results import fingerprint
-from mcls.runs import RunFolder, read_yaml, typed
+from mcls.runs import RunFolder, typed
 from mcls.tables import most_confused
 
 log = logging.getLogger("mcls")
@@ -29,7 +29,6 @@ log = logging.getLogger("mcls")
 TOP = 5  # of top-k, where there are more classes
 EACH = 5  # pictures of a class in the grid of doubted labels
 ROWS = 12  # classes in it
-PLACES = {"root": "DIR", "path": "FILE", "test_path": "FILE"}  # keys of data sets that say where the data are
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,8 @@ def rebuild(opened: OpenedRun, download: bool) -> Dataset:
     node = as_trained_on(opened.config["dataset"], opened.bits)
     if "download" in node and not download:  # a folder must not make this machine fetch or write anything
         node = {**node, "download": False}
-    try:
+    with pointing(opened.folder, node):
         dataset: Dataset = build("dataset", node, opened.config["trust"])
-    except DataError as error:
-        lost = [key for key in PLACES if isinstance(node.get(key), str) and not Path(node[key]).exists()]
-        if not lost:
-            raise
-        was = read_yaml(opened.folder.config)["dataset"][lost[0]]
-        told = f"The run was trained with dataset.{lost[0]}={was}; say dataset.{lost[0]}={PLACES[lost[0]]}."
-        raise DataError(f"{error} {told}") from error
     found = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std, dataset.encoder)
     if found != (opened.classes, opened.input_shape, opened.mean, opened.std, opened.encoder):
         raise DataError(f"dataset: its classes, shape or statistics are not those that {opened.folder.path} has.")
@@ -84,7 +76,8 @@ def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, str, in
     if name == "val" and dataset.val is None:
         raise RequestError("--split val: the run has none, it was trained on all of train. Say --split test.")
     split = dataset.val if name == "val" and dataset.val is not None else dataset.open_test()
-    with folder.lock() if name == "test" else contextlib.nullcontext():
+    writable = os.access(folder.path, os.W_OK)
+    with folder.lock() if name == "test" and writable else contextlib.nullcontext():
         result = folder.read_result() or {}
         if name == "test" and not result:
             raise RequestError(f"{folder.path}: never started. Go on with: mcls resume {typed(folder.path)}")
@@ -92,9 +85,9 @@ def take(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, str, in
             log.warning(f"{name}    not the samples of {folder.path}: {other}; another set, measured as other-{name}")
             return split, f"other-{name}", 0
         openings = int(result.get("test_openings", 0)) + 1
-        if name == "test":
+        if name == "test" and writable:
             folder.write_json(folder.result, {**result, "test_openings": openings})
-    return split, name, openings if name == "test" else 0
+    return split, name, openings if name == "test" and writable else 0
 
 
 def difference(known: dict[str, Any] | None, split: Split) -> str:

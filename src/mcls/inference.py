@@ -49,8 +49,8 @@ def classify(
         yield [name for name, _ in batch], model.probabilities(np.stack([sample for _, sample in batch]))
 
 
-def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier:
-    """The selected model of the run in `folder`, on `device`; `trust` are packages that its parts may come from.
+def from_run(folder: RunFolder, device: str, changes: Sequence[str]) -> Classifier:
+    """The selected model of the run in `folder`, on `device`; `changes` as `open_run` takes them.
 
     Raises MclsError as `open_run` does.
     """
@@ -59,7 +59,7 @@ def from_run(folder: RunFolder, device: str, trust: Sequence[str]) -> Classifier
     from mcls.forward import as_trained
     from mcls.opened import open_run, with_delimiter
 
-    opened = open_run(folder, "best", device, [f"trust={json.dumps(list(trust))}"])
+    opened = open_run(folder, "best", device, changes)
 
     @torch.inference_mode()
     def probabilities(samples: Array) -> Array:

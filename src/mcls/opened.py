@@ -1,6 +1,7 @@
 """A finished run opened for use: its model with the selected weights, and what it takes to feed it. No data read."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from mcls.config.build import build
 from mcls.config.stored import stored_config, untrained
 from mcls.data.loader import Normalise
 from mcls.data.names import composed
-from mcls.errors import FolderError
+from mcls.errors import DataError, FolderError
 from mcls.machine import resolve_device, trained_precision
-from mcls.runs import RunFolder, find_run, read_json, typed
+from mcls.runs import RunFolder, find_run, read_json, read_yaml, typed
+
+PLACES = {"root": "DIR", "path": "FILE", "test_path": "FILE"}  # keys of data sets that say where the data are
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,20 @@ def open_run(folder: RunFolder, which: str = "best", device: str = "auto", chang
 def as_trained_on(node: dict[str, Any], bits: int) -> dict[str, Any]:
     """The node of a data set, with the bits that its run was trained with in place of `auto`."""
     return {**node, "bits": bits} if "bits" in node else node
+
+
+@contextlib.contextmanager
+def pointing(folder: RunFolder, node: dict[str, Any]) -> Iterator[None]:
+    """Say how to name the data of a run, `node`, where an error inside comes of their not being where it says."""
+    try:
+        yield
+    except DataError as error:
+        lost = [key for key in PLACES if isinstance(node.get(key), str) and not Path(node[key]).exists()]
+        if not lost:
+            raise
+        was = read_yaml(folder.config)["dataset"][lost[0]]
+        told = f"The run was trained with dataset.{lost[0]}={was}; say dataset.{lost[0]}={PLACES[lost[0]]}."
+        raise DataError(f"{error} {told}") from error
 
 
 def with_delimiter(opened: OpenedRun) -> Any:

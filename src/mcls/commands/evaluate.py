@@ -1,6 +1,8 @@
 """`mcls evaluate`: measure a finished run."""
 
 import argparse
+import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from mcls import tables
@@ -11,6 +13,8 @@ from mcls.runs import RunFolder, find_run, read_json, relative, unfinished
 
 if TYPE_CHECKING:
     from mcls.evaluation import Evaluation
+
+log = logging.getLogger("mcls")
 
 SHOWN = 10  # doubted samples on the terminal
 MATRIX = 12  # classes up to which the confusion matrix is printed
@@ -57,10 +61,13 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     found = evaluation.evaluate(opened, split, name, dataset.val)
     report = {"checkpoint": options.checkpoint, **({"unfinished": label} if label else {}), **found.report}
     order = evaluation.doubted(found) if options.mistakes else None
+    show(report, openings, classes)
+    if not os.access(folder.path, os.W_OK):
+        log.warning(f"{relative(folder.path)}: can't be written to, so that nothing of this is saved or counted.")
+        return
     evaluation.draw(found, folder, classes, order)
     path = folder.path / "evaluation.json"
     folder.write_json(path, {**(read_json(path) if path.exists() else {}), name: report})
-    show(report, openings, classes)
     if order is not None:
         show_doubts(found, evaluation.doubts(found, order, classes), folder)
     print(f"\neverything is in {relative(path)}, pictures in {relative(folder.figures)}/evaluation-{name}-*.png")

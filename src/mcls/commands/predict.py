@@ -60,9 +60,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "run's selected one, or a file of mcls export.",
     )
     parser.add_argument("run", type=path, metavar="RUN", help="the run's folder, or an exported .onnx file")
-    parser.add_argument(
-        "inputs", nargs="+", type=expanded, metavar="INPUT", help="files, folders, patterns; - reads a list from stdin"
-    )
+    named = "files, folders, patterns; - reads a list from stdin; and trust=[my_package] for a model of yours"
+    parser.add_argument("inputs", nargs="+", type=expanded, metavar="INPUT", help=named)
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="how many classes to name (default 1)")
     wide = "what to write (default csv); wide is a CSV with a column for each class, in full precision"
     parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help=wide)
@@ -77,8 +76,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add_device(parser)
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default 64)")
     parser.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 64 million)")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="the model is of this package")
-    return parser.parse_intermixed_args(arguments)
+    parser.add_argument("--trust", action="append", default=[], help=argparse.SUPPRESS)  # as it was once said
+    options = parser.parse_intermixed_args(arguments)
+    options.changes = [f"trust={json.dumps(options.trust)}"] if options.trust else []
+    options.changes += [word for word in options.inputs if word.startswith("trust=")]
+    options.inputs = [word for word in options.inputs if not word.startswith("trust=")]
+    if not options.inputs:
+        parser.error("the following arguments are required: INPUT")
+    return options
 
 
 class Counter:
@@ -115,7 +120,7 @@ def open_model(options: argparse.Namespace) -> "Classifier":
 
     if options.run.suffix.lower() == ".onnx" and options.run.is_file():
         return from_onnx(options.run, options.device)
-    return from_run(find_run(options.run), options.device, options.trust)
+    return from_run(find_run(options.run), options.device, options.changes)
 
 
 def classified(model: "Classifier", options: argparse.Namespace, counter: Counter) -> Found:

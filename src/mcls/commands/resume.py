@@ -47,6 +47,7 @@ def run(arguments: list[str]) -> int:
         raise RequestError(f"trainer.devices: the run has {devices}, torchrun started {size} processes.")
     from mcls import session
     from mcls.distributed import Team
+    from mcls.opened import pointing
     from mcls.signals import StopRequest
 
     with console(), StopRequest() as stop:
@@ -54,7 +55,8 @@ def run(arguments: list[str]) -> int:
         if rank:
             session.assist(Team(rank, size), "env://", config, stop, ready=int)
             return 0
-        result = session.resume(folder, config, stop)
+        with pointing(folder, config["dataset"]):
+            result = session.resume(folder, config, stop)
         say_result(folder, result)
     return 0
 

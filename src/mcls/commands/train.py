@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.checking import CONFIGS, checked
 from mcls.config.compose import NONE, Request, checker
-from mcls.config.words import as_path, at_home
+from mcls.config.words import as_path, at_home, first
 from mcls.console import console, say_result
 from mcls.errors import MachineError, RequestError, RunError, Stopped
 from mcls.files import describe, make_folder
@@ -40,15 +40,19 @@ def run(arguments: list[str]) -> int:
     """Check the command line, then let Hydra run it. Returns the exit status."""
     options, arguments = split(arguments)
     shows = any(getattr(options, flag, None) for flag in SHOWS)
-    if shows and not options.cfg and options.config_dir is None:  # whose files are checked before Hydra uses them
-        launch(arguments, str)
+    flags = arguments[: len(arguments) - len(options.overrides)]
+    if shows and not (options.cfg or options.info or options.help or options.config_dir):  # what needs no overrides
+        launch(flags, str)
         return 0
     with console(), StopRequest() as stop:  # from here on: an interrupt inside Hydra would come out as another error
         with checker(options.config_dir, options.config_name or "train") as check:
             request = check.check(options.overrides, options.multirun)
-        typed, arguments = arguments, [*arguments[: len(arguments) - len(request.overrides)], *request.overrides]
+            one = [line for override in map(check.parse, request.overrides) for line in first(override)]
+        typed, arguments = arguments, [*flags, *request.overrides]
         if shows:
-            launch(arguments, str)
+            if request.sweep:
+                log.info("of the sweep's first job:")
+            launch([*(flag for flag in flags if flag not in ("-m", "--multirun")), *one], str)
             return 0
         if request.sweep and rank_and_size()[1] > 1:
             raise RequestError("-m: not under torchrun. Say trainer.devices=N instead.")
@@ -86,7 +90,7 @@ def launch(arguments: list[str], task: Any) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or what is raised in there is printed, and the process ended
     try:
         hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="train")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise RequestError(" ".join(str(error).split())) from error
     except OSError as error:
         if error.filename is None:  # standard output

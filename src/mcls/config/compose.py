@@ -130,6 +130,10 @@ class Checker:
                 if key in rules:
                     rules[key].check(key, value)
         hydra, values, choices = requests[0]
+        if hydra.job.chdir:
+            raise RequestError(
+                "hydra.job.chdir: true, but relative paths are those of the folder you are in. Say false."
+            )
         sweep = multirun or hydra.mode == RunMode.MULTIRUN
         place = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         given = any(override.key_or_group == place for override in parsed)

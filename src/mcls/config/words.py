@@ -121,7 +121,9 @@ def count(override: Override) -> int:
 
 
 def first(override: Override) -> list[str]:
-    """The first override of those that a swept one stands for, or none."""
+    """The first override of those that a swept one stands for, or none; one that is not swept, as it is."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
     found: Any = override.value()
     if not isinstance(found, RangeSweep):
         return elements(override)[:1]
