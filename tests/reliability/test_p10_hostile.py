@@ -207,6 +207,19 @@ def test_mutations(name: str, kind: str, healthy: Path, mcls: Run, tmp_path: Pat
     count(f"mutations of {name}, {size(6, 150)} for each command: {last}")
 
 
+def test_mutations_of_a_sweep(mcls: Run, tmp_path: Path, size: Any, count: Count) -> None:
+    """As of a run, in sweep.json; whatever it says, no harm and one line."""
+    keys = ("dataset.n_samples=100", "trainer.epochs=1", "model.hidden_units=[4]", "trainer.batch_size=50", *QUICK)
+    assert mcls("train", "-m", *keys, "seed=1,2", f"hydra.sweep.dir={tmp_path}/whole").status == 0
+    commands = json.dumps([["resume", "copy"]])
+    child = mcls("call", "fuzz", str(tmp_path / "whole"), "sweep.json", "0", str(size(30, 300)), commands, limit=1500)
+    assert child.status == 0, child.stderr
+    *wrong, last = child.stdout.splitlines()
+    assert not wrong, "\n".join(wrong)
+    assert int(last.split()[0]) > 0
+    count(f"mutations of sweep.json, {size(30, 300)}: {last}")
+
+
 def test_experimental_rerun_is_refused(mcls: Run, tmp_path: Path) -> None:
     import pickle
 
