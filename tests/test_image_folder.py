@@ -788,6 +788,17 @@ def test_a_tree_trains_and_is_drawn(
     assert len(list(tmp_path.glob("out/*/*"))) == 1
 
 
+def test_nothing_is_said_of_sizes_that_nobody_could_read(
+    tmp_path: Path, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "own" / "a" / "0.png", tmp_path / "own" / "b" / "0.png"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"no picture")
+    assert mcls("data", "check", "dataset=image_folder", "dataset.root=own") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mcls: own/a/0.png: cannot be read")
+
+
 def test_other_packages_print_nothing(tmp_path: Path) -> None:
     """Class names without a font, more workers than processors, no home to write to; TIFFs of 13 bands are named."""
     tree(tmp_path / "own", ("鱼", "鸟"))

@@ -109,10 +109,11 @@ def choose_shape(headers: Sequence[tuple[int, int, str]], size: int | None, chan
         height, width = next(iter(sizes))
     else:
         height = width = min(LARGEST, round(statistics.median(map(min, sizes.elements())))) if sizes else 1
-    low, high = (f"{extreme(sizes)[1]} x {extreme(sizes)[0]}" if sizes else "none" for extreme in (min, max))
-    had = low if len(sizes) == 1 else f"{len(sizes)} sizes, {low} to {high}"
-    kinds = ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common())
-    log.info(f"images  {had} ({kinds}); taken as {width} x {height} {'grey' if depth == 1 else 'RGB'}")
+    if sizes:
+        low, high = (f"{extreme(sizes)[1]} x {extreme(sizes)[0]}" for extreme in (min, max))
+        had = low if len(sizes) == 1 else f"{len(sizes)} sizes, {low} to {high}"
+        kinds = ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common())
+        log.info(f"images  {had} ({kinds}); taken as {width} x {height} {'grey' if depth == 1 else 'RGB'}")
     if size is None and max(height, width) > BIG:
         log.warning(
             f"images  {width} x {height} is big, training will be slow; dataset.size={LARGEST} makes them smaller"
