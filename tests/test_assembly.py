@@ -324,6 +324,19 @@ def test_a_plain_function_is_a_loss(own: Callable[..., None], mcls: Main, tmp_pa
         torch.testing.assert_close(also[name], weights, rtol=1e-4, atol=1e-6)
 
 
+def test_every_command_takes_trust_the_same_way(own: Callable[..., None], mcls: Main, tmp_path: Path) -> None:
+    own("loss", "_target_: mynet.focal", "gamma: 0.0")
+    (tmp_path / "t.csv").write_text("x,y\n" + "1,a\n2,b\n" * 20)
+    (tmp_path / "new.csv").write_text("x\n1\n")
+    table = ("dataset=csv", "dataset.path=t.csv", "dataset.target=y", "trainer.epochs=1", "trainer.figures=false")
+    assert mcls("train", "--config-dir", "conf", "loss=mine", *table, "hydra.run.dir=run", "trust=[mynet]") == 0
+    for words in (["predict", "run", "new.csv"], ["evaluate", "run"], ["export", "run", "--format", "safetensors"]):
+        assert mcls(*words) == 5
+        assert mcls(*words, "trust=[mynet]") == 0
+    assert mcls("predict", "run", "new.csv", "--trust", "mynet") == 0
+    assert mcls("resume", "run", "trust=[mynet]", "trainer.epochs=2") == 0
+
+
 def test_two_processes_share_a_weighted_loss_that_is_divided_by_samples(
     own: Callable[..., None], mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
