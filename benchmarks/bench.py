@@ -26,11 +26,12 @@ import torch
 
 import shell
 import work
-from mcls.data.datasets import Split
 from mcls.data.loader import Loader
+from mcls.data.types import Split
 from mcls.errors import MachineError
-from mcls.machine import describe, set_matrix_products
-from mcls.tables import markdown, plain
+from mcls.system.device import device_name
+from mcls.system.text import markdown, plain_table
+from mcls.training.precision import set_matrix_products
 from work import Work
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -283,7 +284,7 @@ class Bench:
 
 
 def say(rows: list[list[object]]) -> None:
-    print(plain([""] * len(rows[0]), rows), file=sys.stderr, flush=True)
+    print(plain_table([""] * len(rows[0]), rows), file=sys.stderr, flush=True)
 
 
 def machine(options: argparse.Namespace, data: str) -> str:
@@ -295,7 +296,7 @@ def machine(options: argparse.Namespace, data: str) -> str:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"no {name}")
-    device = describe(torch.device(options.device))
+    device = device_name(torch.device(options.device))
     return "\n".join(
         [
             "# Results of `make bench`",
@@ -343,7 +344,7 @@ def main() -> None:
         for name in sections:
             title, header, rows = getattr(bench, name)()
             if rows:
-                print(f"\n{title}\n{plain(header, rows)}", flush=True)
+                print(f"\n{title}\n{plain_table(header, rows)}", flush=True)
                 texts.append(f"## {title}\n\n{markdown(header, rows)}")
                 if options.only == SECTIONS:  # a part is on the terminal, and no replacement for all of it
                     RESULTS.write_text("\n\n".join(texts) + "\n", encoding="utf-8")

@@ -42,8 +42,9 @@ if real.available():
 JOBS = """
 import json, sys, time
 from pathlib import Path
-from mcls import cli, session
-marks, train = [], session.train
+from mcls import cli
+from mcls.training import run
+marks, train = [], run.train_new
 
 def marked(*arguments):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -51,7 +52,7 @@ def marked(*arguments):
     marks.append([time.perf_counter(), memory])
     return train(*arguments)
 
-session.train = marked
+run.train_new = marked
 assert cli.main(sys.argv[1:]) == 0
 print("\\n" + json.dumps(marks))
 """
@@ -94,10 +95,11 @@ def called(self, config):
     marks.append(["Python, Hydra, the configuration composed and checked", time.time()])
     import torch
     marks.append(["import torch", time.time()])
-    from mcls import results, session, trainer
-    mark(session, "assemble", "import mcls's own modules", "data, model and optimizer built")
+    from mcls.report import run_figures
+    from mcls.training import run, trainer
+    mark(run, "build_components", "import mcls's own modules", "data, model and optimizer built")
     mark(trainer.Trainer, "fit", "run folder and TensorBoard opened", "the epochs, checkpoints and curves")
-    mark(results, "draw", "the test set measured", "figures")
+    mark(run_figures, "draw_run_figures", "the test set measured", "figures")
     return task(self, config)
 train.Task.__call__ = called
 assert cli.main(sys.argv[1:]) == 0

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mcls import assembly, session
 from mcls.config.compose import checker
 from mcls.data.loader import Loader
-from mcls.forward import evaluate
-from mcls.runs import RunFolder
-from mcls.tracking import Recorder
-from mcls.trainer import Progress, Trainer
+from mcls.runs.folder import RunFolder
+from mcls.runs.tracking import RunLogger
+from mcls.training import run, setup
+from mcls.training.precision import evaluate_loader
+from mcls.training.trainer import Progress, Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import real
@@ -119,10 +119,10 @@ def compose(overrides: tuple[str, ...], device: str) -> dict[str, Any]:
         return check.check([*overrides, f"device={device}"], False).config
 
 
-def assembled(work: Work, device: str) -> tuple[assembly.Parts, dict[str, Any]]:
+def assembled(work: Work, device: str) -> tuple[setup.Components, dict[str, Any]]:
     """What mcls builds for `work`, cut to its samples, and the configuration."""
     config = compose(work.overrides, device)
-    parts = assembly.assemble(config)
+    parts = setup.build_components(config)
     if work.samples is not None:
         parts.train.inputs, parts.train.targets = (
             parts.train.inputs[: work.samples],
@@ -132,7 +132,7 @@ def assembled(work: Work, device: str) -> tuple[assembly.Parts, dict[str, Any]]:
     return parts, config
 
 
-def autocast(parts: assembly.Parts) -> Any:
+def autocast(parts: setup.Components) -> Any:
     """The bare loop's context of a forward pass."""
     if parts.precision.startswith("fp32"):
         return contextlib.nullcontext()
@@ -169,11 +169,11 @@ def bare(work: Work, device: str) -> Epoch:
     return epoch
 
 
-def make_trainer(parts: assembly.Parts) -> Trainer:
+def make_trainer(parts: setup.Components) -> Trainer:
     """mcls's trainer with its real recorder and checkpoints, in a folder of its own."""
     folder = RunFolder(Path(tempfile.mkdtemp()))
-    recorder = Recorder(folder)
-    return session.make_trainer(parts, recorder, session.saver(folder, parts), stop=int)
+    recorder = RunLogger(folder)
+    return run.make_trainer(parts, recorder, run.checkpoint_writer(folder, parts), stop=int)
 
 
 def mcls_trainer(work: Work, device: str) -> Epoch:
@@ -193,7 +193,7 @@ def mcls_trainer(work: Work, device: str) -> Epoch:
     return trainer_epoch(parts, parts.train, trainer)
 
 
-def trainer_epoch(parts: assembly.Parts, loader: Loader, trainer: Trainer | None = None) -> Epoch:
+def trainer_epoch(parts: setup.Components, loader: Loader, trainer: Trainer | None = None) -> Epoch:
     """One epoch of mcls's trainer over `loader`, and its report."""
     trainer = trainer or make_trainer(parts)
     progress = trainer.progress
@@ -319,7 +319,7 @@ def mcls_pass(work: Work, device: str) -> Epoch:
     """mcls: the same split, measured."""
     parts, _ = assembled(work, device)
     loader = parts.load(parts.dataset.open_test())
-    return lambda: evaluate(parts.model, loader, len(parts.dataset.classes), parts.precision).measure()
+    return lambda: evaluate_loader(parts.model, loader, len(parts.dataset.classes), parts.precision).measure()
 
 
 def prepare_data() -> str:

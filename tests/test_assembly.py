@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from mcls import checkpoint
-from mcls.assembly import resolve_batch_size
-from mcls.checks import check_loss, check_model
-from mcls.data.datasets import Dataset, Split
+from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
-from mcls.machine import environment
+from mcls.runs import checkpoint
+from mcls.system.device import environment
+from mcls.training.checks import check_loss, check_model
+from mcls.training.setup import resolve_batch_size
 
 Main = Callable[..., int]
 CPU = torch.device("cpu")

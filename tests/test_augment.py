@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mcls.data.augment import CropFlip, crop_flip
+from mcls.augmentations import CropFlip, crop_flip
 
 
 def images(channels: int, kind: torch.dtype, count: int = 16) -> Tensor:

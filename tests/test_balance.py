@@ -10,14 +10,14 @@ import torch
 import yaml
 from sklearn.utils.class_weight import compute_class_weight
 
-from mcls.assembly import assemble
-from mcls.config.build import build
+from mcls.augmentations import CropFlip
 from mcls.config.compose import checker
-from mcls.data.augment import CropFlip
-from mcls.data.datasets import Split
+from mcls.config.instantiate import build
 from mcls.data.loader import Loader, Normalise, draw_balanced
+from mcls.data.types import Split
 from mcls.errors import RequestError
 from mcls.losses import weights_of
+from mcls.training.setup import build_components
 
 LOSSES = Path(__file__).parents[1] / "configs" / "loss"
 CPU = torch.device("cpu")
@@ -130,17 +130,17 @@ def config(*lines: str) -> dict[str, Any]:
 
 
 def test_the_keys_reach_the_loss_and_the_loader(caplog: pytest.LogCaptureFixture) -> None:
-    parts = assemble(config("loss.class_weights=balanced"))
+    parts = build_components(config("loss.class_weights=balanced"))
     assert parts.class_weights is parts.loss.weight and not caplog.text
-    parts = assemble(config("loss.class_weights=balanced", "trainer.class_balanced_sampling=true"))
+    parts = build_components(config("loss.class_weights=balanced", "trainer.class_balanced_sampling=true"))
     assert caplog.text.count("do the same twice. Use one.") == 1
     assert parts.train.balanced and parts.val is not None and not parts.val.balanced
     counts = torch.bincount(parts.dataset.train.targets)
     assert parts.loss.weight.tolist() == pytest.approx((counts.sum() / (4 * counts)).tolist())
-    plain = assemble(config())
+    plain = build_components(config())
     assert plain.loss.weight is None and not plain.train.balanced
     with pytest.raises(RequestError, match=r"^loss\.class_weights: 2 numbers for 4 classes\. "):
-        assemble(config("loss.class_weights=[1,2]"))
+        build_components(config("loss.class_weights=[1,2]"))
     for wrong in ("[1,0]", "even", "[-1]"):
         with pytest.raises(
             RequestError, match=r"^loss\.class_weights: must be list of float > 0, balanced or null, got"
@@ -151,7 +151,7 @@ def test_the_keys_reach_the_loss_and_the_loader(caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize("choice", ["loss.class_weights=balanced", "trainer.class_balanced_sampling=true"])
 def test_both_help_a_rare_class(tmp_path: Path, mcls: Callable[..., int], choice: str) -> None:
     """Two overlapping clouds, one with a tenth of the points: without help nearly all go to the other."""
-    from mcls.runs import find
+    from mcls.runs.folder import find_runs
 
     generator = np.random.default_rng(0)
     points = [("common", *row) for row in generator.normal(0, 1, (900, 2))]
@@ -161,6 +161,6 @@ def test_both_help_a_rare_class(tmp_path: Path, mcls: Callable[..., int], choice
     recall = []
     for name, extra in (("plain", []), ("helped", [choice])):
         assert mcls("train", line.split(), extra, f"outputs={name}", "trainer.figures=false") == 0
-        (run,) = find(tmp_path / name)
+        (run,) = find_runs(tmp_path / name)
         recall.append((run.read_result() or {})["test"]["per_class"][1]["recall"])
     assert recall[0] < 0.35 < 0.55 < recall[1]

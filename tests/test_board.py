@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from browser import busy_parts, document, needs_chromium, screenshot
-from mcls.commands.board import COLOURS
+from mcls.commands.board import RUN_COLOURS
 from trained import train
 
 Main = Callable[..., int]
@@ -74,7 +74,7 @@ def test_serves_arranged_until_a_signal(outputs: Path, number: int) -> None:
         assert (parts.hostname, parts.fragment) == ("127.0.0.1", "timeseries")
         asked = {key: values[0] for key, values in parse_qs(parts.query).items()}
         assert json.loads(asked["pinnedCards"]) == [{"plugin": "scalars", "tag": "val/accuracy"}]
-        assert (asked["smoothing"], asked["runColorGroup"]) == ("0", f"regex:{COLOURS}")
+        assert (asked["smoothing"], asked["runColorGroup"]) == ("0", f"regex:{RUN_COLOURS}")
         found = tags(f"http://{parts.netloc}/")
         assert set(found) == {"blobs-mlp/run0", "blobs-mlp/run1"}
         assert "val/accuracy" in found["blobs-mlp/run0"]
@@ -97,7 +97,7 @@ def alive(process: int) -> bool:
 
 def test_colours() -> None:
     def colour(run: str) -> str | None:
-        found = re.match(COLOURS, run)
+        found = re.match(RUN_COLOURS, run)
         return found and found[1]
 
     assert colour("mnist-mlp/2026-01-01") == colour("mnist-mlp/2026-01-02") == "mnist-mlp"

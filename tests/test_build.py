@@ -12,9 +12,9 @@ import torch
 import torchvision
 from torch import nn
 
-from mcls.config import build as module
-from mcls.config.build import FOREIGN, OWN, build, check_target, resolve
-from mcls.data.augment import CropFlip
+from mcls.augmentations import CropFlip
+from mcls.config import instantiate as module
+from mcls.config.instantiate import OWN, THIRD_PARTY, build, check_target, resolve
 from mcls.errors import RequestError
 from mcls.losses import NegativeLogLikelihood
 from mcls.models.mlp import MLP
@@ -48,9 +48,9 @@ OUTSIDE = [  # refused by name, before anything is imported
     "sympy.sympify",
     "hydra.utils.instantiate",
     "logging.config.dictConfig",
-    "mcls.files.publish",
+    "mcls.system.files.publish",
     "mcls.cli.main",
-    "mcls.checkpoint.load",
+    "mcls.runs.checkpoint.load",
     "torchvision.datasets.utils.download_and_extract_archive",
     "torchvision.io.write_file",
 ]
@@ -72,13 +72,13 @@ INSIDE = [  # begin like something allowed, and are refused when looked at
     "mcls.data.datasets.torch.load",
     "mcls.data.datasets.Path",
     "mcls.data.datasets.contextlib.suppress",
-    "mcls.data.augment.dataclass",
+    "mcls.augmentations.dataclass",
     "mcls.losses.nn",
     "mcls.losses.torch.load",
     "mcls.models.resnet.Path",
     "mcls.models.resnet.torch.hub.load",
-    "mcls.optim.Callable",
-    "mcls.optim.math.sqrt",
+    "mcls.training.optim.Callable",
+    "mcls.schedules.math.sqrt",
 ]
 
 
@@ -104,23 +104,23 @@ def test_what_is_no_dotted_name_is_refused(target: Any) -> None:
 
 
 ALLOWED = {
-    "dataset": ["mcls.data.datasets.blobs", "mcls.data.datasets.mnist", "mcls.data.datasets.cifar10"],
+    "dataset": ["mcls.datasets.blobs", "mcls.datasets.mnist", "mcls.datasets.cifar10"],
     "model": [
-        "mcls.models.mlp.MLP",
+        "mcls.models.MLP",
         "torchvision.models.resnet34",
         "torchvision.models.resnet.resnet34",
         "torch.nn.RNN",
     ],
     "loss": ["mcls.losses.NegativeLogLikelihood", "torch.nn.CrossEntropyLoss", "torch.nn.MultiMarginLoss"],
     "optimizer": ["torch.optim.SGD", "torch.optim.adamw.AdamW", "torch.optim.NAdam"],
-    "schedule": ["mcls.optim.constant", "mcls.optim.one_cycle"],
-    "augment": ["mcls.data.augment.CropFlip"],
+    "schedule": ["mcls.schedules.constant", "mcls.schedules.one_cycle"],
+    "augment": ["mcls.augmentations.CropFlip"],
 }
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_each_group_takes_its_own_kind_alone(group: str) -> None:
-    assert set(ALLOWED) == set(OWN) and set(FOREIGN) < set(OWN)
+    assert set(ALLOWED) == set(OWN) and set(THIRD_PARTY) < set(OWN)
     for target in ALLOWED[group]:
         assert callable(resolve(group, target, []))
     foreign = [target for other, targets in ALLOWED.items() for target in targets if other != group]
@@ -162,7 +162,7 @@ def test_nobody_is_told_to_trust_torch() -> None:
     with pytest.raises(RequestError) as caught:
         check_target("schedule", "torch.optim.lr_scheduler.StepLR", [])
     assert str(caught.value) == (
-        "schedule._target_: torch.optim.lr_scheduler.StepLR is not allowed here; allowed are names in mcls.optim."
+        "schedule._target_: torch.optim.lr_scheduler.StepLR is not allowed here; allowed are names in mcls.schedules."
     )
 
 
@@ -170,12 +170,12 @@ def test_what_is_built() -> None:
     weight = nn.Parameter(torch.zeros(3))
     optimizer = build("optimizer", {"_target_": "torch.optim.SGD", "lr": 0.5}, params=[weight])
     assert isinstance(optimizer, torch.optim.SGD) and optimizer.param_groups[0]["lr"] == 0.5
-    model = build("model", {"_target_": "mcls.models.mlp.MLP", "hidden_units": [5]}, input_shape=(2, 3), num_classes=4)
+    model = build("model", {"_target_": "mcls.models.MLP", "hidden_units": [5]}, input_shape=(2, 3), num_classes=4)
     assert isinstance(model, MLP) and model(torch.zeros(7, 2, 3)).shape == (7, 4)
     loss = build("loss", {"_target_": "mcls.losses.NegativeLogLikelihood", "label_smoothing": 0.1})
     assert isinstance(loss, NegativeLogLikelihood) and loss.label_smoothing == 0.1
-    assert build("augment", {"_target_": "mcls.data.augment.CropFlip", "padding": 2, "flip": 0.5}) == CropFlip(2, 0.5)
-    schedule = build("schedule", {"_target_": "mcls.optim.cosine", "end_factor": 0.0, "warmup_fraction": 0.0})
+    assert build("augment", {"_target_": "mcls.augmentations.CropFlip", "padding": 2, "flip": 0.5}) == CropFlip(2, 0.5)
+    schedule = build("schedule", {"_target_": "mcls.schedules.cosine", "end_factor": 0.0, "warmup_fraction": 0.0})
     assert isinstance(schedule, functools.partial) and schedule(0.0) == 1.0 and schedule(0.5) == pytest.approx(0.5)
 
 
@@ -196,24 +196,24 @@ def test_a_model_of_torchvision_by_yaml_alone() -> None:
         ),
         (
             "model",
-            {"_target_": "mcls.models.mlp.MLP", "hidden": [3]},
-            r"^model\.hidden: mcls\.models\.mlp\.MLP takes no such argument\. "
+            {"_target_": "mcls.models.MLP", "hidden": [3]},
+            r"^model\.hidden: mcls\.models\.MLP takes no such argument\. "
             r"It takes input_shape, num_classes, hidden_units, dropout\.$",
         ),
         (
             "model",
-            {"_target_": "mcls.models.mlp.MLP"},
-            r"^model\.hidden_units: mcls\.models\.mlp\.MLP needs it, and the configuration does not have it\.$",
+            {"_target_": "mcls.models.MLP"},
+            r"^model\.hidden_units: mcls\.models\.MLP needs it, and the configuration does not have it\.$",
         ),
         (
             "schedule",
-            {"_target_": "mcls.optim.constant", "warm": 0},
-            r"^schedule\.warm: mcls\.optim\.constant takes no such argument\. It takes progress, warmup_fraction\.$",
+            {"_target_": "mcls.schedules.constant", "warm": 0},
+            r"^schedule\.warm: mcls\.schedules\.constant takes no such argument\. It takes progress, warmup_fr",
         ),
         (
             "schedule",
-            {"_target_": "mcls.optim.constant"},
-            r"^schedule\.warmup_fraction: mcls\.optim\.constant needs it, and the configuration does not have it\.$",
+            {"_target_": "mcls.schedules.constant"},
+            r"^schedule\.warmup_fraction: mcls\.schedules\.constant needs it, and the configuration does not have",
         ),
         (
             "optimizer",

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from mcls import checkpoint
-from mcls.checkpoint import load, save, seal, weights_digest
 from mcls.errors import FolderError
+from mcls.runs import checkpoint
+from mcls.runs.checkpoint import load, save, seal, weights_digest
 
 
 def same(one: Any, two: Any) -> bool:

@@ -14,10 +14,10 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from browser import busy_parts
-from mcls.comparing import mcnemar, unequal
-from mcls.config.build import build
-from mcls.opened import open_run
-from mcls.runs import RunFolder
+from mcls.config.instantiate import build
+from mcls.inference.compare import mcnemar, unequal
+from mcls.inference.load import load_run
+from mcls.runs.folder import RunFolder
 from trained import train
 
 Main = Callable[..., int]
@@ -44,10 +44,10 @@ def runs(trained_runs: Path, tmp_path: Path) -> Path:
 
 def right(folder: Path) -> list[bool]:
     """Whether the run in `folder` is right, for each test sample, by the shortest way there is."""
-    opened = open_run(RunFolder(folder), device="cpu")
-    test = build("dataset", opened.config["dataset"]).open_test()
+    loaded = load_run(RunFolder(folder), device="cpu")
+    test = build("dataset", loaded.config["dataset"]).open_test()
     with torch.inference_mode():
-        found: list[bool] = (opened.model(opened.normalise(test.inputs)).argmax(1) == test.targets).tolist()
+        found: list[bool] = (loaded.model(loaded.normalise(test.inputs)).argmax(1) == test.targets).tolist()
     return found
 
 
@@ -154,7 +154,7 @@ def test_other_samples_under_the_same_name(
     [
         (
             *("mnist/a", "blobs/a", 2),
-            "dataset._target_: 'mcls.data.datasets.mnist' and 'mcls.data.datasets.blobs'. "
+            "dataset._target_: 'mcls.datasets.mnist' and 'mcls.datasets.blobs'. "
             "Runs on different data can't be compared.",
         ),
         ("blobs/a", "blobs/../blobs/a", 2, "RUNS/blobs/a and RUNS/blobs/../blobs/a: one and the same run. Name two."),

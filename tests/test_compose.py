@@ -14,7 +14,7 @@ import pytest
 
 import mcls as package
 from mcls.config.compose import Request, checker, job_name
-from mcls.config.words import nearest
+from mcls.config.overrides import nearest_key
 from mcls.errors import RequestError
 
 Main = Callable[..., int]
@@ -44,7 +44,7 @@ def test_the_default() -> None:
     }
     assert (request.sweep, request.folder) == (False, None)
     assert list(request.config)[:7] == ["seed", "device", "precision", "threads", "deterministic", "outputs", "trust"]
-    assert request.config["model"] == {"_target_": "mcls.models.mlp.MLP", "hidden_units": [128, 64], "dropout": 0.0}
+    assert request.config["model"] == {"_target_": "mcls.models.MLP", "hidden_units": [128, 64], "dropout": 0.0}
     assert "hydra" not in request.config and "experiment" not in request.config
 
 
@@ -201,7 +201,7 @@ def test_job_names_are_readable_and_safe() -> None:
     ],
 )
 def test_nearest(word: str, found: str | None) -> None:
-    assert nearest(word, ["optimizer.lr", "optimizer.momentum", "trainer.epochs", "seed"]) == found
+    assert nearest_key(word, ["optimizer.lr", "optimizer.momentum", "trainer.epochs", "seed"]) == found
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def own(tmp_path: Path) -> Path:
         "_target_: torch.optim.NAdam\n# (float > 0 <= 0.5) learning rate\nlr: 0.002\n"
     )
     (folder / "dataset" / "rings.yaml").write_text(
-        "_target_: mcls.data.datasets.blobs\n"
+        "_target_: mcls.datasets.blobs\n"
         "# (int >= 10 <= 500) points\nn_samples: 200\n# (int > 0) numbers a point\nn_features: 3\n"
         "# (int > 1) classes\ncenters: 5\n# (float > 0) width\ncluster_std: 0.5\nrandom_state: 1\n"
         "test_fraction: 0.2\ntest_seed: 1\n# (float >= 0 < 1) part\nval_fraction: 0.2\nval_seed: 0\n"

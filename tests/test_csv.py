@@ -16,11 +16,12 @@ import pytest
 import torch
 import yaml
 
-from mcls import checkpoint, session
-from mcls.config.build import build
-from mcls.data.datasets import Dataset, Split
-from mcls.data.encoding import Table, encode_table
+from mcls.config.instantiate import build
+from mcls.data.table_encoder import Table, encode_table
+from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MclsError, RequestError
+from mcls.runs import checkpoint
+from mcls.training import run as training_run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "dataset" / "csv.yaml"
 COLOURS = ("blue", "green", "red")
@@ -628,7 +629,7 @@ def test_new_rows_that_were_allowed_for(tmp_path: Path) -> None:
 
 
 def test_encoding_needs_no_torch() -> None:
-    line = "import sys; import mcls.data.encoding; sys.exit('torch' in sys.modules)"
+    line = "import sys; import mcls.data.table_encoder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line]).returncode == 0
 
 
@@ -638,7 +639,7 @@ def test_scikit_learns_tables_train(
 ) -> None:
     from sklearn import datasets
 
-    from mcls.runs import find
+    from mcls.runs.folder import find_runs
 
     table = getattr(datasets, f"load_{name}")()
     body = [[*map(str, values), str(table.target_names[target])]
@@ -646,7 +647,7 @@ def test_scikit_learns_tables_train(
     write(tmp_path / "own.csv", body, [*table.feature_names, "class"])
     line = "dataset=csv dataset.path=own.csv dataset.target=class trainer.epochs=10 trainer.batch_size=16 outputs=out"
     assert mcls("train", line.split(), "trainer.figures=false") == 0
-    (run,) = find(tmp_path / "out")
+    (run,) = find_runs(tmp_path / "out")
     assert (run.read_result() or {})["test"]["accuracy"] >= least
     data = checkpoint.load(run.best)["data"]
     assert data["encoder"]["target"] == "class" and len(data["encoder"]["columns"]) == table.data.shape[1]
@@ -656,32 +657,32 @@ def test_scikit_learns_tables_train(
     assert mcls("train", line.split()) == 3
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("mcls: own.csv, row 2: ")
-    assert len(list(find(tmp_path / "out"))) == 1
+    assert len(list(find_runs(tmp_path / "out"))) == 1
 
 
 def test_a_run_on_a_table_resumes(tmp_path: Path, mcls: Callable[..., int]) -> None:
-    from mcls.runs import find
+    from mcls.runs.folder import find_runs
 
     write(tmp_path / "own.csv", rows())
     line = "dataset=csv dataset.path=own.csv dataset.target=kind trainer.batch_size=8 trainer.figures=false outputs=out"
     assert mcls("train", line.split(), "trainer.epochs=2") == 0
-    (run,) = find(tmp_path / "out")
+    (run,) = find_runs(tmp_path / "out")
     assert mcls("resume", str(run.path), "trainer.epochs=3") == 0
     assert (run.read_result() or {})["epochs"] == 3
-    assert session.newest(run) is not None
+    assert training_run.newest_checkpoint(run) is not None
 
 
 def test_the_default_batch_takes_what_a_small_table_has(
     tmp_path: Path, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is recorded, so that a run resumes with it; a number that is asked for stays an error."""
-    from mcls.runs import find, read_json
+    from mcls.runs.folder import find_runs, read_json
 
     write(tmp_path / "own.csv", rows(150))
     line = "dataset=csv dataset.path=own.csv dataset.target=kind trainer.figures=false outputs=out model.dropout=0.1"
     assert mcls("train", line.split(), "trainer.epochs=2") == 0
     assert "batch   108 samples, not 128: train has 108\n" in capsys.readouterr().err
-    (run,) = find(tmp_path / "out")
+    (run,) = find_runs(tmp_path / "out")
     about = read_json(run.about)
     assert about["batch_size"] == about["hyperparameters"]["trainer.batch_size"] == 108
     run.write_json(run.about, {**about, "batch_size": 54})

@@ -17,8 +17,8 @@ import makers
 import real
 from makers import MNIST_FILES, write_idx, write_mnist
 from mcls.data import datasets
-from mcls.data.checked import check_labels
-from mcls.data.datasets import Split, cut, stratified
+from mcls.data.splits import check_labels, split_train_val, stratified
+from mcls.data.types import Split
 from mcls.errors import DataError, MachineError, RequestError
 
 BLOBS = {"n_samples": 500, "n_features": 2, "centers": 4, "cluster_std": 1.5, "random_state": 666}
@@ -74,13 +74,13 @@ def test_stratified_keeps_the_only_sample_of_a_class_for_training():
 
 def test_cut_of_nothing_leaves_no_val_and_all_of_train():
     whole = Split(torch.zeros(10, 2), torch.arange(10) % 2)
-    assert cut(whole, 0.0, 0) == (whole, None)
+    assert split_train_val(whole, 0.0, 0) == (whole, None)
 
 
 def test_cut_that_leaves_nothing_to_validate_on_is_refused():
     whole = Split(torch.zeros(10, 2), torch.arange(10) % 2)
     with pytest.raises(RequestError, match=r"^dataset\.val_fraction: 0\.01 of 10 samples leaves none"):
-        cut(whole, 0.01, 0)
+        split_train_val(whole, 0.01, 0)
 
 
 @pytest.mark.parametrize("keys", [{}, {"n_features": 5, "centers": 3, "random_state": 0}])
@@ -153,18 +153,18 @@ def test_val_is_cut_from_train_by_class(data_root):
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_the_test_set_is_opened_by_open_test_alone(data_root, accept_cifar10, monkeypatch, name):
-    opened = []
+    loaded = []
     original = datasets.read_torchvision
 
     def spy(name, root, train, download):
-        opened.append("train" if train else "test")
+        loaded.append("train" if train else "test")
         return original(name, root, train, download)
 
     monkeypatch.setattr(datasets, "read_torchvision", spy)
     found = read(name, data_root, val_fraction=0.1)
-    assert opened == ["train"]
+    assert loaded == ["train"]
     found.open_test()
-    assert opened == ["train", "test"]
+    assert loaded == ["train", "test"]
 
 
 def test_damaged_test_files_are_found_when_the_test_set_is_opened(tmp_path):
@@ -350,8 +350,8 @@ def test_statistics_in_the_configuration_are_those_of_the_real_images(real_root,
     assert len(found.train) == count
     assert len(found.open_test()) == 10_000
     for channel, (mean, std) in enumerate(zip(stated["mean"], stated["std"], strict=True)):
-        tally = torch.bincount(found.train.inputs[:, channel].flatten(), minlength=256).double()
+        accumulator = torch.bincount(found.train.inputs[:, channel].flatten(), minlength=256).double()
         values = torch.arange(256, dtype=torch.float64) / 255
-        middle = (tally * values).sum() / tally.sum()
-        spread = ((tally * (values - middle) ** 2).sum() / tally.sum()).sqrt()
+        middle = (accumulator * values).sum() / accumulator.sum()
+        spread = ((accumulator * (values - middle) ** 2).sum() / accumulator.sum()).sqrt()
         assert (round(float(middle), 4), round(float(spread), 4)) == (mean, std)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from mcls import checkpoint
-from mcls.data.augment import CropFlip
-from mcls.data.datasets import Split
+from mcls.augmentations import CropFlip
 from mcls.data.loader import Loader, Normalise
-from mcls.distributed import Team
+from mcls.data.types import Split
+from mcls.runs import checkpoint
+from mcls.system.distributed import World
 
 CPU = torch.device("cpu")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mcls")
@@ -36,7 +36,7 @@ def test_the_shares_of_a_batch_make_the_batch(size: int, balanced: bool, residen
     augment = CropFlip(padding=1, flip=0.5)
     loader = Loader(split, 32, CPU, normalise, augment=augment, seed=4, balanced=balanced, resident=resident)
     whole = list(loader.epoch(1, first=1))
-    shares = [list(loader.epoch(1, first=1, team=Team(rank, size))) for rank in range(size)]
+    shares = [list(loader.epoch(1, first=1, world=World(rank, size))) for rank in range(size)]
     for (inputs, targets), *parts in zip(whole, *shares, strict=True):
         assert torch.equal(torch.cat([part for part, _ in parts]), inputs)
         assert torch.equal(torch.cat([part for _, part in parts]), targets)
@@ -46,7 +46,7 @@ def test_the_shares_of_a_batch_make_the_batch(size: int, balanced: bool, residen
 def test_a_split_smaller_than_the_team_is_measured_once() -> None:
     split = Split(torch.rand(2, 3), torch.tensor([0, 1]))
     loader = Loader(split, 32, CPU, Normalise(None, None, CPU))
-    found = [len(list(loader.epoch(team=Team(rank, 3)))) for rank in range(3)]
+    found = [len(list(loader.epoch(world=World(rank, 3)))) for rank in range(3)]
     assert found == [0, 1, 1]
 
 

@@ -8,16 +8,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from mcls import checkpoint
-from mcls.config.build import build
+from mcls.augmentations import CropFlip
+from mcls.config.instantiate import build
 from mcls.data import datasets
-from mcls.data.augment import CropFlip
 from mcls.data.loader import Loader, Normalise
 from mcls.losses import NegativeLogLikelihood
-from mcls.metrics import Tally
+from mcls.metrics import EvalAccumulator
 from mcls.models.mlp import MLP
-from mcls.optim import Rates, constant, cosine
-from mcls.trainer import Settings, Trainer
+from mcls.runs import checkpoint
+from mcls.schedules import constant, cosine
+from mcls.training.optim import LRScheduler
+from mcls.training.trainer import Settings, Trainer
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -68,7 +69,7 @@ def trained(
         model,
         loss or nn.CrossEntropyLoss(),
         optimizer,
-        Rates(optimizer, schedule, epochs * len(train)),
+        LRScheduler(optimizer, schedule, epochs * len(train)),
         Settings(epochs, None, "accuracy", clip, 3, 0.0, None),
         num_classes=10,
         device=CPU,
@@ -184,11 +185,11 @@ def test_softmax_and_cross_entropy_equal_numpys():
         expected = -logs[np.arange(50), targets].mean()
 
         given = torch.from_numpy(logits), torch.from_numpy(targets)
-        tally = Tally(10, CPU)
-        tally.add(*given)
+        accumulator = EvalAccumulator(10, CPU)
+        accumulator.add(*given)
         assert float(NegativeLogLikelihood()(*given)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
-        assert tally.measure().loss == pytest.approx(expected, rel=1e-6, abs=1e-6)
-        assert torch.cat(tally.confidence).numpy() == pytest.approx(probabilities.max(axis=1), abs=1e-6)
+        assert accumulator.measure().loss == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        assert torch.cat(accumulator.confidence).numpy() == pytest.approx(probabilities.max(axis=1), abs=1e-6)
 
 
 def test_the_same_training_twice_gives_the_same_weights(data_root):

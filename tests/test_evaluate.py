@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from sklearn import metrics
 
-from mcls import evaluation
-from mcls.commands.evaluate import ordinal, show_classes
-from mcls.data.datasets import Split
-from mcls.evaluation import EACH, Evaluation, by_class, doubted, tallied
-from mcls.forward import autocast
-from mcls.inference import from_run
+from mcls.commands.evaluate import ordinal, print_class_metrics
+from mcls.data.types import Split
+from mcls.inference import evaluate
+from mcls.inference.evaluate import EACH, Evaluation, accumulate, by_class, doubted
+from mcls.inference.load import load_run
+from mcls.inference.predict import from_run
 from mcls.metrics import brier, fit_temperature, top_k
-from mcls.opened import open_run
-from mcls.results import fingerprint
-from mcls.runs import RunFolder
+from mcls.report.run_figures import fingerprint
+from mcls.runs.folder import RunFolder
+from mcls.training.precision import autocast
 from trained import train
 
 Main = Callable[..., int]
@@ -65,12 +65,12 @@ def close(found: float, expected: float) -> None:
 def test_equal_to_scikit_learn(mcls: Main, mnist: Path, split: str) -> None:
     assert mcls("evaluate", str(mnist), "--split", split) == 0
     report = written(mnist, split)
-    opened = open_run(RunFolder(mnist), device="cpu")
-    dataset = evaluation.rebuild(opened, download=False)
+    loaded = load_run(RunFolder(mnist), device="cpu")
+    dataset = evaluate.rebuild_dataset(loaded, download=False)
     part = {"test": dataset.open_test(), "val": dataset.val, "train": dataset.train}[split]
     assert part is not None
     with torch.inference_mode():
-        scores = opened.model(opened.normalise(torch.as_tensor(part.inputs))).double().softmax(dim=1).numpy()
+        scores = loaded.model(loaded.normalise(torch.as_tensor(part.inputs))).double().softmax(dim=1).numpy()
     truth, guess, labels = part.targets.numpy(), scores.argmax(axis=1), list(range(10))
     close(report["accuracy"], metrics.accuracy_score(truth, guess))
     close(report["top_5"], metrics.top_k_accuracy_score(truth, scores, k=5, labels=labels))
@@ -112,7 +112,7 @@ def test_classes_that_do_not_occur_are_left_empty_and_last(capsys: Capture) -> N
     nothing = {"precision": None, "recall": None, "f1": None, "support": 0}
     known = {"precision": 1.0, "recall": 0.5, "f1": 0.6667, "support": 2}
     rows = [{"class": f"c{number}", **(nothing if number < 3 else known)} for number in range(42)]
-    show_classes({"per_class": rows, "confusion": []}, ("many",) * 42)
+    print_class_metrics({"per_class": rows, "confusion": []}, ("many",) * 42)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[4] == ["c3", "1.0000", "0.5000", "0.6667", "2"]
     assert lines[-1] == ["c0", "0"]
@@ -126,10 +126,10 @@ def test_last_checkpoint(mcls: Main, blobs: Path) -> None:
 def test_the_temperature_is_the_best_one_and_mends(mcls: Main, blobs: Path) -> None:
     assert mcls("evaluate", str(blobs)) == 0
     mended = written(blobs, "test")["temperature"]
-    opened = open_run(RunFolder(blobs), device="cpu")
-    dataset = evaluation.rebuild(opened, download=False)
+    loaded = load_run(RunFolder(blobs), device="cpu")
+    dataset = evaluate.rebuild_dataset(loaded, download=False)
     assert dataset.val is not None
-    logits, targets = evaluation.logits_of(opened, dataset.val).double(), dataset.val.targets
+    logits, targets = evaluate.logits_of(loaded, dataset.val).double(), dataset.val.targets
     loss = torch.nn.functional.cross_entropy
     best = loss(logits / mended["value"], targets)
     assert all(loss(logits / (mended["value"] * factor), targets) > best for factor in (0.99, 1.01))
@@ -141,10 +141,8 @@ def test_no_logits_are_kept_but_those_that_the_temperature_is_fitted_on(
     mcls: Main, blobs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of 10,000 samples of as many classes take 400 MB."""
-    kept, whole = [], evaluation.logits_of
-    monkeypatch.setattr(
-        evaluation, "logits_of", lambda opened, split: (kept.append(len(split)), whole(opened, split))[1]
-    )
+    kept, whole = [], evaluate.logits_of
+    monkeypatch.setattr(evaluate, "logits_of", lambda loaded, split: (kept.append(len(split)), whole(loaded, split))[1])
     assert mcls("evaluate", str(blobs), "--mistakes") == 0
     assert kept == [json.loads((blobs / "result.json").read_text())["val"]["n"]] != [written(blobs, "test")["n"]]
 
@@ -157,19 +155,21 @@ def test_the_arithmetic_is_that_of_the_training(
     about = json.loads((blobs / "run.json").read_text())
     (blobs / "run.json").write_text(json.dumps({**about, "precision": recorded}))
     other = "bf16" if recorded == "fp32" else "fp32"
-    monkeypatch.setattr("mcls.machine.resolve_precision", lambda name, device: other if name == "auto" else name)
+    monkeypatch.setattr(
+        "mcls.training.precision.resolve_precision", lambda name, device: other if name == "auto" else name
+    )
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    opened = open_run(RunFolder(blobs), device="cpu")
-    split = evaluation.rebuild(opened, download=False).open_test()
+    loaded = load_run(RunFolder(blobs), device="cpu")
+    split = evaluate.rebuild_dataset(loaded, download=False).open_test()
     inputs = torch.as_tensor(split.inputs)
-    with torch.inference_mode(), autocast(opened.device, recorded):
-        expected = opened.model(inputs.clone()).float()
-    assert torch.equal(evaluation.logits_of(opened, split), expected)
+    with torch.inference_mode(), autocast(loaded.device, recorded):
+        expected = loaded.model(inputs.clone()).float()
+    assert torch.equal(evaluate.logits_of(loaded, split), expected)
     assert not torch.backends.cudnn.allow_tf32
     probabilities = from_run(RunFolder(blobs), "cpu", []).probabilities(inputs.numpy())
     np.testing.assert_array_equal(probabilities, expected.softmax(dim=1).numpy())
-    with torch.inference_mode(), autocast(opened.device, other):
-        assert not torch.equal(opened.model(inputs.clone()).float(), expected)
+    with torch.inference_mode(), autocast(loaded.device, other):
+        assert not torch.equal(loaded.model(inputs.clone()).float(), expected)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_precision_that_is_not_to_be_had_here_is_told(
     about = json.loads((blobs / "run.json").read_text())
     del about["precision"]  # as in folders of older versions
     (blobs / "run.json").write_text(json.dumps({**about, key: recorded}))
-    monkeypatch.setattr("mcls.machine.product_error", lambda: 1e-3)
+    monkeypatch.setattr("mcls.training.precision.product_error", lambda: 1e-3)
     capsys.readouterr()
     assert mcls("evaluate", str(blobs)) == 0
     err = capsys.readouterr().err
@@ -254,11 +254,13 @@ def test_a_number_in_a_figure_of_the_most_confused_classes_is_that_of_all(
     """Where no installed font has a name."""
     targets = torch.arange(40)
     logits = torch.eye(40)[[*range(37), 38, 38, 39]]  # of class 37 the model says 38
-    tally = tallied([logits], targets, 40)
-    found = Evaluation(Split(torch.zeros(40, 2), targets), logits, logits, tally, tally.measure(), {"split": "test"})
-    drawn, confusion = [], evaluation.figures.confusion
-    monkeypatch.setattr(evaluation.figures, "confusion", lambda *given: (drawn.extend(given[1]), confusion(*given))[1])
-    evaluation.draw(found, RunFolder(tmp_path), [*map(str, range(37)), chr(0x10FFF0), "38", "39"], None)
+    accumulator = accumulate([logits], targets, 40)
+    found = Evaluation(
+        Split(torch.zeros(40, 2), targets), logits, logits, accumulator, accumulator.measure(), {"split": "test"}
+    )
+    drawn, confusion = [], evaluate.figures.confusion
+    monkeypatch.setattr(evaluate.figures, "confusion", lambda *given: (drawn.extend(given[1]), confusion(*given))[1])
+    evaluate.draw_evaluation(found, RunFolder(tmp_path), [*map(str, range(37)), chr(0x10FFF0), "38", "39"], None)
     assert drawn[-3:] == ["#37", "38", "11 others"]
 
 
@@ -267,10 +269,10 @@ def test_the_grid_of_mistakes_has_a_row_for_each_class_the_most_doubted_first() 
     logits = torch.tensor([[2.0, 0, 0], [4, 0, 0], [3, 0, 0], [0, 0, 9], [0, 0, 9]])
     targets = torch.tensor([1, 1, 1, 0, 2])
     split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), targets)
-    tally = tallied([logits], targets, 3)
+    accumulator = accumulate([logits], targets, 3)
     probabilities = logits.double().softmax(dim=1)
     label, surest = probabilities[torch.arange(5), targets], probabilities.amax(dim=1)
-    found = Evaluation(split, label, surest, tally, tally.measure(), {})
+    found = Evaluation(split, label, surest, accumulator, accumulator.measure(), {})
     chosen, labels = by_class(found, doubted(found), ("a", "b", "c"))
     rows = chosen.view(-1, EACH).tolist()
     assert [[index for index in row if index >= 0] for row in rows] == [[3], [1, 2, 0]]

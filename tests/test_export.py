@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mcls import exporting
-from mcls.opened import open_run
-from mcls.runs import RunFolder
+from mcls.inference import export
+from mcls.inference.load import load_run
+from mcls.runs.folder import RunFolder
 from trained import train
 
 Main = Callable[..., int]
@@ -37,13 +37,13 @@ def mnist(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
 
 def expected(folder: Path, inputs: np.ndarray) -> np.ndarray:
     """Probabilities, worked out step by step."""
-    opened = open_run(RunFolder(folder), device="cpu")
+    loaded = load_run(RunFolder(folder), device="cpu")
     tensor = torch.from_numpy(inputs)
-    if opened.mean is not None and opened.std is not None:
-        mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (opened.mean, opened.std))
+    if loaded.mean is not None and loaded.std is not None:
+        mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (loaded.mean, loaded.std))
         tensor = (tensor / 255 - mean) / std
     with torch.inference_mode():
-        found: np.ndarray = opened.model(tensor).softmax(1).numpy()
+        found: np.ndarray = loaded.model(tensor).softmax(1).numpy()
     return found
 
 
@@ -100,7 +100,7 @@ def test_numbers_of_a_table_are_standardised_inside(
     said = capsys.readouterr().out.splitlines()
     assert said[1] == "float64 N x 2 in, probabilities N x 2 out; class names are in its metadata"
     assert said[2] == "in are the numbers of the table as they are, its columns as in mcls.encoder in the metadata"
-    encoder = open_run(RunFolder(folder), device="cpu").encoder
+    encoder = load_run(RunFolder(folder), device="cpu").encoder
     assert encoder is not None and encoder["columns"] == ["time", "size"]
     wanted = expected(folder, ((numbers - encoder["means"]) / encoder["stds"]).astype(np.float32))
     if form == "onnx":
@@ -157,7 +157,7 @@ def test_pt2_by_itself(mcls: Main, mnist: Path, tmp_path: Path, capsys: Capture)
 
 def test_safetensors_by_itself(mcls: Main, mnist: Path) -> None:
     assert mcls("export", str(mnist), "--format", "safetensors") == 0
-    weights = open_run(RunFolder(mnist), device="cpu").model.state_dict()
+    weights = load_run(RunFolder(mnist), device="cpu").model.state_dict()
     with safe_open(mnist / "model.safetensors", "pt") as file:
         about = file.metadata()
         assert set(file.keys()) == set(weights)
@@ -175,19 +175,19 @@ def test_the_last_checkpoint(mcls: Main, blobs: Path, capsys: Capture) -> None:
 def test_a_copy_that_differs_is_not_written(
     mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(deployed: exporting.Deployed, opened: object) -> tuple[bytes, exporting.Run]:
+    def wrong(deployed: export.Deployed, loaded: object) -> tuple[bytes, export.Run]:
         return b"x", lambda inputs: deployed(inputs) + 2e-4
 
-    monkeypatch.setitem(exporting.FORMS, "pt2", wrong)
+    monkeypatch.setitem(export.FORMS, "pt2", wrong)
     assert mcls("export", str(blobs), "--format", "pt2", "--output", str(tmp_path / "m.pt2")) == 1
     message = "the copy's probabilities are up to 2.0e-04 from the model's, more than 0.0001. Nothing was written."
     assert capsys.readouterr().err == f"mcls: --format pt2: {message}\n"
     assert not (tmp_path / "m.pt2").exists()
 
-    def broken(deployed: exporting.Deployed, opened: object) -> tuple[bytes, exporting.Run]:
+    def broken(deployed: export.Deployed, loaded: object) -> tuple[bytes, export.Run]:
         return b"x", lambda inputs: deployed(inputs) * float("nan")
 
-    monkeypatch.setitem(exporting.FORMS, "pt2", broken)
+    monkeypatch.setitem(export.FORMS, "pt2", broken)
     assert mcls("export", str(blobs), "--format", "pt2", "--output", str(tmp_path / "m.pt2")) == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import same_color
 from PIL import Image
 
-from mcls import figures
+from mcls.report import figures
 
 
 def picture_of(figure: Any) -> np.ndarray:
@@ -78,13 +78,13 @@ def test_reliability_shows_accuracy_over_confidence() -> None:
 def test_pictures(channels: int, count: int, side: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (count, channels, side, side), dtype=np.uint8)
     labels = [f"truth\nguess {number}" for number in range(count)]
-    picture_of(figures.pictures(images, labels, [number % 2 == 0 for number in range(count)], "title"))
+    picture_of(figures.image_grid(images, labels, [number % 2 == 0 for number in range(count)], "title"))
 
 
 def test_each_picture_has_its_label_in_green_where_right_and_in_red_where_wrong() -> None:
     images = np.stack([np.full((1, 8, 8), 10 * number, dtype=np.uint8) for number in range(7)])
     right = [number != 5 for number in range(7)]
-    (axes,) = figures.pictures(images, [f"label {number}" for number in range(7)], right, "title").axes
+    (axes,) = figures.image_grid(images, [f"label {number}" for number in range(7)], right, "title").axes
     sheet = np.asarray(axes.images[0].get_array())
     assert [text.get_text() for text in axes.texts] == [f"label {number}" for number in range(7)]
     for number, text in enumerate(axes.texts):

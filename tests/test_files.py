@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mcls import files
 from mcls.errors import MachineError, MclsError, RequestError
-from mcls.files import publish, to_json
+from mcls.system import files
+from mcls.system.files import publish, to_json
 
 
 def names(folder: Path) -> list[str]:

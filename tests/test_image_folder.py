@@ -20,15 +20,16 @@ import torch
 import yaml
 from PIL import Image
 
-from mcls import checkpoint, images
-from mcls.assembly import assemble
-from mcls.config.build import build
-from mcls.data.augment import CropFlip
-from mcls.data.datasets import Dataset
-from mcls.data.folders import LAYOUT, counted
+from mcls.augmentations import CropFlip
+from mcls.config.instantiate import build
+from mcls.data import image_io
+from mcls.data.image_files import header_of
+from mcls.data.image_tree import FOLDER_LAYOUT, counted
 from mcls.data.loader import Loader, Normalise
-from mcls.data.pictures import header_of
+from mcls.data.types import Dataset
 from mcls.errors import DataError, MclsError, RequestError
+from mcls.runs import checkpoint
+from mcls.training.setup import build_components
 
 CONFIG = Path(__file__).parents[1] / "configs" / "dataset" / "image_folder.yaml"
 CPU = torch.device("cpu")
@@ -357,7 +358,7 @@ def test_sizes_are_those_of_turned_images(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     save_turned(path, image(0, (10, 4)))
     assert header_of(path) == (10, 4, "RGB")
-    assert images.read(path, 3).size == (4, 10)
+    assert image_io.read_image(path, 3).size == (4, 10)
     image(0, (10, 4)).save(path)
     assert header_of(path) == (4, 10, "RGB")
 
@@ -567,11 +568,11 @@ def test_heic_files_are_read_where_pillow_heif_is_installed(tmp_path: Path) -> N
     assert counted(Counter({".heic": 2})) == "2 .heic. To read HEIC files: pip install pillow-heif"
     pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
     tree(tmp_path / "own")
-    command = "import sys; from PIL import Image; from pathlib import Path; from mcls import images\n"
+    command = "import sys; from PIL import Image; from pathlib import Path; from mcls.data import image_io\n"
     command += (
-        "images.formats(); path = Path(sys.argv[1]); Image.open(path).save(path.with_suffix('.heic'), quality=100)\n"
+        "image_io.formats(); path = Path(sys.argv[1]); Image.open(path).save(path.with_suffix('.heic'), quality=100)\n"
     )
-    command += "path.unlink(); print(images.read(path.with_suffix('.heic'), 3).size)"
+    command += "path.unlink(); print(image_io.read_image(path.with_suffix('.heic'), 3).size)"
     made = subprocess.run(
         [sys.executable, "-c", command, str(tmp_path / "own/cat/0.png")], capture_output=True, text=True
     )
@@ -642,18 +643,18 @@ def spoil_unknown_class(root: Path) -> None:
 
 
 TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
-    "missing": (lambda root: None, "nowhere", rf"dataset\.root: ROOT/nowhere: no such folder\. {LAYOUT}"),
+    "missing": (lambda root: None, "nowhere", rf"dataset\.root: ROOT/nowhere: no such folder\. {FOLDER_LAYOUT}"),
     "no classes": (
         lambda root: None,
         "cat",
-        rf"dataset\.root: ROOT/cat: 20 images in it, but no folders of classes\. {LAYOUT}",
+        rf"dataset\.root: ROOT/cat: 20 images in it, but no folders of classes\. {FOLDER_LAYOUT}",
     ),
     "nothing": (
         lambda root: (root / "bare").mkdir(),
         "bare",
-        rf"dataset\.root: ROOT/bare: no folders of classes in it\. {LAYOUT}",
+        rf"dataset\.root: ROOT/bare: no folders of classes in it\. {FOLDER_LAYOUT}",
     ),
-    "an empty class": (spoil_empty_class, "", rf"ROOT/fox: no image in this folder of a class\. {LAYOUT}"),
+    "an empty class": (spoil_empty_class, "", rf"ROOT/fox: no image in this folder of a class\. {FOLDER_LAYOUT}"),
     "one class": (
         lambda root: write(root / "x" / "cat", 3),
         "x",
@@ -666,7 +667,7 @@ TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         ],
         "",
         r"ROOT/phone: no image in this folder of a class, but other files: 2 \.dcm, 1 without a suffix, 1 \.pdf\. "
-        f"{LAYOUT}",
+        f"{FOLDER_LAYOUT}",
     ),
     "one folder too high": (
         lambda root: cut_tree(root / "up" / "a b" / "x-ray", train=3, test=3),
@@ -677,7 +678,7 @@ TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "pictures without classes": (
         lambda root: write(root / "cut" / "train", 3),
         "cut",
-        rf"dataset\.root: ROOT/cut/train: 3 images in it, but no folders of classes\. {LAYOUT}",
+        rf"dataset\.root: ROOT/cut/train: 3 images in it, but no folders of classes\. {FOLDER_LAYOUT}",
     ),
     "unknown class": (
         spoil_unknown_class,
@@ -687,7 +688,7 @@ TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "nothing in test": (
         lambda root: (cut_tree(root / "cut", train=3), (root / "cut" / "test").mkdir()),
         "cut",
-        rf"ROOT/cut/test: no image in it\. Remove the folder, or fill it\. {LAYOUT}",
+        rf"ROOT/cut/test: no image in it\. Remove the folder, or fill it\. {FOLDER_LAYOUT}",
     ),
 }
 
@@ -763,7 +764,7 @@ def compose(*lines: str) -> dict[str, Any]:
 def test_whether_images_stay_files_is_the_trainers_choice(tmp_path: Path) -> None:
     lines = ["dataset=image_folder", f"dataset.root={tree(tmp_path)}", "trainer.batch_size=8"]
     for choice, resident in (("auto", True), ("true", True), ("false", False)):
-        parts = assemble(compose(*lines, f"trainer.data_on_device={choice}"))
+        parts = build_components(compose(*lines, f"trainer.data_on_device={choice}"))
         assert parts.train.resident is resident
         assert isinstance(parts.dataset.train.inputs, torch.Tensor) is resident
 

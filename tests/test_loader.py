@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcls.data.augment import CropFlip
-from mcls.data.datasets import Split
+from mcls.augmentations import CropFlip
 from mcls.data.loader import AUGMENT, ORDER, Loader, Normalise, generator
+from mcls.data.types import Split
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.3, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -153,7 +153,7 @@ def test_memory_that_is_not_there(
     def fail(*_: object) -> None:
         raise error("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
 
-    monkeypatch.setattr("mcls.session.assemble", fail)
+    monkeypatch.setattr("mcls.training.run.build_components", fail)
     assert mcls("train") == 4
     told = "CUDA out of memory. Tried to allocate 2.00 GiB. Ask for less data or a smaller batch."
     assert capsys.readouterr().err == f"mcls: not enough memory: {told}\n"

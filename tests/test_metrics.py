@@ -10,10 +10,10 @@ from sklearn import metrics
 from torch import Tensor
 from torch.nn import functional
 
-from mcls.distributed import Team
-from mcls.files import to_json
-from mcls.metrics import BINS, Measures, RunningLoss, Tally, ratio, wilson
-from mcls.tables import most_confused
+from mcls.metrics import BINS, EvalAccumulator, Metrics, RunningLoss, ratio, wilson
+from mcls.report.summary import most_confused
+from mcls.system.distributed import World
+from mcls.system.files import to_json
 
 CPU = torch.device("cpu")
 CLASSES = 7
@@ -28,12 +28,12 @@ def sample(count: int = 403, absent: tuple[int, ...] = (), seed: int = 0) -> tup
     return logits + 2 * functional.one_hot(targets, CLASSES), targets
 
 
-def measure(logits: Tensor, targets: Tensor, batch: int = 1000) -> Measures:
+def measure(logits: Tensor, targets: Tensor, batch: int = 1000) -> Metrics:
     """The measures of what is counted in batches of `batch`."""
-    tally = Tally(logits.shape[1], CPU)
+    accumulator = EvalAccumulator(logits.shape[1], CPU)
     for some, theirs in zip(logits.split(batch), targets.split(batch), strict=True):
-        tally.add(some, theirs)
-    return tally.measure()
+        accumulator.add(some, theirs)
+    return accumulator.measure()
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
@@ -101,7 +101,7 @@ def test_confidence_of_one_falls_into_the_last_bin():
 
 
 def test_nothing_counted_gives_numbers():
-    found = Tally(3, CPU).measure()
+    found = EvalAccumulator(3, CPU).measure()
     assert found.count == 0
     assert found.scalars() == {"accuracy": 0.0, "loss": 0.0, "f1_macro": 0.0, "ece": 0.0}
     assert found.report(["a", "b", "c"])["interval"] == [0.0, 1.0]
@@ -161,7 +161,7 @@ def test_running_loss_returns_every_step_and_counts_the_right_ones(kept, monkeyp
     assert running.flush() == ([], [], 0)
 
 
-class Two(Team):
+class Two(World):
     """A process of two, the other of which has `other` samples: their cells."""
 
     other: Tensor
@@ -171,7 +171,7 @@ class Two(Team):
             return values + torch.bincount(self.other, minlength=CLASSES**2)
         return values
 
-    def collect(self, value: Tensor) -> list[Tensor]:
+    def all_gather(self, value: Tensor) -> list[Tensor]:
         return [value, self.other]
 
 
@@ -179,13 +179,13 @@ class Two(Team):
 def test_cells_that_occur_are_counted_as_the_whole_matrix_is(monkeypatch, processes):
     """Of many classes only the cells that are not 0 are ever held."""
     logits, targets = sample(60)
-    tally = Tally(CLASSES, CPU)
-    tally.add(logits, targets)
-    team = Two(0, processes)
-    object.__setattr__(team, "other", torch.tensor([0, 5, 5, CLASSES**2 - 1] * (processes - 1), dtype=torch.int64))
-    whole = tally.measure(team)
+    accumulator = EvalAccumulator(CLASSES, CPU)
+    accumulator.add(logits, targets)
+    world = Two(0, processes)
+    object.__setattr__(world, "other", torch.tensor([0, 5, 5, CLASSES**2 - 1] * (processes - 1), dtype=torch.int64))
+    whole = accumulator.measure(world)
     monkeypatch.setattr("mcls.metrics.COUNTED", 1)
-    assert tally.measure(team).cells == whole.cells
+    assert accumulator.measure(world).cells == whole.cells
     assert whole.count == 60 + 4 * (processes - 1)
     dense = whole.confusion
     monkeypatch.setattr("mcls.metrics.DENSE", 1)
@@ -200,13 +200,13 @@ def test_ten_thousand_classes_are_a_small_file():
     classes = 10_000
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(classes, (2_000,), generator=generator)
-    tally = Tally(classes, CPU)
+    accumulator = EvalAccumulator(classes, CPU)
     for truth in targets.split(100):
         logits = torch.zeros(100, classes)
         logits[torch.arange(100), truth // 2] = 9.0
-        tally.add(logits, truth)
+        accumulator.add(logits, truth)
     names = [f"class {label}" for label in range(classes)]
-    report = tally.measure().report(names)
+    report = accumulator.measure().report(names)
     assert len(to_json(report)) < 2_000_000
     assert report["accuracy"] == float((targets == targets // 2).double().mean())
     counts, labels, shown = most_confused(report["confusion"], names)

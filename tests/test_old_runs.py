@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from mcls.cli import main
-from mcls.config.schema import leaves, put, read_rules
-from mcls.config.stored import stored_config
+from mcls.config.saved import saved_config
+from mcls.config.schema import leaves, put, read_constraints
 from mcls.errors import FolderError
-from mcls.renamed import KEYS, SCHEMA, TARGETS
-from mcls.runs import RunFolder, read_json, read_yaml
+from mcls.runs.folder import RunFolder, read_json, read_yaml
+from mcls.runs.renamed import KEYS, SCHEMA, TARGETS
 
 RUNS = Path(__file__).parent / "fixtures" / "runs" / "0.1"
 INPUTS = {"blobs-mlp": "data/points.csv", "csv-mlp": "data/trees.csv", "images-small_resnet": "data/shapes/test"}
@@ -68,13 +68,13 @@ def test_a_key_of_another_version_is_ignored_with_a_line_but_for_model_and_data(
     config = RunFolder(Path("blobs-mlp"))
     text = config.config.read_text()
     config.config.write_text(text + "  zap: 1\n")
-    assert "zap" not in stored_config(config)["trainer"] and "trainer.zap is not known" in caplog.text
+    assert "zap" not in saved_config(config)["trainer"] and "trainer.zap is not known" in caplog.text
     config.config.write_text(text.replace("model:\n", "model:\n  zap: 1\n"))
     with pytest.raises(FolderError, match=r"model\.zap"):
-        stored_config(config)
+        saved_config(config)
     config.config.write_text(text.replace("  monitor: accuracy\n", ""))
-    assert stored_config(config)["trainer"]["monitor"] == "accuracy"
-    assert stored_config(config)["sweep"]["test"] == "all"  # as it was then
+    assert saved_config(config)["trainer"]["monitor"] == "accuracy"
+    assert saved_config(config)["sweep"]["test"] == "all"  # as it was then
 
 
 @pytest.mark.parametrize(
@@ -86,24 +86,24 @@ def test_a_key_of_the_wrong_shape_is_refused_not_filled_in(key, value):
     put(config, key, value)
     folder.write_config(config)
     with pytest.raises(FolderError, match=f"refused: {key}"):
-        stored_config(folder, ["trainer.epochs=9"])
+        saved_config(folder, ["trainer.epochs=9"])
 
 
 def test_config_yaml_says_what_format_it_is_in_and_a_newer_one_is_noticed(caplog):
     folder = RunFolder(Path("blobs-mlp"))
-    folder.write_config(stored_config(folder))
+    folder.write_config(saved_config(folder))
     assert read_yaml(folder.config)["schema"] == SCHEMA
-    assert stored_config(folder)["sweep"]["test"] == "all" and not caplog.text
+    assert saved_config(folder)["sweep"]["test"] == "all" and not caplog.text
     folder.config.write_text(folder.config.read_text().replace(f"schema: {SCHEMA}", f"schema: {SCHEMA + 1}"))
-    assert "schema" not in stored_config(folder) and "newer version of mcls" in caplog.text
+    assert "schema" not in saved_config(folder) and "newer version of mcls" in caplog.text
 
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_an_old_run_is_read_under_the_names_of_today(name):
     folder = RunFolder(Path(name))
-    config, about = stored_config(folder), read_json(folder.about)
+    config, about = saved_config(folder), read_json(folder.about)
     assert config["trainer"]["log_every_steps"] == read_yaml(folder.config)["trainer"]["log_every"]
-    assert {key for key, _ in leaves(config)} == {key for key, _ in leaves(stored_config(folder))}
+    assert {key for key, _ in leaves(config)} == {key for key, _ in leaves(saved_config(folder))}
     assert not KEYS.keys() & ({key for key, _ in leaves(config)} | about["hyperparameters"].keys())
 
 
@@ -141,7 +141,7 @@ def test_an_old_recipe_of_ones_own_is_read_under_the_names_of_today(capsys):
 
 def test_every_renamed_key_and_value_exists_under_its_new_name():
     shipped = Path(str(files("mcls.configs")))
-    keys = {f"{path.parent.name}.{key}" for path in shipped.glob("*/*.yaml") for key in read_rules(path)}
+    keys = {f"{path.parent.name}.{key}" for path in shipped.glob("*/*.yaml") for key in read_constraints(path)}
     assert set(KEYS.values()) <= keys and not KEYS.keys() & keys
     assert all(
         target.rpartition(".")[2] in vars(import_module(target.rpartition(".")[0])) for target in TARGETS.values()

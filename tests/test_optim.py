@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, OneCycleLR
 
-from mcls.optim import Rates, constant, cosine, one_cycle, plain_step, step_decay
+from mcls.schedules import constant, cosine, one_cycle, step_decay
+from mcls.training.optim import LRScheduler, raw_step
 
 BASE, STEPS = 0.4, 40
 
@@ -24,7 +25,7 @@ def sgd(*rates: float) -> SGD:
 def theirs(make, count: int = STEPS) -> list[float]:
     """The rate of torch's scheduler `make(optimizer)` at each of `count` steps."""
     optimizer = sgd(BASE)
-    scheduler: LRScheduler = make(optimizer)
+    scheduler = make(optimizer)
     found = []
     for _ in range(count):
         found.append(optimizer.param_groups[0]["lr"])
@@ -36,7 +37,7 @@ def theirs(make, count: int = STEPS) -> list[float]:
 def ours(schedule, steps: int = STEPS) -> list[float]:
     """The rate of one of our schedules at each of its steps."""
     optimizer = sgd(BASE)
-    rates = Rates(optimizer, schedule, steps)
+    rates = LRScheduler(optimizer, schedule, steps)
     found = [rates.set(step) for step in range(steps)]
     assert optimizer.param_groups[0]["lr"] == found[-1]
     return found
@@ -117,7 +118,7 @@ def test_boundaries():
 
 def test_every_parameter_group_keeps_its_own_base_rate():
     optimizer = sgd(1.0, 0.1, 0.0)
-    rates = Rates(optimizer, functools.partial(cosine, end_factor=0.0, warmup_fraction=0.0), 10)
+    rates = LRScheduler(optimizer, functools.partial(cosine, end_factor=0.0, warmup_fraction=0.0), 10)
     for step in (0, 3, 9, 3):
         factor = cosine(step / 10, end_factor=0.0, warmup_fraction=0.0)
         assert rates.set(step) == pytest.approx(factor)
@@ -130,7 +131,7 @@ def test_plain_step_is_the_step(kind: type[torch.optim.Optimizer]) -> None:
         torch.manual_seed(0)
         model = torch.nn.Linear(5, 3)
         optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.01)  # type: ignore[call-arg]
-        step = plain_step(optimizer) if plain else optimizer.step
+        step = raw_step(optimizer) if plain else optimizer.step
         for _ in range(5):
             optimizer.zero_grad()
             model(torch.ones(4, 5)).square().sum().backward()
@@ -145,7 +146,7 @@ def test_the_step_of_a_users_optimizer_is_left_alone() -> None:
         pass
 
     optimizer = Mine([torch.nn.Parameter(torch.ones(2))], lr=0.1)
-    assert plain_step(optimizer) == optimizer.step
+    assert raw_step(optimizer) == optimizer.step
 
 
 def test_training_does_not_import_torchs_compiler(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mcls import evaluation, images, inference, samples
+from mcls.data import image_io
 from mcls.errors import DataError, FolderError
-from mcls.formats import check_encoder
-from mcls.opened import open_run
-from mcls.runs import RunFolder
+from mcls.inference import evaluate, inputs, predict
+from mcls.inference.load import load_run
+from mcls.runs.folder import RunFolder
+from mcls.runs.formats import check_encoder
 from trained import train
 
 Main = Callable[..., int]
@@ -50,13 +51,13 @@ def mnist_onnx(mnist: Path) -> Path:
 @pytest.fixture
 def folder(mnist: Path, tmp_path: Path) -> Path:
     """40 pictures of the test split in a tree, and what the run says of them."""
-    opened = open_run(RunFolder(mnist), device="cpu")
-    split = evaluation.rebuild(opened, download=False).open_test()
+    loaded = load_run(RunFolder(mnist), device="cpu")
+    split = evaluate.rebuild_dataset(loaded, download=False).open_test()
     for index in range(40):
         place = tmp_path / "pictures" / f"part{index % 3}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(torch.as_tensor(split.inputs)[index, 0].numpy()).save(place / f"{index}.png")
-    probabilities = evaluation.logits_of(opened, split.rows(torch.arange(40))).softmax(dim=1)
+    probabilities = evaluate.logits_of(loaded, split.rows(torch.arange(40))).softmax(dim=1)
     np.save(tmp_path / "expected.npy", probabilities.numpy())
     return tmp_path / "pictures"
 
@@ -173,7 +174,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
 
 def pixels(image: Image.Image, path: Path, channels: int = 3, **settings: Any) -> list[Any]:
     image.save(path, **settings)
-    found: list[Any] = images.fit(images.read(path, channels), (1, 1))[:, 0, 0].tolist()
+    found: list[Any] = image_io.resize_image(image_io.read_image(path, channels), (1, 1))[:, 0, 0].tolist()
     return found
 
 
@@ -194,7 +195,7 @@ def test_modes_of_pictures(tmp_path: Path) -> None:
     assert pixels(Image.fromarray(np.full(size, 0.5, dtype=np.float32)), tmp_path / "l.tif", 1) == [127]
     assert pixels(Image.fromarray(np.full(size, 0x80FF, dtype=np.int32)), tmp_path / "m.tif", 1) == [0x80]
     with pytest.raises(DataError, match="2 are wanted"):
-        images.read(tmp_path / "a.png", 2)
+        image_io.read_image(tmp_path / "a.png", 2)
 
 
 @pytest.mark.parametrize(("dtype", "low", "high"), [(np.int32, 200, 40_000), (np.float32, 0.1, 1.1)])
@@ -203,20 +204,20 @@ def test_pictures_of_more_than_8_bits_have_one_scale(tmp_path: Path, dtype: Any,
     found = []
     for other in (0, high):
         Image.fromarray(np.array([[low, other]], dtype=dtype)).save(tmp_path / "a.tif")
-        found.append(np.asarray(images.read(tmp_path / "a.tif", 1))[0, 0])
+        found.append(np.asarray(image_io.read_image(tmp_path / "a.tif", 1))[0, 0])
     assert found[0] == found[1]
     Image.fromarray(np.array([[low, 200_000]], dtype=dtype)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"a\.tif: cannot be read \(values up to 200000, expected 0 to (1|65535)\)"):
-        images.read(tmp_path / "a.tif", 1)
+        image_io.read_image(tmp_path / "a.tif", 1)
 
 
 def test_hidden_and_system_files_are_left_out_as_in_training(tmp_path: Path) -> None:
     for name in ("a/1.png", "a/._1.png", ".thumbs/1.png", "__MACOSX/a/1.png", "a/@eaDir/1.png", "B.PNG", "a.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = list(samples.paths([str(tmp_path)], {".png"}, io.BytesIO()))
+    found = list(inputs.paths([str(tmp_path)], {".png"}, io.BytesIO()))
     assert found == [f"{tmp_path}/B.PNG", f"{tmp_path}/a/1.png"]
-    assert list(samples.paths([f"{tmp_path}/.thumbs"], {".png"}, io.BytesIO())) == [f"{tmp_path}/.thumbs/1.png"]
+    assert list(inputs.paths([f"{tmp_path}/.thumbs"], {".png"}, io.BytesIO())) == [f"{tmp_path}/.thumbs/1.png"]
 
 
 def test_exif_turns_and_sizes_are_stretched(tmp_path: Path) -> None:
@@ -225,17 +226,17 @@ def test_exif_turns_and_sizes_are_stretched(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: white on top
     image.save(tmp_path / "turned.png", exif=exif)
-    found = images.fit(images.read(tmp_path / "turned.png", 1), (10, 10))
+    found = image_io.resize_image(image_io.read_image(tmp_path / "turned.png", 1), (10, 10))
     assert found.shape == (1, 10, 10) and found.dtype == np.uint8
     assert (found[0, :4] == 255).all() and (found[0, 6:] == 0).all()
 
 
 @pytest.mark.parametrize("batch", ["1", "3"])
 def test_rows_of_numbers(mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture, batch: str) -> None:
-    opened = open_run(RunFolder(blobs), device="cpu")
-    split = evaluation.rebuild(opened, download=False).open_test()
+    loaded = load_run(RunFolder(blobs), device="cpu")
+    split = evaluate.rebuild_dataset(loaded, download=False).open_test()
     values = torch.as_tensor(split.inputs)[:5].tolist()
-    expected = evaluation.logits_of(opened, split.rows(torch.arange(5))).softmax(dim=1)
+    expected = evaluate.logits_of(loaded, split.rows(torch.arange(5))).softmax(dim=1)
     for text in ("", "x,y\n", "\ufeffx;y\n", "# made by a tool\nx,y\n", "sep=;\n"):
         separator = ";" if ";" in text else ","
         path = tmp_path / "points.csv"
@@ -317,13 +318,13 @@ ENCODER = {
 def test_rows_through_an_encoder(tmp_path: Path) -> None:
     path = tmp_path / "people.csv"
     path.write_text("colour;id;age\n" + "red;1;30\nblue;2;60\n" * 300)
-    found = list(samples.rows([str(path)], ENCODER, fail))
+    found = list(inputs.rows([str(path)], ENCODER, fail))
     assert [name for name, _ in found] == [f"{path}:{row}" for row in range(2, 602)]
     np.testing.assert_array_equal(np.stack([values for _, values in found[-2:]]), [[-1, 0, 1], [2, 1, 0]])
     with path.open("a") as file:
         file.write("green;3;60\n")
     with pytest.raises(DataError, match="row 602, column 'colour': 'green' is a category that train does not have"):
-        list(samples.rows([str(path)], ENCODER, fail))
+        list(inputs.rows([str(path)], ENCODER, fail))
 
 
 def test_wrong_rows_and_files_of_a_table_cost_no_others(tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_wrong_rows_and_files_of_a_table_cost_no_others(tmp_path: Path) -> None:
     files[0].write_text("")
     files[1].write_text("colour\nred\n")
     files[3].write_text("age,colour,age\n30,red,40\n")
-    found = list(samples.rows(map(str, [*files, path]), ENCODER, lambda error: said.append(str(error))))
+    found = list(inputs.rows(map(str, [*files, path]), ENCODER, lambda error: said.append(str(error))))
     assert [name for name, _ in found] == [f"{path}:{row}" for row in [*range(2, 202), 206]]
     assert [values.tolist() for _, values in found[-2:]] == [[-1, 0, 1], [2, 1, 0]]
     assert said[:4] == [
@@ -360,11 +361,11 @@ def test_tables_are_cut_as_the_runs_own_was(tmp_path: Path, quote: str) -> None:
     path = tmp_path / "people.csv"
     named = {**ENCODER, "columns": ["age, in years", "colour"], "delimiter": ";"}
     path.write_text(f"id, a, b, c;{quote}age, in years{quote};colour\n1;30;red\n")
-    [(_, values)] = samples.rows([str(path)], named, fail)
+    [(_, values)] = inputs.rows([str(path)], named, fail)
     assert values.tolist() == [-1, 0, 1]
     path.write_text(f"{quote}age{quote},{quote}colour{quote}\n30,red\n")
     for delimiter in (";", "auto", "tab"):
-        [(_, values)] = samples.rows([str(path)], {**ENCODER, "delimiter": delimiter}, fail)
+        [(_, values)] = inputs.rows([str(path)], {**ENCODER, "delimiter": delimiter}, fail)
         assert values.tolist() == [-1, 0, 1]
 
 
@@ -374,7 +375,7 @@ def test_unknown_categories_are_counted_where_they_are_ignored(
     caplog.set_level("WARNING", "mcls")
     path = tmp_path / "people.csv"
     path.write_text("colour,age\n" + "green,30\nred,30\n" * 300)
-    found = list(samples.rows([str(path)], {**ENCODER, "unseen": "ignore"}, fail))
+    found = list(inputs.rows([str(path)], {**ENCODER, "unseen": "ignore"}, fail))
     np.testing.assert_array_equal(np.stack([values for _, values in found[-2:]]), [[-1, 0, 0], [-1, 0, 1]])
     assert len(found) == 600
     told = "300 cells hold categories that train does not have; they count as none"
@@ -385,7 +386,7 @@ def test_rows_are_named_by_a_column(tmp_path: Path) -> None:
     path, other, said = tmp_path / "people.csv", tmp_path / "other.csv", list[str]()
     path.write_text("colour,id,age\nred,a 7,30\ngreen,b,30\nblue,=c,40\n")
     other.write_text("colour,age\nred,30\n")
-    found = samples.rows([str(path), str(other)], ENCODER, lambda error: said.append(str(error)), "id")
+    found = inputs.rows([str(path), str(other)], ENCODER, lambda error: said.append(str(error)), "id")
     assert [name for name, _ in found] == ["a 7", "=c"]
     assert said[0].startswith(f"{path}, row 3, column 'colour': 'green' is a category")
     assert said[1:] == [f"--id: {other} has no column 'id'. It has 'colour', 'age'."]
@@ -417,8 +418,8 @@ def test_a_submission_in_the_layout_of_otto(mcls: Main, tmp_path: Path, data_roo
         parts = np.array([list(map(float, row[1:])) for row in body])
         assert (parts > 0).all() and np.abs(parts.sum(axis=1) - 1).max() < 1e-12
         assert parts.min() < 1e-6 and (parts.argmax(axis=1) == np.arange(300, 400) % 9).mean() > 0.9
-        samples_in = list(samples.rows(["test.csv"], open_run(RunFolder(run), device="cpu").encoder or {}, fail))
-        expected = inference.from_run(RunFolder(run), "cpu", []).probabilities(np.stack([x for _, x in samples_in]))
+        samples_in = list(inputs.rows(["test.csv"], load_run(RunFolder(run), device="cpu").encoder or {}, fail))
+        expected = predict.from_run(RunFolder(run), "cpu", []).probabilities(np.stack([x for _, x in samples_in]))
         np.testing.assert_allclose(parts, expected, rtol=1e-4)
 
 
@@ -561,11 +562,11 @@ def test_memory_stays_flat() -> None:
         def listed() -> Iterator[bytes]:
             yield from (f"folder/{index}.png\n".encode() for index in range(count))
 
-        names = samples.paths(["-"], {".png"}, listed())  # type: ignore[arg-type]
+        names = inputs.paths(["-"], {".png"}, listed())  # type: ignore[arg-type]
         found = ((name, np.zeros((1, 28, 28), dtype=np.uint8)) for name in names)
-        model = inference.Classifier(classes, (1, 28, 28), True, None, probabilities)
+        model = predict.Classifier(classes, (1, 28, 28), True, None, probabilities)
         tracemalloc.start()
-        written = sum(text.count("\n") for text in as_csv(inference.classify(model, found, 64), classes, 1, "file"))
+        written = sum(text.count("\n") for text in as_csv(predict.classify(model, found, 64), classes, 1, "file"))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert written == count + 1
@@ -585,9 +586,9 @@ def test_a_run_on_a_table(mcls: Main, tmp_path: Path, data_root: Path, capsys: C
         "trainer.epochs=5", "trainer.batch_size=16", f"dataset.test_path={tmp_path / 'all.csv'}",
         "dataset.delimiter=':'",
     )  # fmt: skip
-    opened = open_run(RunFolder(run), device="cpu")
-    split = evaluation.rebuild(opened, download=False).open_test()
-    expected = evaluation.logits_of(opened, split).softmax(dim=1)
+    loaded = load_run(RunFolder(run), device="cpu")
+    split = evaluate.rebuild_dataset(loaded, download=False).open_test()
+    expected = evaluate.logits_of(loaded, split).softmax(dim=1)
     assert mcls("export", str(run), "--format", "onnx") == 0
     new = tmp_path / "new.csv"
     new.write_text("colour;note;size\n" + "".join(f"{colour};x;{size:.3f}\n" for size, colour, _ in rows))
@@ -597,7 +598,7 @@ def test_a_run_on_a_table(mcls: Main, tmp_path: Path, data_root: Path, capsys: C
         assert len(table(capsys.readouterr().out)) == 120
         assert mcls("predict", str(model), str(new)) == 0
         found = table(capsys.readouterr().out)
-        assert [row["class"] for row in found] == [opened.classes[index] for index in expected.argmax(dim=1)]
+        assert [row["class"] for row in found] == [loaded.classes[index] for index in expected.argmax(dim=1)]
         np.testing.assert_allclose([float(row["probability"]) for row in found], expected.max(dim=1).values, atol=2e-6)
         new.write_text(new.read_text() + "green;x;1\n")
         assert mcls("predict", str(model), str(new), "--strict") == 3
@@ -632,9 +633,9 @@ def test_a_run_on_a_folder_of_pictures(mcls: Main, tmp_path: Path, data_root: Pa
     run = train(tmp_path / "run", data_root, *arguments)
     capsys.readouterr()
     assert mcls("evaluate", str(run), "--mistakes") == 0
-    opened = open_run(RunFolder(run), device="cpu")
-    split = evaluation.rebuild(opened, download=False).open_test()
-    expected = evaluation.logits_of(opened, split).softmax(dim=1).numpy()
+    loaded = load_run(RunFolder(run), device="cpu")
+    split = evaluate.rebuild_dataset(loaded, download=False).open_test()
+    expected = evaluate.logits_of(loaded, split).softmax(dim=1).numpy()
     capsys.readouterr()
     assert mcls("predict", str(run), str(tmp_path / "tree"), "--top", "2") == 0
     found = {Path(row["file"]).name: row for row in table(capsys.readouterr().out)}
@@ -642,18 +643,18 @@ def test_a_run_on_a_folder_of_pictures(mcls: Main, tmp_path: Path, data_root: Pa
     for name, truth in zip(split.names, expected, strict=True):
         row = found[Path(name).name]
         best = [row["class"], row["class_2"]]
-        assert best == [opened.classes[index] for index in (-truth).argsort()]
+        assert best == [loaded.classes[index] for index in (-truth).argsort()]
         assert float(row["probability"]) == pytest.approx(truth.max(), abs=2e-6)
 
 
 def test_the_precision_of_the_training(tmp_path: Path, data_root: Path) -> None:
     lines = ("dataset=mnist", "trainer.epochs=2", "trainer.batch_size=32", "optimizer.lr=0.01", "precision=bf16")
     folder = RunFolder(train(tmp_path / "run", data_root, *lines))
-    opened = open_run(folder, device="cpu")
-    split = evaluation.rebuild(opened, download=False).open_test()
-    expected = evaluation.logits_of(opened, split).softmax(dim=1).numpy()
-    found = inference.from_run(folder, "cpu", []).probabilities(torch.as_tensor(split.inputs).numpy())
+    loaded = load_run(folder, device="cpu")
+    split = evaluate.rebuild_dataset(loaded, download=False).open_test()
+    expected = evaluate.logits_of(loaded, split).softmax(dim=1).numpy()
+    found = predict.from_run(folder, "cpu", []).probabilities(torch.as_tensor(split.inputs).numpy())
     with torch.inference_mode():
-        exact = opened.model(opened.normalise(torch.as_tensor(split.inputs))).softmax(dim=1).numpy()
+        exact = loaded.model(loaded.normalise(torch.as_tensor(split.inputs))).softmax(dim=1).numpy()
     assert np.abs(found - expected).max() < 1e-6
     assert np.abs(found - exact).max() > 1e-4

@@ -16,8 +16,8 @@ import pytest
 
 import makers
 from browser import busy_parts, document, needs_chromium, screenshot
-from mcls.charts import Curve, chart, thinned, ticks
 from mcls.cli import main
+from mcls.report.svg import Curve, chart, thinned, ticks
 
 Main = Callable[..., int]
 Capture = pytest.CaptureFixture[str]

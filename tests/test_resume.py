@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mcls import checkpoint
 from mcls.errors import Stopped
-from mcls.sweeps import read_sweep
-from mcls.trainer import Trainer
+from mcls.runs import checkpoint
+from mcls.sweep.plan import read_sweep
+from mcls.training.trainer import Trainer
 
 Main = Callable[..., int]
 QUICK = ("trainer.figures=false", "trainer.epochs=3")
@@ -46,7 +46,7 @@ def test_openings_of_a_run_that_failed_are_counted(mcls: Main, tmp_path: Path, m
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("mcls.session.evaluate", fail)  # at the end, after three epochs
+    monkeypatch.setattr("mcls.training.run.evaluate_loader", fail)  # at the end, after three epochs
     assert mcls("train", *QUICK, "trainer.evaluate_test_each_epoch=true") == 4
     assert result_of(only(tmp_path))["test_openings"] == 3 + 1  # the last one is counted before it happens
 
@@ -71,12 +71,14 @@ def test_a_stop_before_validation_and_a_kill_after_it_leave_each_point_once(
     assert mcls("train", *keys, f"hydra.run.dir={tmp_path / 'whole'}") == 0
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("mcls.trainer.Trainer.evaluate", lambda *_: raise_(Stopped("stopped while measuring", 15)))
+        patch.setattr(
+            "mcls.training.trainer.Trainer.evaluate", lambda *_: raise_(Stopped("stopped while measuring", 15))
+        )
         assert mcls("train", *keys, f"hydra.run.dir={run}") == 143
     with monkeypatch.context() as patch:
         train_epoch = Trainer.train_epoch
         patch.setattr(
-            "mcls.trainer.Trainer.train_epoch",
+            "mcls.training.trainer.Trainer.train_epoch",
             lambda trainer, train: raise_(MemoryError()) if trainer.progress.epoch else train_epoch(trainer, train),
         )
         assert mcls("resume", str(run)) == 4
@@ -112,8 +114,8 @@ def stopped(
 ) -> Path:
     """A run of the 720 training samples of blobs, or 800 without val, that a signal stopped at `step`."""
     with monkeypatch.context() as patch:
-        patch.setattr("mcls.trainer.Trainer.pause_due", lambda self: self.progress.step == step)
-        patch.setattr("mcls.trainer.Trainer.pause", stop_here)
+        patch.setattr("mcls.training.trainer.Trainer.pause_due", lambda self: self.progress.step == step)
+        patch.setattr("mcls.training.trainer.Trainer.pause", stop_here)
         assert mcls("train", *MIDDLE, f"trainer.epochs={epochs}", *more) == 143
     return only(tmp_path)
 
@@ -329,7 +331,7 @@ def test_a_sweep_with_a_package_of_ones_own(
     assert mcls("resume", "sweep") == 5
     told = "mcls: sweep/sweep.json: refused, trust=[ones_own] is only for a command line.\n"
     assert capsys.readouterr().err == told
-    again = read_sweep(Path("sweep")).again
+    again = read_sweep(Path("sweep")).resume_command
     assert again == "mcls resume sweep 'trust=[ones_own]' --config-dir conf"
     assert mcls(shlex.split(again)[1:]) == 0
     now = {name: json.loads(result)["weights_sha256"] for name, result in jobs_of(tmp_path / "sweep").items()}

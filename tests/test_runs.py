@@ -8,8 +8,19 @@ import pytest
 import yaml
 
 from mcls.errors import FolderError, MachineError, RequestError
-from mcls.renamed import SCHEMA
-from mcls.runs import DEPTH, LIMIT, RunFolder, claim, find, read_json, read_text, read_yaml, slug, timestamp
+from mcls.runs.folder import (
+    MAX_TEXT_BYTES,
+    RunFolder,
+    claim,
+    find_runs,
+    read_json,
+    read_text,
+    read_yaml,
+    slug,
+    timestamp,
+)
+from mcls.runs.formats import MAX_DEPTH
+from mcls.runs.renamed import SCHEMA
 
 
 def claim_when_told(parent: Path, barrier: object, queue: object) -> None:
@@ -81,7 +92,7 @@ def test_finding_runs(tmp_path: Path) -> None:
     for name in ("b/2", "a/1", "a/1/x"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / name / "run.json").write_text("{}")
-    assert [str(folder.path.relative_to(tmp_path)) for folder in find(tmp_path)] == ["a/1", "a/1/x", "b/2"]
+    assert [str(folder.path.relative_to(tmp_path)) for folder in find_runs(tmp_path)] == ["a/1", "a/1/x", "b/2"]
 
 
 BILLION_LAUGHS = "a: &a [x, x]\n" + "\n".join(
@@ -95,7 +106,7 @@ BILLION_LAUGHS = "a: &a [x, x]\n" + "\n".join(
         (BILLION_LAUGHS, "refused"),
         ("a: &a 1\nb: *a\n", "refused"),
         ("a: &a {b: 1}\nc: {<<: *a}\n", "refused"),
-        ("a: " + "[" * (DEPTH + 1) + "]" * (DEPTH + 1), "refused"),
+        ("a: " + "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "refused"),
         ("a: " + "{a: " * 5000 + "1" + "}" * 5000, "refused"),
         ("a: " + "[" * 5000, "refused"),
         ("a: !!python/object/apply:os.system [ls]\n", ""),
@@ -114,7 +125,7 @@ BILLION_LAUGHS = "a: &a [x, x]\n" + "\n".join(
         ("{[1]: 2}\n", "damaged"),
         ("[1, 2]\n", "damaged, no mapping"),
         ("", "damaged, no mapping"),
-        ("a: 1\n" * (LIMIT // 5 + 1), "refused, larger than"),
+        ("a: 1\n" * (MAX_TEXT_BYTES // 5 + 1), "refused, larger than"),
     ],
     ids=str,
 )
@@ -129,7 +140,7 @@ def test_yaml_that_is_no_plain_mapping_is_refused(text: str, why: str, tmp_path:
 def test_plain_yaml_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     deep: object = 1
-    for _ in range(DEPTH - 1):
+    for _ in range(MAX_DEPTH - 1):
         deep = [deep]
     value = {"a": 1, "b": [1.5, None, True, "text", {"c": "!x *y &z"}], "deep": deep}
     path.write_text(yaml.safe_dump(value))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mcls.runs import LIMIT, RunFolder, as_yaml, locked, read_json
+from mcls.runs.folder import MAX_TEXT_BYTES, RunFolder, as_yaml, locked, read_json
 from trained import train
 
 Main = Callable[..., int]
@@ -299,7 +299,7 @@ HOSTILE = {
     "no number": ("result.json", b'{"status": "finished", "val": {"accuracy": NaN}}'),
     "odd val": ("result.json", b'{"status": "finished", "val": 1}'),
     "no text": ("result.json", b"\xff\xfe"),
-    "too large": ("result.json", b" " * (LIMIT + 1)),
+    "too large": ("result.json", b" " * (MAX_TEXT_BYTES + 1)),
     "odd metrics": ("metrics.jsonl", b'{"epoch": }\n'),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mcls.config.schema import Rule, describe, read_rules, show
+from mcls.config.schema import Constraint, describe_constraint, read_constraints, yaml_text
 from mcls.errors import RequestError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -21,7 +21,7 @@ NAN, INF = math.nan, math.inf
 
 def accepts(rule: str, value: Any) -> bool:
     try:
-        Rule(rule).check("key", value)
+        Constraint(rule).check("key", value)
     except RequestError:
         return False
     return True
@@ -67,7 +67,7 @@ def test_values_are_given_back_in_their_own_type() -> None:
         ("full", "int > 0 | full", "full"),
         (None, "int | null", None),
     ]:
-        found = Rule(rule).check("key", value)
+        found = Constraint(rule).check("key", value)
         assert found == wanted
         assert type(found) is type(wanted)
         if isinstance(wanted, list):
@@ -76,12 +76,12 @@ def test_values_are_given_back_in_their_own_type() -> None:
 
 def test_messages() -> None:
     with pytest.raises(RequestError, match=r"^optimizer\.lr: must be float > 0, got -1\.$"):
-        Rule("float > 0").check("optimizer.lr", -1)
+        Constraint("float > 0").check("optimizer.lr", -1)
     with pytest.raises(RequestError, match=r"^device: must be auto, cpu, cuda or cuda:N, got 'gpu'\.$"):
-        Rule("auto | cpu | cuda | cuda:N").check("device", "gpu")
-    assert describe("int") == "int"
-    assert describe("int > 0 | full | null") == "int > 0, full or null"
-    assert [show(value) for value in (None, True, False, 1.5, "a", [1])] == [
+        Constraint("auto | cpu | cuda | cuda:N").check("device", "gpu")
+    assert describe_constraint("int") == "int"
+    assert describe_constraint("int > 0 | full | null") == "int > 0, full or null"
+    assert [yaml_text(value) for value in (None, True, False, 1.5, "a", [1])] == [
         "null",
         "true",
         "false",
@@ -110,7 +110,7 @@ def test_every_file_is_seen() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_key_has_a_rule_a_comment_and_a_fitting_default(path: Path) -> None:
-    rules = read_rules(path)
+    rules = read_constraints(path)
     for key, value in keys_of(path).items():
         assert rules[key].text != "anything", key
         assert len(rules[key].help) > 4, key
@@ -130,10 +130,10 @@ def test_recipes_have_a_header_and_set_known_keys_within_their_rules(path: Path)
     for entry in content["defaults"]:
         ((group, choice),) = entry.items()
         chosen[group.removeprefix("override /")] = choice
-    rules = read_rules(CONFIGS / "train.yaml") | {
+    rules = read_constraints(CONFIGS / "train.yaml") | {
         f"{group}.{key}": rule
         for group, choice in chosen.items()
-        for key, rule in read_rules(CONFIGS / group / f"{choice}.yaml").items()
+        for key, rule in read_constraints(CONFIGS / group / f"{choice}.yaml").items()
     }
     found = leaves({key: value for key, value in content.items() if key != "defaults"})
     assert found
@@ -186,7 +186,7 @@ def cases(rule: str) -> list[tuple[Any, bool]]:
 def test_every_key_at_and_around_every_limit() -> None:
     keys = seen = 0
     for path in FILES:
-        rules = read_rules(path)
+        rules = read_constraints(path)
         for key, rule in rules.items():
             if rule.text == "anything":
                 assert key == "_target_" or any(other.startswith(f"{key}.") for other in rules), key
@@ -200,7 +200,9 @@ def test_every_key_at_and_around_every_limit() -> None:
 
 
 def test_a_debug_trainer_inherits_the_rules_it_does_not_state() -> None:
-    assert read_rules(CONFIGS / "trainer" / "debug.yaml") == read_rules(CONFIGS / "trainer" / "default.yaml")
+    assert read_constraints(CONFIGS / "trainer" / "debug.yaml") == read_constraints(
+        CONFIGS / "trainer" / "default.yaml"
+    )
 
 
 def test_rules_of_nested_keys_and_of_keys_without_one(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_rules_of_nested_keys_and_of_keys_without_one(tmp_path: Path) -> None:
     file.write_text(
         "# (int > 0) one\na: 1\nb:\n  # (bool) two\n  c: true\n  d: 2\n# words\ne: 3\n\n# (int) lost\n\nf: 4\n"
     )
-    rules = read_rules(file)
+    rules = read_constraints(file)
     assert (rules["a"].text, rules["a"].help) == ("int > 0", "one")
     assert rules["b.c"].text == "bool"
     assert [rules[key].text for key in ("b.d", "e", "f")] == ["anything"] * 3

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mcls.signals import ASKING, StopRequest
+from mcls.system.signals import ASKING, StopRequest
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_an_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> Non
 
 CODE = """
 import time
-from mcls.signals import StopRequest
+from mcls.system.signals import StopRequest
 with StopRequest() as stop, stop.patient():
     print("ready", flush=True)
     while not stop():
@@ -124,8 +124,8 @@ def test_a_command_ends_where_it_is(module: str, arguments: tuple[str, ...], num
 WRITING = """
 import os, sys
 from pathlib import Path
-from mcls.files import replacing
-from mcls.signals import end_on_signals
+from mcls.system.files import replacing
+from mcls.system.signals import end_on_signals
 end_on_signals()
 with replacing(Path("file"), "x") as file:
     file.write("half of it")
@@ -147,7 +147,7 @@ def test_nothing_is_left_of_a_file_that_was_being_written(number: int, tmp_path:
 
 LATE = """
 import os, signal
-from mcls.signals import StopRequest, end_on_signals
+from mcls.system.signals import StopRequest, end_on_signals
 end_on_signals()
 with StopRequest() as stop:
     with stop.patient():

@@ -3,15 +3,17 @@
 import csv
 import io
 
-from mcls.tables import clean, comma_separated, markdown, plain
+from mcls.system.text import clean, comma_separated, markdown, plain_table
 
 HEADER = ["job", "changed", "reason"]
 ROWS = [[0, "lr=0.1 | seed=1", None], [10, "a\nb\x1b[31m\t", "=1+1"]]
 
 
 def test_plain() -> None:
-    assert plain(HEADER, ROWS) == ("job  changed          reason\n0    lr=0.1 | seed=1\n10   a\\nb\\x1b[31m\\t   =1+1")
-    assert plain(HEADER, []) == "job  changed  reason"
+    assert plain_table(HEADER, ROWS) == (
+        "job  changed          reason\n0    lr=0.1 | seed=1\n10   a\\nb\\x1b[31m\\t   =1+1"
+    )
+    assert plain_table(HEADER, []) == "job  changed  reason"
 
 
 def test_markdown() -> None:

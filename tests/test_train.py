@@ -21,10 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.data import get_worker_info
 
-from mcls import checkpoint
 from mcls.data import datasets
-from mcls.data.loader import Rows
-from mcls.runs import read_yaml
+from mcls.data.loader import IndexDataset
+from mcls.runs import checkpoint
+from mcls.runs.folder import read_yaml
 
 Main = Callable[..., int]
 QUICK = ["trainer.figures=false", "trainer.epochs=2"]
@@ -90,7 +90,7 @@ def test_what_is_in_a_run_folder(dataset: str, mcls: Main, tmp_path: Path, capsy
 
     config = read_yaml(run / "config.yaml")
     assert config["trainer"]["batch_size"] == 32 and config["optimizer"]["lr"] == 0.02
-    assert config["model"]["_target_"] == "mcls.models.mlp.MLP" and "hydra" not in config
+    assert config["model"]["_target_"] == "mcls.models.MLP" and "hydra" not in config
 
     about = json.loads((run / "run.json").read_text())
     assert about["command"] == "mcls " + " ".join(command)
@@ -232,11 +232,11 @@ def test_what_is_only_measured_changes_no_weight(mcls: Main, tmp_path: Path) -> 
 def test_the_test_set_is_opened_once_at_the_end_and_selects_nothing(
     mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[bool] = []
+    loaded: list[bool] = []
     read = datasets.read_torchvision
 
     def watch(name: str, root: str, train: bool, download: bool) -> Any:
-        opened.append(train)
+        loaded.append(train)
         found = read(name, root, train, download)
         if not train and spoil:  # every label of the test set another one
             found.targets = (found.targets + 1) % 10
@@ -245,7 +245,7 @@ def test_the_test_set_is_opened_once_at_the_end_and_selects_nothing(
     monkeypatch.setattr(datasets, "read_torchvision", watch)
     for spoil in (False, True):
         assert mcls("train", "dataset=mnist", "optimizer.lr=0.01", *QUICK, f"outputs=run{spoil}") == 0
-    assert opened == [True, False] * 2
+    assert loaded == [True, False] * 2
     honest, spoiled = (result_of(only(tmp_path / f"run{spoil}")) for spoil in (False, True))
     assert honest["test_openings"] == spoiled["test_openings"] == 1
     assert honest["weights_sha256"] == spoiled["weights_sha256"]
@@ -364,7 +364,7 @@ def test_other_ways_to_train(lines: list[str], mcls: Main, tmp_path: Path) -> No
 
 def test_half_precision_that_overflows_at_first(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp16 is for GPUs, but CPUs can do it too; the first scale of the loss, 65,536, is too large for large inputs."""
-    monkeypatch.setattr("mcls.assembly.resolve_precision", lambda *_: "fp16")
+    monkeypatch.setattr("mcls.training.setup.resolve_precision", lambda *_: "fp16")
     rates = "optimizer.lr=1e-4", "dataset.cluster_std=100", "trainer.epochs=3", "trainer.figures=false"
     poison = [torch.full((size,), 1e30) for size in range(1, 20_000, 7)]
     del poison  # memory that is not zero, for a momentum that nobody writes
@@ -452,7 +452,7 @@ def test_a_failed_job_of_a_sweep_lets_go_of_its_memory(mcls: Main, monkeypatch: 
         kept.append((weakref.ref(model), [there() is None for there, _ in kept]))
         raise RuntimeError(f"a job of {model}")
 
-    monkeypatch.setattr("mcls.session.assemble", fail)
+    monkeypatch.setattr("mcls.training.run.build_components", fail)
     assert mcls("train", "-m", "seed=1,2,3") == 1
     assert [gone for _, gone in kept] == [[], [True], [True, True]]
 
@@ -463,7 +463,7 @@ def test_a_sweep_in_folders_that_the_user_names(mcls: Main, tmp_path: Path) -> N
     assert (tmp_path / "mine" / "sweep.csv").is_file()
 
 
-def opened(sweep: Path) -> dict[str, tuple[int, bool]]:
+def loaded(sweep: Path) -> dict[str, tuple[int, bool]]:
     """How often each job of a sweep has opened the test set, and whether its result.json has what it says."""
     results = {job.name: result_of(job) for job in runs(sweep)}
     return {name: (result["test_openings"], result["test"] is not None) for name, result in results.items()}
@@ -476,7 +476,7 @@ def test_a_sweep_opens_the_test_set_for_the_best_job_alone(mcls: Main, tmp_path:
     assert mcls(*SEEDS) == 0
     jobs = runs(tmp_path)
     best = max(jobs, key=lambda job: result_of(job)["val"]["accuracy"])
-    assert opened(tmp_path) == {job.name: (1, True) if job == best else (0, False) for job in jobs}
+    assert loaded(tmp_path) == {job.name: (1, True) if job == best else (0, False) for job in jobs}
     assert (best / "figures").is_dir() == ("trainer.figures=false" not in QUICK)
     rows = list(csv.DictReader((tmp_path / "sweep" / "sweep.csv").read_text().splitlines()))
     assert [bool(row["test accuracy"]) for row in rows] == [True, False, False]
@@ -490,7 +490,7 @@ def test_a_sweep_opens_the_test_set_for_the_best_job_alone(mcls: Main, tmp_path:
         assert mcls(*again) == 0
         assert [(job / "result.json").read_bytes() for job in jobs] == before
     assert mcls("resume", "sweep", "sweep.test=all") == 0
-    assert opened(tmp_path / "sweep") == {job.name: (1, True) for job in jobs}
+    assert loaded(tmp_path / "sweep") == {job.name: (1, True) for job in jobs}
 
 
 @pytest.mark.parametrize("killed", ["before the test set", "at the test set"])
@@ -498,20 +498,20 @@ def test_a_sweep_that_is_killed_after_its_last_job_opens_the_test_set_when_resum
     killed: str, mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("mcls.session.conclude", lambda *_: None)
+        patch.setattr("mcls.sweep.runner.conclude", lambda *_: None)
         assert mcls(*SEEDS) == 0
     jobs = runs(tmp_path)
-    assert opened(tmp_path) == {job.name: (0, False) for job in jobs}
+    assert loaded(tmp_path) == {job.name: (0, False) for job in jobs}
     best = max(jobs, key=lambda job: result_of(job)["val"]["accuracy"])
     if killed == "at the test set":
         with monkeypatch.context() as patch:
-            patch.setattr("mcls.session.save_best", lambda *_: None)
-            patch.setattr("mcls.session.evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 1 / 0)
+            patch.setattr("mcls.training.run.save_best", lambda *_: None)
+            patch.setattr("mcls.training.run.evaluate_loader", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 1 / 0)
             assert mcls("resume", "sweep") == 1
         assert result_of(best)["status"] == "failed"
     assert mcls("resume", "sweep") == 0
     times = 2 if killed == "at the test set" else 1
-    assert opened(tmp_path) == {job.name: (times, True) if job == best else (0, False) for job in jobs}
+    assert loaded(tmp_path) == {job.name: (times, True) if job == best else (0, False) for job in jobs}
 
 
 @pytest.mark.parametrize(("which", "wanted"), [("all", [(1, True)] * 2), ("none", [(0, False)] * 2)])
@@ -519,7 +519,7 @@ def test_a_sweep_opens_the_test_set_for_every_job_or_none(
     which: str, wanted: list[tuple[int, bool]], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mcls("train", "-m", *QUICK, "seed=0,1", f"sweep.test={which}") == 0
-    assert list(opened(tmp_path).values()) == wanted
+    assert list(loaded(tmp_path).values()) == wanted
     job = runs(tmp_path)[0]
     assert mcls("report", str(job)) == 0
     page = (job / "report.html").read_text()
@@ -565,7 +565,7 @@ def test_a_folder_with_a_val_of_its_own_is_searched_on_it(mcls: Main, tmp_path: 
     lines = ["dataset=image_folder", "dataset.root=pictures", "dataset.size=8", "model=linear-softmax"]
     lines += ["dataset.val_fraction=0", "trainer.batch_size=4", "trainer.epochs=1", "trainer.figures=false"]
     assert mcls("train", "-m", *lines, "seed=0,1") == 0
-    assert sorted(opened(tmp_path).values()) == [(0, False), (1, True)]
+    assert sorted(loaded(tmp_path).values()) == [(0, False), (1, True)]
 
 
 @pytest.mark.parametrize(
@@ -780,15 +780,15 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
     )
     streamed = ("trainer.data_on_device=false", "trainer.workers=1", "trainer.checkpoint_every_seconds=0")
     assert mcls("train", *lines, "hydra.run.dir=whole") == 0
-    read = Rows.__getitem__
+    read = IndexDataset.__getitem__
 
-    def killed(rows: Rows, indices: torch.Tensor) -> Any:
+    def killed(rows: IndexDataset, indices: torch.Tensor) -> Any:
         if get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         return read(rows, indices)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Rows, "__getitem__", killed)
+        patch.setattr(IndexDataset, "__getitem__", killed)
         assert mcls("train", *lines, *streamed) == 4
     err = capsys.readouterr().err
     message = err.splitlines()[-1]

@@ -8,7 +8,7 @@ import sys
 from mcls import __version__
 from mcls.commands import COMMANDS
 from mcls.errors import MachineError, MclsError
-from mcls.signals import end_on_signals
+from mcls.system.signals import end_on_signals
 
 HELP = """mcls {version}: train, sweep and honestly measure classifiers.
 
@@ -42,7 +42,10 @@ def dispatch(command: str, arguments: list[str]) -> int:
         print(HELP.format(version=__version__, commands=lines), end="")
         return 0
     if command not in COMMANDS:
-        print(f"mcls: {command}: no such command. {nearest(command)}There are {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(
+            f"mcls: {command}: no such command. {nearest_command(command)}There are {', '.join(COMMANDS)}.",
+            file=sys.stderr,
+        )
         return 2
     import importlib
 
@@ -58,7 +61,7 @@ def dispatch(command: str, arguments: list[str]) -> int:
         raise
 
 
-def nearest(command: str) -> str:
+def nearest_command(command: str) -> str:
     """`Did you mean ...? ` for a mistyped command, or nothing."""
     import difflib
 
@@ -73,9 +76,9 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
         sys.stdout.flush()  # or the interpreter would, where nobody sees that it can't
         return status
     except MclsError as error:
-        from mcls.console import plain
+        from mcls.system.console import printable
 
-        print(f"mcls: {plain(str(error))}", file=sys.stderr)
+        print(f"mcls: {printable(str(error))}", file=sys.stderr)
         if debug:
             raise
         return error.status

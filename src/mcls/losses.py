@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from mcls.errors import RequestError
 
+__all__ = ["cross_entropy", "nll"]
+
 log = logging.getLogger("mcls")
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mcls.distributed import ALONE, Team
+from mcls.system.distributed import SINGLE_PROCESS, World
 
 BINS = 15  # of the expected calibration error
 KEPT = 1 << 20  # logits, 4 MiB of them
-CHUNK = 1024  # samples counted at a time
+SCORE_CHUNK = 1024  # samples counted at a time
 COUNTED = 1 << 20  # cells of a confusion matrix up to which all are counted; of a larger one those that occur
 DENSE = 100  # classes up to which result.json has the whole confusion matrix
 
@@ -49,20 +49,20 @@ class RunningLoss:
         self.hits = self.hits + (torch.cat(logits).argmax(1) == torch.cat(targets)).sum()
         self.waiting, self.numbers = [], 0
 
-    def flush(self, team: Team = ALONE) -> tuple[list[float], list[int], int]:
+    def flush(self, world: World = SINGLE_PROCESS) -> tuple[list[float], list[int], int]:
         """Loss and size of each step since the last flush, and how many samples were right in all of them."""
         if not self.losses:
             return [], [], 0
         if self.waiting:
             self.count()
         found = torch.cat([torch.stack(self.losses).double(), self.hits.double()[None]])
-        *losses, correct = team.sum(found).tolist()
+        *losses, correct = world.sum(found).tolist()
         sizes = self.sizes
         self.losses, self.sizes, self.hits = [], [], torch.tensor(0)
         return losses, sizes, round(correct)
 
 
-class Tally:
+class EvalAccumulator:
     """What is measured over a split: the sum of the loss, and what was said of each sample, counted at the end.
 
     Small operations between two batches cost more than they count: logits wait until there are KEPT numbers of them.
@@ -100,37 +100,37 @@ class Tally:
         self.confidence.append(best.exp())
         self.waiting.clear()
 
-    def answers(self) -> tuple[Tensor, Tensor]:
+    def predictions(self) -> tuple[Tensor, Tensor]:
         """Predicted class, int64 (N,), and its probability, float (N,), of the samples so far."""
         self.count()
         empty = torch.zeros(0, dtype=torch.int64, device=self.device)
         return torch.cat([empty, *self.predicted]), torch.cat([empty.float(), *self.confidence])
 
     @torch.inference_mode()
-    def measure(self, team: Team = ALONE) -> "Measures":
+    def measure(self, world: World = SINGLE_PROCESS) -> "Metrics":
         """The sums, a team's over all its processes, as plain numbers; the one place where the device is waited for."""
-        predicted, confidence = self.answers()
+        predicted, confidence = self.predictions()
         targets = torch.cat([predicted[:0], *self.targets])
-        cells, counts = self.pairs(targets * self.num_classes + predicted, team)
+        cells, counts = self.pairs(targets * self.num_classes + predicted, world)
         place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
         rows = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).to(confidence)]).double()
         bins = torch.zeros(3, BINS, dtype=torch.float64, device=self.device).index_add_(1, place, rows)
         truth, guess = (cells // self.num_classes).tolist(), (cells % self.num_classes).tolist()
         cells_of = list(zip(truth, guess, counts.tolist(), strict=True))
-        loss = team.sum(self.loss.clone()).item() / max(int(counts.sum()), 1)
-        return Measures(self.num_classes, cells_of, loss, team.sum(bins).tolist())
+        loss = world.sum(self.loss.clone()).item() / max(int(counts.sum()), 1)
+        return Metrics(self.num_classes, cells_of, loss, world.sum(bins).tolist())
 
-    def pairs(self, codes: Tensor, team: Team) -> tuple[Tensor, Tensor]:
+    def pairs(self, codes: Tensor, world: World) -> tuple[Tensor, Tensor]:
         """The cells of the confusion matrix that are not 0, numbered row by row, and what is in them.
 
         Args:
             codes: the cell of each sample of this process.
         """
         if self.num_classes**2 > COUNTED:
-            codes = torch.cat(team.collect(codes.cpu()))
+            codes = torch.cat(world.all_gather(codes.cpu()))
             cells, counts = codes.unique(return_counts=True)
             return cells, counts
-        whole = team.sum(torch.bincount(codes, minlength=self.num_classes**2))
+        whole = world.sum(torch.bincount(codes, minlength=self.num_classes**2))
         cells = whole.nonzero()[:, 0]
         return cells, whole[cells]
 
@@ -158,7 +158,7 @@ def mean(values: Iterable[float | None]) -> float:
 
 
 @dataclass(frozen=True)
-class Measures:
+class Metrics:
     """What was measured over a split.
 
     Args:
@@ -277,7 +277,13 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     if bool((logits.argmax(1) == targets).all()):
         return None
     truth = logits.gather(1, targets[:, None]).double().mean()
-    low, middle, high, steps, rows = math.log(0.01), 0.0, math.log(100), 0, min(CHUNK, max(1, KEPT // logits.shape[1]))
+    low, middle, high, steps, rows = (
+        math.log(0.01),
+        0.0,
+        math.log(100),
+        0,
+        min(SCORE_CHUNK, max(1, KEPT // logits.shape[1])),
+    )
     while high - low > 1e-7:
         sums = torch.zeros(2, dtype=torch.float64)
         for scores in map(torch.Tensor.double, logits.split(rows)):

@@ -14,7 +14,7 @@ from typing import Any
 
 
 def find(name: str) -> tuple[Any, str]:
-    """The owner and the attribute of a dotted name such as `mcls.trainer.Trainer.flush`."""
+    """The owner and the attribute of a dotted name such as `mcls.training.trainer.Trainer.flush`."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         try:
@@ -129,7 +129,7 @@ def write_in_place() -> None:
     """A control: checkpoints are written straight to where they belong, the way of the tutorials."""
     import torch
 
-    from mcls import checkpoint
+    from mcls.runs import checkpoint
 
     replace = os.replace
 
@@ -156,14 +156,14 @@ def load_naively(path: Path) -> Any:
 
 def plain_publish(path: str, size: str, offset: str, naive: str) -> None:
     """Publish `size` bytes at `path` and die when `offset` of them are written."""
-    from mcls import files
+    from mcls.system import files
 
     inner = Path.open
 
-    def opened(self: Path, *arguments: Any, **keys: Any) -> Any:
+    def loaded(self: Path, *arguments: Any, **keys: Any) -> Any:
         return Dying(inner(self, *arguments, **keys), int(offset))
 
-    Path.open = opened  # type: ignore[method-assign, assignment]
+    Path.open = loaded  # type: ignore[method-assign, assignment]
     content = b"new" * (int(size) // 3)
     if naive == "yes":
         with Path(path).open("wb") as file:
@@ -234,7 +234,7 @@ def plant(place: str, step: int, value: float) -> None:
     from torch import nn
 
     from mcls.data.loader import Normalise
-    from mcls.trainer import Trainer
+    from mcls.training.trainer import Trainer
 
     owner, name = {
         "input": (Normalise, "__call__"),
@@ -271,7 +271,7 @@ def check_nothing() -> None:
     """A control: a trainer that looks at no number."""
     import types
 
-    from mcls import trainer
+    from mcls.training import trainer
 
     trainer.math = types.SimpleNamespace(isfinite=lambda _: True, nan=float("nan"))  # type: ignore[assignment]
 
@@ -283,22 +283,22 @@ def check_nothing() -> None:
 
 def forget_nothing() -> None:
     """A control: curves that are only ever appended to."""
-    from mcls.tracking import Recorder
+    from mcls.runs.tracking import RunLogger
 
-    inner = Recorder.event
-    Recorder.drop_after = lambda self, epoch: None  # type: ignore[method-assign]
+    inner = RunLogger.event
+    RunLogger.drop_after = lambda self, epoch: None  # type: ignore[method-assign]
 
     def event(self: Any, step: Any = None, **content: Any) -> None:
         if "session_log" not in content:
             inner(self, step, **content)
 
-    Recorder.event = event  # type: ignore[method-assign]
+    RunLogger.event = event  # type: ignore[method-assign]
 
 
 def same_second(naive: bool) -> None:
     """The clock stands still; `naive` makes the folder as everybody does."""
     from mcls.commands import train
-    from mcls.runs import RunFolder
+    from mcls.runs.folder import RunFolder
 
     train.timestamp = lambda: "now"
 
@@ -312,10 +312,10 @@ def same_second(naive: bool) -> None:
 
 def fail_for_seeds(failures: dict[str, str]) -> None:
     """Runs with these seeds fail: `bug`, `machine`, `nan`, or `kill`."""
-    from mcls import session
     from mcls.errors import MachineError, RunError
+    from mcls.training import run
 
-    inner = session.assemble
+    inner = run.build_components
 
     def assemble(config: dict[str, Any]) -> Any:
         kind = failures.get(str(config["seed"]))
@@ -329,28 +329,28 @@ def fail_for_seeds(failures: dict[str, str]) -> None:
             raise RunError("step 3: the training loss is nan, planted.")
         return inner(config)
 
-    session.assemble = assemble
+    run.build_components = assemble
 
 
 def no_handlers() -> None:
     """A control: signals do what they do in Python."""
-    from mcls.signals import StopRequest
+    from mcls.system.signals import StopRequest
 
     StopRequest.__enter__ = lambda self: self  # type: ignore[method-assign]
 
 
 def full_logs() -> None:
     """train.log, metrics.jsonl and the event file are on `/dev/full`."""
-    from mcls import tracking
+    from mcls.runs import tracking
 
     inner = tracking.open_plain
 
-    def opened(path: Path, flags: int) -> int:
+    def loaded(path: Path, flags: int) -> int:
         if path.name in ("train.log", "metrics.jsonl"):
             return os.open("/dev/full", os.O_WRONLY)
         return inner(path, flags)
 
-    tracking.open_plain = opened
+    tracking.open_plain = loaded
     refuse_at_call("tensorboard.summary.writer.record_writer.RecordWriter.write", 1, "ENOSPC", 1_000_000)
 
 
@@ -446,17 +446,17 @@ def load_pickles() -> None:
     """A control: checkpoints are loaded as in every old tutorial."""
     import torch
 
-    from mcls import checkpoint
+    from mcls.runs import checkpoint
 
     checkpoint.load = lambda path: torch.load(path, weights_only=False)
 
 
 def follow_links() -> None:
     """A control: files are opened as they come, and locked as usual."""
-    from mcls import runs
+    from mcls.runs import folder
 
-    runs.RunFolder.refuse_links = lambda self: None  # type: ignore[method-assign]
-    runs.open_plain = lambda path, flags: os.open(path, flags, 0o666)
+    folder.RunFolder.refuse_links = lambda self: None  # type: ignore[method-assign]
+    folder.open_plain = lambda path, flags: os.open(path, flags, 0o666)
 
 
 def serve_digits(address: str) -> None:
@@ -475,7 +475,7 @@ def impatient(seconds: float) -> None:
     """Downloads are given up after `seconds` of silence."""
     from mcls.data import datasets
 
-    datasets.PATIENCE = seconds
+    datasets.DOWNLOAD_TIMEOUT = seconds
 
 
 def stop_after(seconds: float) -> None:
@@ -486,7 +486,7 @@ def stop_after(seconds: float) -> None:
 
 def open_logs_naively() -> None:
     """A control: the log and the curves follow links too."""
-    from mcls import tracking
+    from mcls.runs import tracking
 
     tracking.open_plain = lambda path, flags: os.open(path, flags, 0o666)
 
@@ -502,7 +502,7 @@ def refuse_writes_below(place: str) -> None:
     """Files below `place` can be read, and not written, made or locked for writing."""
     inner = os.open
 
-    def opened(path: Any, flags: int, *arguments: Any, **keys: Any) -> int:
+    def loaded(path: Any, flags: int, *arguments: Any, **keys: Any) -> int:
         if str(path).startswith(place) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return inner(path, flags, *arguments, **keys)
@@ -513,7 +513,7 @@ def refuse_writes_below(place: str) -> None:
         make_folder(path)
 
     make_folder = os.mkdir
-    os.open, os.mkdir = opened, make
+    os.open, os.mkdir = loaded, make
 
 
 def fuzz(whole: str, name: str, first: str, count: str, commands: str) -> None:

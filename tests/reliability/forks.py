@@ -19,9 +19,10 @@ from typing import Any
 
 HERE = Path(__file__).parent
 IMPORTS = (
-    "torch sklearn.datasets sklearn.model_selection hydra mcls.session mcls.commands.train mcls.commands.resume "
-    "mcls.results torch.utils.tensorboard.summary tensorboard.plugins.hparams.summary_v2 torchvision.datasets "
-    "matplotlib.figure matplotlib.backends.backend_agg torch._dynamo"
+    "torch sklearn.datasets sklearn.model_selection hydra mcls.training.run mcls.commands.train "
+    "mcls.commands.resume mcls.report.run_figures torch.utils.tensorboard.summary "
+    "tensorboard.plugins.hparams.summary_v2 torchvision.datasets matplotlib.figure "
+    "matplotlib.backends.backend_agg torch._dynamo"
 )
 
 
@@ -30,8 +31,8 @@ class Child:
 
     def __init__(self, connection: socket.socket, output: Path, errors: Path) -> None:
         self.connection, self.output, self.errors = connection, output, errors
-        self.answers = connection.makefile()
-        self.pid = int(self.answers.readline())
+        self.predictions = connection.makefile()
+        self.pid = int(self.predictions.readline())
         self.started = time.monotonic()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -43,12 +44,12 @@ class Child:
         """Its exit status, or minus the number of the signal that ended it. Kills it, and fails, after `limit`."""
         self.connection.settimeout(limit)
         try:
-            status = int(self.answers.readline())
+            status = int(self.predictions.readline())
         except TimeoutError:
             os.killpg(self.pid, signal.SIGKILL)
             raise AssertionError(f"still running after {limit} s\n{self.stderr}") from None
         finally:
-            self.answers.close()
+            self.predictions.close()
             self.connection.close()
         self.seconds = time.monotonic() - self.started
         return status

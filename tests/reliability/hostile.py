@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from mcls import checkpoint
+from mcls.runs import checkpoint
 
 Harm = Callable[[Path, Path], object]  # the run folder, a folder outside of it
 
@@ -74,7 +74,7 @@ TARGETS = (
     *("torch._inductor.codecache.PyCodeCache.load", "sympy.sympify", "setuptools._distutils.spawn.spawn"),
     *("torch.utils.collect_env.run", "torch.nn.modules.module.torch.load", "torch.optim.optimizer.torch.load"),
     *("torchvision.models.resnet.load_state_dict_from_url", "torch.nn.utils.rnn.os.system", "mcls.cli.main"),
-    *("mcls.models.mlp.torch.load", "mcls.data.datasets.Path.write_text", "mcls.losses.torch.hub.load", "os.execv"),
+    *("mcls.models.mlp.torch.load", "mcls.datasets.mnist.__globals__", "mcls.losses.torch.hub.load", "os.execv"),
     *("torch.jit.load", "torch.package.PackageImporter", "shutil.rmtree", "socket.create_connection"),
 )
 
@@ -257,8 +257,8 @@ FILES = ("config.yaml", "run.json", "result.json", "metrics.jsonl", "last.pt", "
 REST = {"mean": [0.1], "std": [0.3], "val_fraction": 0.1, "val_seed": 0}
 GROUPS = ("dataset", "loss", "optimizer", "schedule")
 VISION = "torchvision.models"
-FINETUNE = {"_target_": "mcls.models.resnet.resnet18_finetune", "weights": "{outside}/evil.pt", "freeze": False}
-MNIST = {"_target_": "mcls.data.datasets.mnist", "root": "{outside}/data", "download": True}
+FINETUNE = {"_target_": "mcls.models.resnet18_finetune", "weights": "{outside}/evil.pt", "freeze": False}
+MNIST = {"_target_": "mcls.datasets.mnist", "root": "{outside}/data", "download": True}
 
 
 def trusting(folder: Path, outside: Path) -> None:
@@ -353,7 +353,7 @@ HARMS: dict[str, Harm] = {
         "dataset", "mnist", {**MNIST, "mean": [0.1], "std": [0.3], "val_fraction": 0.1, "val_seed": 0}
     ),
     "unknown dataset": foreign(
-        "dataset", "mine", {"_target_": "mcls.data.datasets.urllib.request.urlopen", "url": "http://127.0.0.1:9"}
+        "dataset", "mine", {"_target_": "mcls.datasets.mnist.__globals__.urllib", "url": "http://127.0.0.1:9"}
     ),
     "trainer of its own": foreign("trainer", "mine", {"epochs": "x", "batch_size": -1}),
     "device": key("device", "meta"),

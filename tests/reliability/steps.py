@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mcls import checkpoint
+from mcls.runs import checkpoint
 
 QUICK = ("threads=1", "trainer.figures=false")
 # dropout and augmentation draw random numbers, momentum has a state, the best epoch is not the last one by construction

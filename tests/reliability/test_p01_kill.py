@@ -99,7 +99,7 @@ def test_every_call_that_writes(
 
 
 def test_a_dead_owner_leaves_no_process(start: Run, tmp_path: Path) -> None:
-    child = start(*TRAIN, cwd=tmp_path, setup=[["sleep_before", "mcls.trainer.Trainer.flush", 1, 30]])
+    child = start(*TRAIN, cwd=tmp_path, setup=[["sleep_before", "mcls.training.trainer.Trainer.flush", 1, 30]])
     time.sleep(0.5)
     child.kill()
     assert child.wait() == -9

@@ -12,8 +12,8 @@ import pytest
 import torch
 from steps import TRAIN, only_run, outcome
 
-from mcls import checkpoint
 from mcls.errors import FolderError
+from mcls.runs import checkpoint
 
 Run = Callable[..., Any]
 Count = Callable[[str], None]
@@ -78,7 +78,7 @@ def test_all_damage_is_noticed(finished: Path, tmp_path: Path, count: Count) -> 
 
 def stopped(finished: Path, mcls: Run, root: Path) -> Path:
     """A run that was killed in its last epoch, in `root`."""
-    child = mcls(*TRAIN, cwd=root, setup=[["die_before", "mcls.trainer.Trainer.checkpoint", 20]])
+    child = mcls(*TRAIN, cwd=root, setup=[["die_before", "mcls.training.trainer.Trainer.checkpoint", 20]])
     assert child.status == -9
     folder = only_run(root)
     assert folder is not None and (folder / "previous.pt").exists()
@@ -106,7 +106,7 @@ def test_a_damaged_one_never_takes_the_good_ones_place(finished: Path, mcls: Run
     """Damage, a resume from the one before, and a kill in the middle of its first checkpoint: still resumable."""
     folder = stopped(finished, mcls, tmp_path)
     (folder / "last.pt").write_bytes(b"rubbish")
-    child = mcls("resume", str(folder), setup=[["die_before", "mcls.checkpoint.save", 1]])
+    child = mcls("resume", str(folder), setup=[["die_before", "mcls.runs.checkpoint.save", 1]])
     assert child.status == -9
     child = mcls("resume", str(folder))
     assert child.status == 0, child.stderr

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from steps import STEPS, TRAIN, only_run
 
-from mcls import files
+from mcls.system import files
 
 Count = Callable[[str], None]
 Trace = list[tuple[Any, ...]]
@@ -47,12 +47,12 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Trace:
     calls: Trace = []
     names: dict[int, str] = {}
 
-    def opened(path: Path, *_: Any, **__: Any) -> Recorded:
+    def loaded(path: Path, *_: Any, **__: Any) -> Recorded:
         file = Recorded(calls, path)
         names[file.descriptor] = str(path)
         return file
 
-    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(Path, "open", loaded)
     monkeypatch.setattr(Path, "replace", lambda one, two: calls.append(("rename", str(one), str(two))))
     monkeypatch.setattr(files.os, "fsync", lambda number: calls.append(("sync", names.get(number, "the folder"))))
     return calls

@@ -10,10 +10,10 @@ import pytest
 import torch
 from steps import QUICK, TRAIN, only_run, outcome, result
 
-from mcls.data.augment import CropFlip
-from mcls.data.datasets import Split
+from mcls.augmentations import CropFlip
 from mcls.data.loader import Loader, Normalise
-from mcls.distributed import Team
+from mcls.data.types import Split
+from mcls.system.distributed import World
 
 pytestmark = pytest.mark.full
 Run = Callable[..., Any]
@@ -55,12 +55,12 @@ def test_stopped_at_every_step(
     for point in points:
         root = tmp_path / str(point)
         root.mkdir()
-        ask = [["signal_before", "mcls.optim.Rates.set", point, signal.SIGTERM]]
+        ask = [["signal_before", "mcls.training.optim.LRScheduler.set", point, signal.SIGTERM]]
         child = mcls(*SIXTY, *streaming(workers), cwd=root, setup=ask)
         assert child.status == 143, child.stderr
         folder = only_run(root)
         assert folder is not None and not (folder / "figures").exists()
-        again = [["signal_before", "mcls.optim.Rates.set", 3, signal.SIGINT]]
+        again = [["signal_before", "mcls.training.optim.LRScheduler.set", 3, signal.SIGINT]]
         status = mcls("resume", str(folder), cwd=root, setup=again).status
         assert status == (130 if point + 3 <= STEPS else 0)
         child = mcls("resume", str(folder), cwd=root)
@@ -122,7 +122,7 @@ def test_the_order_is_the_same_for_any_number_of_processes(size: int, count: Cou
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, CPU)
     loader = Loader(split, 32, CPU, normalise, augment=CropFlip(padding=1, flip=0.5), seed=4)
     for epoch in range(2):
-        shares = [loader.epoch(epoch, team=Team(rank, size)) for rank in range(size)]
+        shares = [loader.epoch(epoch, world=World(rank, size)) for rank in range(size)]
         for whole, parts in zip(loader.epoch(epoch), zip(*shares, strict=True), strict=True):
             together = [torch.cat([part[column] for part in parts]) for column in (0, 1)]
             assert all(torch.equal(*pair) for pair in zip(whole, together, strict=True))
@@ -137,7 +137,9 @@ def test_two_processes_resume_as_they_were(mcls: Run, tmp_path: Path, count: Cou
     for point in (1, 9, 17):
         root = tmp_path / str(point)
         root.mkdir()
-        child = mcls(*keys, cwd=root, setup=[["signal_before", "mcls.optim.Rates.set", point, signal.SIGTERM]])
+        child = mcls(
+            *keys, cwd=root, setup=[["signal_before", "mcls.training.optim.LRScheduler.set", point, signal.SIGTERM]]
+        )
         assert child.status == 143, child.stderr
         folder, other = only_run(root), only_run(whole)
         assert folder is not None and other is not None

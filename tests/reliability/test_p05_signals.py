@@ -23,13 +23,13 @@ Count = Callable[[str], None]
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 # phase: the call before which the signal comes, and whether there is something to resume
 PHASES = {
-    "build": ("mcls.assembly.resolve_precision", 1, False),
-    "first step": ("mcls.optim.Rates.set", 1, True),
-    "train": ("mcls.optim.Rates.set", 11, True),
-    "validate": ("mcls.metrics.Tally.add", 2, True),
+    "build": ("mcls.training.setup.resolve_precision", 1, False),
+    "first step": ("mcls.training.optim.LRScheduler.set", 1, True),
+    "train": ("mcls.training.optim.LRScheduler.set", 11, True),
+    "validate": ("mcls.metrics.EvalAccumulator.add", 2, True),
     "save": ("os.fsync", 20, True),
-    "between epochs": ("mcls.trainer.Trainer.report", 2, True),
-    "test": ("mcls.metrics.Tally.measure", 4, True),
+    "between epochs": ("mcls.training.trainer.Trainer.report", 2, True),
+    "test": ("mcls.metrics.EvalAccumulator.measure", 4, True),
 }
 KEYS = (*TRAIN, "trainer.figures=true")
 TWO = ("trainer.devices=2", "device=cpu")
@@ -80,7 +80,7 @@ def test_a_signal_in_every_phase(
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_in_a_sweep(number: signal.Signals, mcls: Run, tmp_path: Path, count: Count) -> None:
     keys = ("train", "-m", "seed=1,2,3", "trainer.epochs=2", "hydra.sweep.dir=sweep", *QUICK)
-    child = mcls(*keys, setup=[["signal_before", "mcls.optim.Rates.set", 15, number]])
+    child = mcls(*keys, setup=[["signal_before", "mcls.training.optim.LRScheduler.set", 15, number]])
     told = check_end(child, number)
     assert "mcls resume sweep" in told[-1]
     statuses = [result(folder)["status"] for folder in sorted((tmp_path / "sweep").glob("?_*"))]
@@ -108,7 +108,7 @@ def whole_of_two(server: Any, digits: Path, tmp_path_factory: pytest.TempPathFac
 def test_a_signal_to_one_of_two_processes_or_both(
     number: signal.Signals, whom: str, whole_of_two: Any, mcls: Run, tmp_path: Path, count: Count
 ) -> None:
-    child = mcls(*KEYS, *TWO, setup=[["signal_before", "mcls.optim.Rates.set", 11, number, whom]])
+    child = mcls(*KEYS, *TWO, setup=[["signal_before", "mcls.training.optim.LRScheduler.set", 11, number, whom]])
     check_end(child, number)
     folder = only_run(tmp_path)
     assert folder is not None and result(folder)["status"] == "stopped"
@@ -176,8 +176,8 @@ def test_signals_from_outside_at_any_time(
 
 
 def test_a_second_interrupt_leaves_at_once(start: Run, mcls: Run, whole: Any, tmp_path: Path) -> None:
-    slow = [["signal_before", "mcls.trainer.Trainer.checkpoint", 5, signal.SIGINT]]
-    slow.append(["sleep_before", "mcls.files.sync_folder", 20, 30])
+    slow = [["signal_before", "mcls.training.trainer.Trainer.checkpoint", 5, signal.SIGINT]]
+    slow.append(["sleep_before", "mcls.system.files.sync_folder", 20, 30])
     child = start(*KEYS, setup=slow)
     time.sleep(3)
     child.kill(signal.SIGINT)
@@ -202,13 +202,15 @@ def test_nohup_is_kept(tmp_path: Path) -> None:
 
 def test_workers_are_gone_after_a_stop(mcls: Run, tmp_path: Path) -> None:
     streaming = ("trainer.data_on_device=false", "trainer.workers=2")
-    child = mcls(*TRAIN, *streaming, setup=[["signal_before", "mcls.optim.Rates.set", 11, signal.SIGTERM]])
+    child = mcls(
+        *TRAIN, *streaming, setup=[["signal_before", "mcls.training.optim.LRScheduler.set", 11, signal.SIGTERM]]
+    )
     check_end(child, signal.SIGTERM)
 
 
 def test_control_without_the_handlers(mcls: Run, tmp_path: Path) -> None:
     """Python's own way: the process ends where it is, with nothing said and nothing saved."""
-    remove = [["no_handlers"], ["signal_before", "mcls.optim.Rates.set", 11, signal.SIGTERM]]
+    remove = [["no_handlers"], ["signal_before", "mcls.training.optim.LRScheduler.set", 11, signal.SIGTERM]]
     child = mcls(*TRAIN[:-4], *QUICK, setup=remove)
     assert child.status == -15
     assert "mcls resume" not in child.stderr

@@ -12,18 +12,18 @@ import yaml
 from steps import QUICK
 
 from mcls.config.compose import CONFIGS, Checker, checker
-from mcls.config.schema import read_rules
-from mcls.config.stored import accept
+from mcls.config.saved import check_saved
+from mcls.config.schema import read_constraints
 from mcls.errors import FolderError, RequestError
-from mcls.runs import RunFolder, read_json, read_yaml
+from mcls.runs.folder import RunFolder, read_json, read_yaml
 
 Run = Callable[..., Any]
 Size = Callable[[int, int], int]
 Count = Callable[[str], None]
 ROOT = Path(__file__).parents[2] / "configs"
 KEYS = sorted(
-    set(read_rules(ROOT / "train.yaml"))
-    | {f"{path.parent.name}.{key}" for path in ROOT.glob("*/*.yaml") for key in read_rules(path)}
+    set(read_constraints(ROOT / "train.yaml"))
+    | {f"{path.parent.name}.{key}" for path in ROOT.glob("*/*.yaml") for key in read_constraints(path)}
 )
 GROUPS = sorted({path.parent.name for path in ROOT.glob("*/*.yaml")})
 VALUES = (
@@ -183,7 +183,7 @@ def test_fuzzed_files(mcls: Run, tmp_path: Path, count: Count) -> None:
         folder.config.write_text(content, "utf-8")
         begun = time.monotonic()
         try:
-            accept(read_yaml(folder.config), choices, (), folder.config)
+            check_saved(read_yaml(folder.config), choices, (), folder.config)
             taken += 1
         except FolderError as error:
             assert str(error).startswith(f"{folder.config}: ")

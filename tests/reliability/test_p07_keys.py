@@ -10,19 +10,19 @@ import pytest
 import yaml
 
 from mcls.config.compose import checker
-from mcls.config.schema import LIMIT, Rule, read_rules
+from mcls.config.schema import LIMIT, Constraint, read_constraints
 from mcls.errors import RequestError
 
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = [ROOT / "train.yaml", *sorted(path for path in ROOT.glob("*/*.yaml") if path.parent.name != "experiment")]
-Case = tuple[Path, str, Rule]
+Case = tuple[Path, str, Constraint]
 LISTED = re.compile("^(list|pair) of ")
 
 
 def keys() -> Iterator[Case]:
     """Every key of every file."""
     for path in FILES:
-        rules = read_rules(path)
+        rules = read_constraints(path)
         for key, rule in rules.items():
             if key != "_target_" and not any(other.startswith(f"{key}.") for other in rules):
                 yield path, key if path.parent == ROOT else f"{path.parent.name}.{key}", rule
@@ -31,12 +31,12 @@ def keys() -> Iterator[Case]:
 ALL = list(keys())
 
 
-def words(rule: Rule) -> list[str]:
+def words(rule: Constraint) -> list[str]:
     """Its alternatives."""
     return [part.strip() for part in rule.text.split("|")]
 
 
-def wrong_values(rule: Rule) -> Iterator[Any]:
+def wrong_values(rule: Constraint) -> Iterator[Any]:
     """Values that are of no allowed type, or beyond the limits."""
     kinds = {LISTED.sub("", part).split()[0] for part in words(rule)}
     numeric = kinds & {"int", "float"}
@@ -63,7 +63,7 @@ def wrong_values(rule: Rule) -> Iterator[Any]:
             yield wrap(int(beyond) if "int" in kinds else beyond)
 
 
-def boundaries(rule: Rule) -> Iterator[Any]:
+def boundaries(rule: Constraint) -> Iterator[Any]:
     """Values that are just allowed."""
     for part in words(rule):
         listed = LISTED.match(part)
@@ -99,7 +99,7 @@ def test_every_number_has_a_limit_or_may_be_any() -> None:
 def test_every_value_that_is_shipped_is_allowed() -> None:
     for path in FILES:
         values = yaml.safe_load(path.read_text()) or {}
-        for key, rule in read_rules(path).items():
+        for key, rule in read_constraints(path).items():
             if key != "_target_" and key in values and "${" not in str(values[key]):
                 rule.check(key, values[key])
 
@@ -148,5 +148,5 @@ def test_control_a_key_without_a_rule_takes_anything(tmp_path: Path) -> None:
     """What Hydra does: the shape of the file, no types. Such a key must be found by the tests above."""
     path = tmp_path / "x.yaml"
     path.write_text("lr: 0.1\n")
-    rule = read_rules(path)["lr"]
+    rule = read_constraints(path)["lr"]
     assert rule.check("lr", "abc") == "abc" and rule.text == "anything" and not rule.help

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from steps import TRAIN, only_run, outcome, result
 
-from mcls import checkpoint
+from mcls.runs import checkpoint
 
 pytestmark = pytest.mark.full
 Run = Callable[..., Any]
@@ -74,7 +74,7 @@ def test_files_may_not_grow(whole: Path, mcls: Run, tmp_path: Path, size: Size, 
 
 
 def test_full_in_the_middle_keeps_what_was_saved(whole: Path, mcls: Run, tmp_path: Path, count: Count) -> None:
-    ask = [["signal_before", "mcls.optim.Rates.set", 12, signal.SIGTERM]]
+    ask = [["signal_before", "mcls.training.optim.LRScheduler.set", 12, signal.SIGTERM]]
     assert mcls(*TRAIN, setup=ask).status == 143
     original = only_run(tmp_path)
     assert original is not None

@@ -44,7 +44,9 @@ def stopped(mcls: Run, root: Path, *more: str) -> Path:
     """A run that waits to be resumed."""
     root.mkdir()
     assert (
-        mcls(*TRAIN, *more, cwd=root, setup=[["signal_before", "mcls.optim.Rates.set", 9, signal.SIGTERM]]).status
+        mcls(
+            *TRAIN, *more, cwd=root, setup=[["signal_before", "mcls.training.optim.LRScheduler.set", 9, signal.SIGTERM]]
+        ).status
         == 143
     )
     folder = only_run(root)
@@ -61,7 +63,7 @@ def test_one_of_two_resumes_wins(
     assert whole is not None
     for attempt in range(number):
         folder = stopped(mcls, tmp_path / str(attempt))
-        slow = [["sleep_before", "mcls.trainer.Trainer.train_epoch", 1, 1.5]]
+        slow = [["sleep_before", "mcls.training.trainer.Trainer.train_epoch", 1, 1.5]]
         children = [start("resume", str(folder), setup=slow) for _ in range(2)]
         statuses = [child.wait() for child in children]
         assert sorted(statuses) == [0, 4], [child.stderr for child in children]
@@ -87,7 +89,7 @@ def test_a_dead_owner_blocks_nobody(start: Run, mcls: Run, tmp_path: Path, count
     waits = []
     for attempt in range(3):
         folder = stopped(mcls, tmp_path / str(attempt), "trainer.data_on_device=false", "trainer.workers=2")
-        child = start("resume", str(folder), setup=[["sleep_before", "mcls.optim.Rates.set", 3, 20]])
+        child = start("resume", str(folder), setup=[["sleep_before", "mcls.training.optim.LRScheduler.set", 3, 20]])
         begun = time.monotonic()
         while free(folder) and time.monotonic() < begun + 10:
             time.sleep(0.01)

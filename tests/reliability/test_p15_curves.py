@@ -45,7 +45,7 @@ def test_each_step_once(
 
 
 def test_control_curves_that_only_grow(mcls: Run, tmp_path: Path) -> None:
-    child = mcls(*RARE, setup=[["forget_nothing"], ["die_before", "mcls.optim.Rates.set", 14]])
+    child = mcls(*RARE, setup=[["forget_nothing"], ["die_before", "mcls.training.optim.LRScheduler.set", 14]])
     assert child.status == -9
     folder = only_run(tmp_path)
     assert folder is not None

@@ -10,14 +10,14 @@ import webbrowser
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
+from mcls.commands.options import path
 from mcls.errors import MachineError, RequestError
-from mcls.options import path
-from mcls.runs import find
-from mcls.signals import StopRequest
+from mcls.runs.folder import find_runs
+from mcls.system.signals import StopRequest
 
 PINNED = '[{"plugin":"scalars","tag":"val/accuracy"}]'  # cards on top, as JSON
 # one colour for each <dataset>-<model>, one for each job of a sweep
-COLOURS = r"^((?:.*/)?sweeps/.+|.+(?=/[^/]+$))"
+RUN_COLOURS = r"^((?:.*/)?sweeps/.+|.+(?=/[^/]+$))"
 IMAGES = 100  # steps of an image that are kept; TensorBoard's own 10 would drop some
 INTERVAL = 0.2  # seconds between two looks for a signal
 
@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
         raise RequestError(f"{folder}: no such folder. Begin with mcls train, or name the folder: mcls board DIR.")
     if options.port is not None and not 0 <= options.port <= 65535:
         raise RequestError(f"--port: must be 0 to 65535, got {options.port}.")
-    if next(find(folder), None) is None:
+    if next(find_runs(folder), None) is None:
         print(f"{folder}: no runs yet, they will appear as they come.", file=sys.stderr)
     with StopRequest() as stop, stop.patient():
         url = serve(folder, options.port)
@@ -76,7 +76,7 @@ def serve(folder: Path, port: int | None) -> str:
 def address(url: str, folder: Path) -> str:
     """`url` with the arrangement, which the time series page reads out of it."""
     query: dict[str, object] = {"pinnedCards": PINNED, "smoothing": 0}
-    deep = any(folder not in (run.path, run.path.parent) for run in find(folder))
+    deep = any(folder not in (run.path, run.path.parent) for run in find_runs(folder))
     if deep:  # without a folder in its name every run has a colour
-        query["runColorGroup"] = f"regex:{COLOURS}"
+        query["runColorGroup"] = f"regex:{RUN_COLOURS}"
     return f"{url}?{urlencode(query)}#timeseries"

@@ -4,47 +4,49 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcls import tables
-from mcls.config.schema import leaves, show
-from mcls.config.stored import stored_config
-from mcls.console import percent
+from mcls.commands.options import add_device, override, path
+from mcls.config.saved import saved_config
+from mcls.config.schema import leaves, yaml_text
 from mcls.errors import FolderError, RequestError
-from mcls.files import make_folder
-from mcls.options import add_device, override, path
-from mcls.runs import RunFolder, find_run, relative, slug
+from mcls.report.summary import percent
+from mcls.runs.folder import RunFolder, find_run, relative, slug
+from mcls.system import text
+from mcls.system.files import make_folder
 
 if TYPE_CHECKING:
-    from mcls.metrics import Measures
+    from mcls.metrics import Metrics
 
 ELSEWHERE = ("dataset.root", "dataset.path", "dataset.download")  # where the data are; what they are is looked at later
 VAL = ("dataset.val_fraction", "dataset.val_seed")  # how val is cut from train, which leaves the test set as it is
-MEASURES = ("loss", "f1_macro", "ece")
+COMPARED_METRICS = ("loss", "f1_macro", "ece")
 
 
 def run(arguments: list[str]) -> int:
     """Compare two runs. Returns the exit status."""
-    options = parse(arguments)
+    options = parse_arguments(arguments)
     folders = [find_run(options.a), find_run(options.b)]
     for folder in folders:
         folder.read_finished()
     if folders[0].path.resolve() == folders[1].path.resolve():
         raise RequestError(f"{options.a} and {options.b}: one and the same run. Name two.")
-    configs = [dict(leaves(stored_config(folder, options.changes))) for folder in folders]
-    differ = differing(configs[0], configs[1])
-    check_data(differ, options.split)
+    configs = [dict(leaves(saved_config(folder, options.changes))) for folder in folders]
+    differ = differing_keys(configs[0], configs[1])
+    check_same_data(differ, options.split)
     for name, folder in zip("AB", folders, strict=True):
         print(f"{name}  {relative(folder.path)}")
     print()
     if differ:
-        rows = [[key, *(show(value) if value is not None else "" for value in pair)] for key, pair in differ.items()]
-        print(tables.plain(["key", "A", "B"], rows))
+        rows = [
+            [key, *(yaml_text(value) if value is not None else "" for value in pair)] for key, pair in differ.items()
+        ]
+        print(text.plain_table(["key", "A", "B"], rows))
     else:
         print("the same configuration")
     predict(folders, options)
     return 0
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="mcls compare",
@@ -63,18 +65,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys with unequal values, None for a key that is not there."""
     keys = dict.fromkeys([*first, *second])
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
-def check_data(differ: dict[str, tuple[Any, Any]], split: str) -> None:
+def check_same_data(differ: dict[str, tuple[Any, Any]], split: str) -> None:
     """Raise RequestError when the keys that differ make other data, or another cut where it matters to `split`."""
     free = ELSEWHERE + VAL if split == "test" else ELSEWHERE
     other = [key for key in differ if key.startswith("dataset.") and key not in free]
     if other:
-        first, second = map(show, differ[other[0]])
+        first, second = map(yaml_text, differ[other[0]])
         raise RequestError(f"{other[0]}: {first} and {second}. Runs on different data can't be compared.")
 
 
@@ -89,13 +91,13 @@ def make_target(options: argparse.Namespace) -> Path:
 
 def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
     """Let both runs classify the split; say how they do, and leave what flipped in a folder."""
-    from mcls.comparing import answers, mcnemar, split_of, write_flips
-    from mcls.opened import open_run
+    from mcls.inference.compare import mcnemar, predictions_of, split_of, write_flips
+    from mcls.inference.load import load_run
 
-    first, second = (open_run(folder, device=options.device, changes=options.changes) for folder in folders)
+    first, second = (load_run(folder, device=options.device, changes=options.changes) for folder in folders)
     target = make_target(options)
     split, openings = split_of(first, second, options.split)
-    mine, theirs = answers(first, split), answers(second, split)
+    mine, theirs = predictions_of(first, split), predictions_of(second, split)
     print(f"\n{metric_table(options.split, mine.measures, theirs.measures, first.classes)}\n")
     only_first = int((mine.right & ~theirs.right).sum())
     only_second = int((theirs.right & ~mine.right).sum())
@@ -109,15 +111,15 @@ def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
         print(f"This opened the test set again: of A {openings[0]} times now, of B {openings[1]} times.")
 
 
-def metric_table(split: str, first: "Measures", second: "Measures", classes: tuple[str, ...]) -> str:
+def metric_table(split: str, first: "Metrics", second: "Metrics", classes: tuple[str, ...]) -> str:
     """The measures of both, and by how much B is above A."""
     reports = [first.report(classes), second.report(classes)]
     gained = (reports[1]["accuracy"] - reports[0]["accuracy"]) * 100
     rows = [[f"{split}/accuracy", *map(percent, reports), f"{gained:+.2f} points"]]
-    for name in MEASURES:
+    for name in COMPARED_METRICS:
         one, two = (report[name] for report in reports)
         rows.append([f"{split}/{name}", f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}"])
-    return tables.plain(["measure", "A", "B", "B - A"], rows)
+    return text.plain_table(["measure", "A", "B", "B - A"], rows)
 
 
 def verdict(only_first: int, only_second: int, p: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mcls.commands import COMMANDS
 
-KINDS = ("anything", "float", "int", "text")  # that a rule may name
+COMPLETED_KINDS = ("anything", "float", "int", "text")  # that a rule may name
 
 SCRIPT = """_mcls_complete() {
   local word="${COMP_LINE:0:COMP_POINT}" choices
@@ -83,16 +83,16 @@ def overrides(words: list[str], begun: str) -> list[str]:
     """Groups, choices, keys and values that may follow `words` on Hydra's command line in the place of `begun`."""
     from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
-    from mcls.config.checking import rules_of
     from mcls.config.compose import checker
-    from mcls.config.schema import Rule
+    from mcls.config.schema import Constraint
+    from mcls.config.validate import constraints_of
 
     words = [word for word in words if "=" in word and not word.startswith("-")]
     with checker() as check:
         found: list[str] = DefaultCompletionPlugin(check.loader)._query("train", " ".join([*words, begun]))
         key, sign, _ = begun.partition("=")
         if sign and key not in check.groups:
-            rule = rules_of(check.compose(words)[1]).get(key, Rule())
+            rule = constraints_of(check.compose(words)[1]).get(key, Constraint())
             found += [f"{key}={value}" for value in literals(rule.text)]
     return list(dict.fromkeys(line for line in found if line.startswith(begun)))
 
@@ -100,7 +100,7 @@ def overrides(words: list[str], begun: str) -> list[str]:
 def literals(rule: str) -> list[str]:
     """The alternatives of a rule that stand for themselves."""
     words = [word.strip() for word in rule.replace("bool", "true | false").split("|")]
-    return [word for word in words if word not in KINDS and word.replace("_", "").isalnum()]
+    return [word for word in words if word not in COMPLETED_KINDS and word.replace("_", "").isalnum()]
 
 
 def run_folders(begun: str) -> list[str]:

@@ -6,22 +6,22 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcls import tables
+from mcls.commands.options import override, path
 from mcls.config.compose import checker
-from mcls.console import console
 from mcls.errors import DataError
-from mcls.files import make_folder, publish
-from mcls.options import override, path
-from mcls.runs import relative
+from mcls.runs.folder import relative
+from mcls.system import text
+from mcls.system.console import console
+from mcls.system.files import make_folder, publish
 
 if TYPE_CHECKING:
-    from mcls.data.datasets import Dataset, Split
+    from mcls.data.types import Dataset, Split
 
-SHOWN = 20  # bad files that are listed
+SAMPLES_PER_CLASS = 20  # bad files that are listed
 EXAMPLES = 3  # of doubles
 GRID = 40  # images in the grid
 UNEVEN = 10  # largest class to smallest, from which on weights are suggested
-CHUNK = 256  # samples read at a time
+HASH_CHUNK = 256  # samples read at a time
 
 
 def run(arguments: list[str]) -> int:
@@ -42,29 +42,31 @@ def run(arguments: list[str]) -> int:
         config = check.check(options.overrides, False).config
     with console():
         faults: list[str] = []
-        dataset = read(config, faults)
+        dataset = read_dataset(config, faults)
         splits = {"train": dataset.train, "val": dataset.val, "test": dataset.open_test()}
-        look(dataset, {name: split for name, split in splits.items() if split is not None}, faults, options.output)
+        check_splits(
+            dataset, {name: split for name, split in splits.items() if split is not None}, faults, options.output
+        )
     if faults:
         raise DataError(f"data check: {'; '.join(faults)}.")
     print("nothing wrong")
     return 0
 
 
-def read(config: dict[str, Any], faults: list[str]) -> "Dataset":
+def read_dataset(config: dict[str, Any], faults: list[str]) -> "Dataset":
     """The data set; without its unreadable images, which are listed, if they are few enough to skip."""
-    from mcls.assembly import open_dataset
-    from mcls.machine import resolve_device
+    from mcls.system.device import resolve_device
+    from mcls.training.setup import open_dataset
 
     device = resolve_device(config["device"])
     try:
         return open_dataset(config, device)
     except DataError as error:
         notes = getattr(error, "__notes__", [])
-        for note in notes[:SHOWN]:
+        for note in notes[:SAMPLES_PER_CLASS]:
             print(f"unreadable  {note}")
-        if len(notes) > SHOWN:
-            print(f"unreadable  and {len(notes) - SHOWN:,} more")
+        if len(notes) > SAMPLES_PER_CLASS:
+            print(f"unreadable  and {len(notes) - SAMPLES_PER_CLASS:,} more")
         if not notes or config["dataset"]["bad_images"] != "error":
             raise
         faults.append(f"images can't be read ({len(notes):,})")
@@ -74,7 +76,7 @@ def read(config: dict[str, Any], faults: list[str]) -> "Dataset":
             raise error from None
 
 
-def look(dataset: "Dataset", splits: "dict[str, Split]", faults: list[str], output: Path | None) -> None:
+def check_splits(dataset: "Dataset", splits: "dict[str, Split]", faults: list[str], output: Path | None) -> None:
     """Print what there is to see; add to `faults` what is wrong."""
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     shape = " x ".join(map(str, dataset.input_shape))
@@ -82,21 +84,21 @@ def look(dataset: "Dataset", splits: "dict[str, Split]", faults: list[str], outp
     if dataset.mean is not None and dataset.std is not None:
         mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (dataset.mean, dataset.std))
         print(f"statistics  mean {mean}; standard deviation {std}")
-    show_classes(dataset.classes, splits)
+    show_class_counts(dataset.classes, splits)
     if dataset.encoder is not None:
         show_columns(dataset.encoder)
-    doubles(splits, dataset.train.inputs.ndim == 4, faults)
+    check_duplicates(splits, dataset.train.inputs.ndim == 4, faults)
     if output is not None and dataset.train.inputs.ndim == 4:
-        draw(dataset, output)
+        draw_samples(dataset, output)
 
 
-def show_classes(classes: tuple[str, ...], splits: "dict[str, Split]") -> None:
+def show_class_counts(classes: tuple[str, ...], splits: "dict[str, Split]") -> None:
     """Samples of each class in each split; labels; whether the classes are uneven."""
     import torch
 
     counts = {name: torch.bincount(split.targets, minlength=len(classes)).tolist() for name, split in splits.items()}
     rows = [[label, *(found[number] for found in counts.values())] for number, label in enumerate(classes)]
-    print(f"\n{tables.plain(['class', *counts], rows)}\n")
+    print(f"\n{text.plain_table(['class', *counts], rows)}\n")
     print(f"labels      0 to {len(classes) - 1}, all within {len(classes)} classes")
     filled = [count for count in counts["train"] if count]
     ratio = max(filled) / min(filled)
@@ -117,13 +119,13 @@ def show_columns(encoder: dict[str, Any]) -> None:
             rows.append([name, "text", f"{len(categories)} categories: {shown}"])
         else:
             rows.append([name, "number", f"mean {mean:.6g}, standard deviation {std:.6g}"])
-    print(f"\n{tables.plain(['column', 'kind', 'in train'], rows)}\n")
+    print(f"\n{text.plain_table(['column', 'kind', 'in train'], rows)}\n")
 
 
-def doubles(splits: "dict[str, Split]", images: bool, faults: list[str]) -> None:
+def check_duplicates(splits: "dict[str, Split]", images: bool, faults: list[str]) -> None:
     """Samples that are there twice. Between splits they are a leak, and a fault where they are images: two rows of a
     table may be equal by chance, two pictures are not."""
-    places = {name: digests(split) for name, split in splits.items()}
+    places = {name: sample_digests(split) for name, split in splits.items()}
     for name, split in splits.items():
         if again := len(split) - len(set(places[name])):
             print(f"doubles     {again:,} of {len(split):,} in {name} are there before")
@@ -136,14 +138,14 @@ def doubles(splits: "dict[str, Split]", images: bool, faults: list[str]) -> None
         differ = sum(bool(splits[later].targets[a] != splits[earlier].targets[b]) for a, b in pairs)
         other = f", {differ:,} of them with another label" if differ else ""
         print(f"leak        {len(pairs):,} of {len(splits[later]):,} in {later} are in {earlier} too{other}")
-        print(f"            {tables.clean('; '.join(told))}")
+        print(f"            {text.clean('; '.join(told))}")
         if images:
             faults.append(f"{later} images are in {earlier} too ({len(pairs):,})")
 
 
-def digests(split: "Split") -> list[bytes]:
+def sample_digests(split: "Split") -> list[bytes]:
     """sha256 of the bytes of each sample."""
-    chunks = (split.inputs[start : start + CHUNK].numpy() for start in range(0, len(split), CHUNK))
+    chunks = (split.inputs[start : start + HASH_CHUNK].numpy() for start in range(0, len(split), HASH_CHUNK))
     return [hashlib.sha256(sample.tobytes()).digest() for chunk in chunks for sample in chunk]
 
 
@@ -152,20 +154,20 @@ def called(split: "Split", index: int) -> str:
     return split.names[index] if split.names else f"sample {index}"
 
 
-def draw(dataset: "Dataset", output: Path) -> None:
+def draw_samples(dataset: "Dataset", output: Path) -> None:
     """A grid of the first training images of each class, as DIR/grid.png."""
     import torch
 
-    from mcls import figures
-    from mcls.data.folders import GRID_FILE
+    from mcls.data.image_tree import GRID_FILE
+    from mcls.report import figures
 
     each = max(1, GRID // len(dataset.classes))
     members = [(dataset.train.targets == number).nonzero()[:each, 0] for number in range(len(dataset.classes))]
     chosen = torch.cat(members)[:GRID]
-    names = figures.legible(tuple(map(tables.clean, dataset.classes)))
+    names = figures.legible(tuple(map(text.clean, dataset.classes)))
     labels = [names[number] for number in dataset.train.targets[chosen].tolist()]
     pixels = dataset.train.inputs[chosen].numpy()
-    figure = figures.pictures(pixels, labels, [True] * len(labels), "the first training images of each class", 8)
+    figure = figures.image_grid(pixels, labels, [True] * len(labels), "the first training images of each class", 8)
     path = output / GRID_FILE
     make_folder(output)
     publish(path, figures.png(figure))

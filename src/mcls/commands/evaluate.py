@@ -5,21 +5,22 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from mcls import tables
-from mcls.console import console, percent
-from mcls.files import publish
-from mcls.options import add_checkpoint, add_device, override, path
-from mcls.runs import RunFolder, find_run, read_json, relative, unfinished
+from mcls.commands.options import add_checkpoint, add_device, override, path
+from mcls.report.summary import percent
+from mcls.runs.folder import RunFolder, find_run, read_json, relative, unfinished
+from mcls.system import text
+from mcls.system.console import console
+from mcls.system.files import publish
 
 if TYPE_CHECKING:
-    from mcls.evaluation import Evaluation
+    from mcls.inference.evaluate import Evaluation
 
 log = logging.getLogger("mcls")
 
-SHOWN = 10  # doubted samples on the terminal
+DOUBTS_SHOWN = 10  # doubted samples on the terminal
 MATRIX = 12  # classes up to which the confusion matrix is printed
 MACRO = {"precision, macro": "precision_macro", "balanced accuracy": "balanced_accuracy", "F1, macro": "f1_macro"}
-CLASSES = 40  # classes up to which all are printed
+CLASS_ROWS = 40  # classes up to which all are printed
 
 
 def run(arguments: list[str]) -> int:
@@ -46,34 +47,34 @@ def run(arguments: list[str]) -> int:
 
 def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     """Open the run and its data, measure, print and write."""
-    from mcls import evaluation
-    from mcls.opened import open_run
+    from mcls.inference import evaluate
+    from mcls.inference.load import load_run
 
     label = unfinished(folder, folder.read_result())
     if label and not folder.best.is_file():  # without val it is written at the end
         options.checkpoint = "last"
-    opened = open_run(folder, options.checkpoint, options.device, options.changes)
-    classes = opened.classes
+    loaded = load_run(folder, options.checkpoint, options.device, options.changes)
+    classes = loaded.classes
     asked = any(change.startswith("dataset.download=") for change in options.changes)
     folder.refuse_links()
-    dataset = evaluation.rebuild(opened, download=asked)
-    split, name, openings = evaluation.take(folder, dataset, options.split)
-    found = evaluation.evaluate(opened, split, name, dataset.val)
+    dataset = evaluate.rebuild_dataset(loaded, download=asked)
+    split, name, openings = evaluate.open_split(folder, dataset, options.split)
+    found = evaluate.evaluate(loaded, split, name, dataset.val)
     report = {"checkpoint": options.checkpoint, **({"unfinished": label} if label else {}), **found.report}
-    order = evaluation.doubted(found) if options.mistakes else None
-    show(report, openings, classes)
+    order = evaluate.doubted(found) if options.mistakes else None
+    print_evaluation(report, openings, classes)
     if not os.access(folder.path, os.W_OK):
         log.warning(f"{relative(folder.path)}: can't be written to, so that nothing of this is saved or counted.")
         return
-    evaluation.draw(found, folder, classes, order)
+    evaluate.draw_evaluation(found, folder, classes, order)
     path = folder.path / "evaluation.json"
     folder.write_json(path, {**(read_json(path) if path.exists() else {}), name: report})
     if order is not None:
-        show_doubts(found, evaluation.doubts(found, order, classes), folder)
+        print_doubts(found, evaluate.doubts(found, order, classes), folder)
     print(f"\neverything is in {relative(path)}, pictures in {relative(folder.figures)}/evaluation-{name}-*.png")
 
 
-def show(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> None:
+def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> None:
     """The measures as tables on the terminal."""
     print(f"{report['split']:<5} {percent(report)}; {report['checkpoint']} checkpoint, of epoch {report['epoch']}")
     if "unfinished" in report:
@@ -90,35 +91,35 @@ def show(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> Non
     else:
         rows += [("temperature", f"{scaled['value']:.3f}, fitted on {scaled['fitted_on']}")]
         rows += [("log-loss at it", f"{scaled['loss']:.4f}"), ("ECE at it", f"{scaled['ece']:.4f}")]
-    print("\n" + tables.plain(["measure", "value"], rows))
-    show_classes(report, classes)
+    print("\n" + text.plain_table(["measure", "value"], rows))
+    print_class_metrics(report, classes)
 
 
-def show_classes(report: dict[str, Any], classes: tuple[str, ...]) -> None:
+def print_class_metrics(report: dict[str, Any], classes: tuple[str, ...]) -> None:
     """The measures of each class and, for a few classes, the confusion matrix."""
     rows = report["per_class"]
-    if len(rows) > CLASSES:
-        print(f"\nthe {CLASSES} classes of {len(rows)} with the lowest F1:")
-        rows = sorted(rows, key=lambda row: 2 if row["f1"] is None else row["f1"])[:CLASSES]
+    if len(rows) > CLASS_ROWS:
+        print(f"\nthe {CLASS_ROWS} classes of {len(rows)} with the lowest F1:")
+        rows = sorted(rows, key=lambda row: 2 if row["f1"] is None else row["f1"])[:CLASS_ROWS]
     keys = ("precision", "recall", "f1")
-    cells = [[row["class"], *(tables.decimals(row[key]) for key in keys), row["support"]] for row in rows]
-    print("\n" + tables.plain(["class", *keys, "samples"], cells))
+    cells = [[row["class"], *(text.decimals(row[key]) for key in keys), row["support"]] for row in rows]
+    print("\n" + text.plain_table(["class", *keys, "samples"], cells))
     if len(classes) <= MATRIX:
         lines = [[name, *row] for name, row in zip(classes, report["confusion"], strict=True)]
-        print("\n" + tables.plain(["true \\ predicted", *map(tables.clean, classes)], lines))
+        print("\n" + text.plain_table(["true \\ predicted", *map(text.clean, classes)], lines))
 
 
-def show_doubts(found: "Evaluation", rows: list[list[object]], folder: RunFolder) -> None:
+def print_doubts(found: "Evaluation", rows: list[list[object]], folder: RunFolder) -> None:
     """The most doubted labels on the terminal, all of them in mistakes.csv."""
     split = found.report["split"]
     header = ["sample", "label", "probability", "predicted", "its probability"]
     path = folder.path / f"mistakes-{split}.csv"
-    publish(path, tables.comma_separated(header, rows).encode())
+    publish(path, text.comma_separated(header, rows).encode())
     print(
         f"\n{len(rows):,} of {len(found.split):,} labels doubted, the most doubted first; all are in {relative(path)}"
     )
     if rows:
-        print(tables.plain(header, rows[:SHOWN]))
+        print(text.plain_table(header, rows[:DOUBTS_SHOWN]))
 
 
 def ordinal(number: int) -> str:

@@ -2,9 +2,9 @@
 
 import argparse
 
-from mcls.files import publish
-from mcls.options import add_checkpoint, override, path
-from mcls.runs import find_run, read_json, relative
+from mcls.commands.options import add_checkpoint, override, path
+from mcls.runs.folder import find_run, read_json, relative
+from mcls.system.files import publish
 
 FORMATS = ("onnx", "pt2", "safetensors")
 
@@ -26,24 +26,24 @@ def run(arguments: list[str]) -> int:
     add_checkpoint(parser)
     options = parser.parse_intermixed_args(arguments)
     folder = find_run(options.run)
-    from mcls.exporting import export, input_type
-    from mcls.opened import open_run
+    from mcls.inference.export import export, input_type
+    from mcls.inference.load import load_run
 
-    opened = open_run(folder, options.checkpoint, "cpu", options.changes)
-    content, differences = export(opened, options.format)
+    loaded = load_run(folder, options.checkpoint, "cpu", options.changes)
+    content, differences = export(loaded, options.format)
     target = options.output or options.run / f"model.{options.format}"
     publish(target, content)
-    shape = " x ".join(("N", *map(str, opened.input_shape)))
+    shape = " x ".join(("N", *map(str, loaded.input_shape)))
     checked = ", ".join(f"{value:.1e} in a batch of {size}" for size, value in differences.items())
-    kind = input_type(opened)
-    print(f"{relative(target)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {opened.epoch}")
+    kind = input_type(loaded)
+    print(f"{relative(target)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {loaded.epoch}")
     if options.format == "safetensors":
         print("the weights; classes, shape, mean and std are in its metadata")
     else:
-        print(f"{kind} {shape} in, probabilities N x {len(opened.classes)} out; class names are in its metadata")
+        print(f"{kind} {shape} in, probabilities N x {len(loaded.classes)} out; class names are in its metadata")
         if kind == "float64":
             print("in are the numbers of the table as they are, its columns as in mcls.encoder in the metadata")
-        elif opened.encoder is not None:
+        elif loaded.encoder is not None:
             print("in are not the table's cells but encoded columns, as mcls.encoder in the metadata says")
     print(f"largest difference from the run's model: {checked}")
     if (measured := read_json(folder.about).get("precision")) in ("bf16", "fp16"):

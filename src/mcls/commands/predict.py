@@ -9,26 +9,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcls import tables
-from mcls.console import console
-from mcls.data.names import composed
+from mcls.commands.options import add_device, expanded, path, positive
 from mcls.errors import DataError, RequestError
-from mcls.files import replacing
-from mcls.options import add_device, expanded, path, positive
-from mcls.runs import find_run
+from mcls.runs.folder import find_run
+from mcls.system import text as system_text
+from mcls.system.console import console
+from mcls.system.files import replacing
+from mcls.system.text import composed
 
 if TYPE_CHECKING:
-    from mcls.inference import Array, Classifier
-    from mcls.samples import Sample
+    from mcls.inference.inputs import Sample
+    from mcls.inference.predict import Classifier, NumpyArray
 
 log = logging.getLogger("mcls")
 
-Found = Iterable[tuple[list[str], "Array"]]
+Found = Iterable[tuple[list[str], "NumpyArray"]]
 
 
 def run(arguments: list[str]) -> int:
     """Classify everything that is named. Returns the exit status."""
-    options = parse(arguments)
+    options = parse_options(arguments)
     with console():
         model = open_model(options)
         if options.top > len(model.classes):
@@ -44,14 +44,14 @@ def run(arguments: list[str]) -> int:
                 raise DataError(nothing(model, options, counter))
             if counter.skipped and not model.image:  # rows are put beside those of another table, by place
                 told = f"{counter.skipped:,} wrong rows or files are left out of {counter.done + counter.skipped:,}"
-                raise DataError(told + (f", {tables.clean(str(path))} is not written." if path else "."))
-        where = f", in {tables.clean(str(path))}" if path else ""
+                raise DataError(told + (f", {system_text.clean(str(path))} is not written." if path else "."))
+        where = f", in {system_text.clean(str(path))}" if path else ""
         skipped = f"; {counter.skipped:,} wrong, skipped" if counter.skipped else ""
         log.info(f"{counter.done:,} classified{where}{skipped}")
     return 0
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse_options(arguments: list[str]) -> argparse.Namespace:
     """The options on the command line."""
     parser = argparse.ArgumentParser(
         prog="mcls predict",
@@ -99,9 +99,9 @@ class Counter:
     def refuse(self, error: DataError) -> None:
         """Name a file or a row that is left out."""
         if self.strict:
-            raise DataError(tables.clean(str(error)))
+            raise DataError(system_text.clean(str(error)))
         self.skipped += 1
-        log.warning(f"skipped {tables.clean(str(error))}")
+        log.warning(f"skipped {system_text.clean(str(error))}")
 
 
 def nothing(model: "Classifier", options: argparse.Namespace, counter: Counter) -> str:
@@ -116,7 +116,7 @@ def nothing(model: "Classifier", options: argparse.Namespace, counter: Counter) 
 
 def open_model(options: argparse.Namespace) -> "Classifier":
     """The model that is asked for."""
-    from mcls.inference import from_onnx, from_run
+    from mcls.inference.predict import from_onnx, from_run
 
     if options.run.suffix.lower() == ".onnx" and options.run.is_file():
         return from_onnx(options.run, options.device)
@@ -125,36 +125,37 @@ def open_model(options: argparse.Namespace) -> "Classifier":
 
 def classified(model: "Classifier", options: argparse.Namespace, counter: Counter) -> Found:
     """Names and probabilities of everything that is named, a batch at a time."""
-    from mcls import images, inference, samples
+    from mcls.data import image_io
+    from mcls.inference import inputs, predict
 
-    suffixes = {*images.suffixes(), ""} if model.image else {".csv", ".tsv"}
+    suffixes = {*image_io.suffixes(), ""} if model.image else {".csv", ".tsv"}
     listed = None if sys.stdin is None else sys.stdin.buffer  # it is None when it is closed
-    files = samples.paths(options.inputs, suffixes, listed)
+    files = inputs.paths(options.inputs, suffixes, listed)
     found: Iterator[Sample]
     if model.image:
         channels, height, width = model.input_shape
-        if channels not in images.MODES:
+        if channels not in image_io.MODES:
             raise RequestError(f"{options.run}: takes {channels} channels, which pictures from files do not have.")
         colours = "grey" if channels == 1 else "RGB"
         log.info(f"pictures are brought to {height} x {width} {colours}: turned by their EXIF data, then stretched")
-        most = options.max_pixels or images.MAX_PIXELS
-        found = samples.pictures(files, model.input_shape, most, model.bits, counter.refuse)
+        most = options.max_pixels or image_io.MAX_PIXELS
+        found = inputs.read_images(files, model.input_shape, most, model.bits, counter.refuse)
         found = ((Path(name).name if options.id else name, picture) for name, picture in found)
     elif model.encoder is not None:
         unseen = options.handle_unknown or model.encoder["unseen"]
-        found = samples.rows(
+        found = inputs.rows(
             files, {**model.encoder, "unseen": unseen}, counter.refuse, options.id and composed(options.id)
         )
     elif options.id:
         raise RequestError("--id: this run takes rows of numbers, whose columns have no names. Leave it out.")
     else:
-        found = samples.vectors(files, model.input_shape, counter.refuse)
-    for names, probabilities in inference.classify(model, found, options.batch_size):
+        found = inputs.vectors(files, model.input_shape, counter.refuse)
+    for names, probabilities in predict.classify(model, found, options.batch_size):
         counter.done += len(names)
         yield names, probabilities
 
 
-def best(probabilities: "Array", classes: Sequence[str], top: int) -> list[tuple[str, float]]:
+def best(probabilities: "NumpyArray", classes: Sequence[str], top: int) -> list[tuple[str, float]]:
     """The `top` classes of one sample (probabilities (C,)) with their probabilities, the most probable first."""
     order = (-probabilities).argsort(kind="stable")[:top]
     return [(classes[index], float(probabilities[index])) for index in order.tolist()]
@@ -165,25 +166,25 @@ def as_csv(found: Found, classes: Sequence[str], top: int, first: str) -> Iterat
     header = [first, "class", "probability"]
     for number in range(2, top + 1):
         header += [f"class_{number}", f"probability_{number}"]
-    yield tables.comma_separated(header, [], safe=False)
+    yield system_text.comma_separated(header, [], safe=False)
     for names, batch in found:
         rows = [
             [name, *(cell for label, part in best(row, classes, top) for cell in (label, f"{part:.6g}"))]
             for name, row in zip(names, batch, strict=True)
         ]
-        yield tables.comma_separated(header, rows, safe=False).partition("\n")[2]
+        yield system_text.comma_separated(header, rows, safe=False).partition("\n")[2]
 
 
 def as_wide(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
     """A header, then a line a sample with the probability of each class: in full, none is 0, and they sum to 1."""
     import numpy as np
 
-    yield tables.comma_separated([first, *classes], [], safe=False)
+    yield system_text.comma_separated([first, *classes], [], safe=False)
     for names, batch in found:
         parts = np.maximum(batch.astype(np.float64), np.finfo(np.float32).tiny)
         parts /= parts.sum(axis=1, keepdims=True)
         rows = [[name, *map(repr, row)] for name, row in zip(names, parts.tolist(), strict=True)]
-        yield tables.comma_separated(["", ""], rows, safe=False).partition("\n")[2]
+        yield system_text.comma_separated(["", ""], rows, safe=False).partition("\n")[2]
 
 
 def as_jsonl(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
@@ -196,13 +197,13 @@ def as_jsonl(found: Found, classes: Sequence[str], top: int, first: str) -> Iter
 
 def as_table(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
     """Aligned columns, `first` the last, so that no line waits for another."""
-    names = [tables.clean(name) for name in classes]
+    names = [system_text.clean(name) for name in classes]
     width = max(len("class"), *map(len, names))
-    yield "".join(f"{'class':<{width}}  {'probability':<11}  " for _ in range(top)) + f"{tables.clean(first)}\n"
+    yield "".join(f"{'class':<{width}}  {'probability':<11}  " for _ in range(top)) + f"{system_text.clean(first)}\n"
     for files, batch in found:
         for file, row in zip(files, batch, strict=True):
             cells = (f"{label:<{width}}  {part:<11.4f}  " for label, part in best(row, names, top))
-            yield "".join(cells) + tables.clean(file) + "\n"
+            yield "".join(cells) + system_text.clean(file) + "\n"
 
 
 WRITERS = {"csv": as_csv, "wide": as_wide, "jsonl": as_jsonl, "table": as_table}

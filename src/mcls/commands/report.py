@@ -2,11 +2,11 @@
 
 import argparse
 
+from mcls.commands.options import path
 from mcls.errors import FolderError
-from mcls.files import publish
-from mcls.options import path
-from mcls.page import page
-from mcls.runs import find_run, relative
+from mcls.report.html import page
+from mcls.runs.folder import find_run, relative
+from mcls.system.files import publish
 
 
 def run(arguments: list[str]) -> int:

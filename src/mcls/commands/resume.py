@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mcls.config.stored import HARMLESS, check_length, stored_config
-from mcls.console import console, say_result
+from mcls.commands.options import override, path
+from mcls.config.saved import RESUMABLE_KEYS, check_length, saved_config
 from mcls.errors import FolderError, RequestError, Stopped
-from mcls.files import make_folder
-from mcls.options import override, path
-from mcls.runs import RunFolder, find_run, read_yaml, typed
-from mcls.sweeps import Sweep, read_sweep, record_failure
-from mcls.torchrun import rank_and_size
+from mcls.report.summary import print_result
+from mcls.runs.folder import RunFolder, find_run, read_yaml, shell_path
+from mcls.sweep.plan import Sweep, read_sweep, record_failure
+from mcls.system.console import console
+from mcls.system.files import make_folder
+from mcls.system.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
 
@@ -35,29 +36,29 @@ def run(arguments: list[str]) -> int:
     if (options.run / "sweep.json").is_file():
         if size > 1:
             raise RequestError(
-                f"{options.run}: a sweep is not resumed under torchrun. Say mcls resume {typed(options.run)}."
+                f"{options.run}: a sweep is not resumed under torchrun. Say mcls resume {shell_path(options.run)}."
             )
         return resume_sweep(options.run, options.changes, options.config_dir)
     folder = find_run(options.run)
-    config = stored_config(folder, options.changes)
+    config = saved_config(folder, options.changes)
     if (result := folder.finished()) and (said := complete(result, folder, config["trainer"])):
         print(said)
         return 0
     if size not in (1, devices := config["trainer"]["devices"]):
         raise RequestError(f"trainer.devices: the run has {devices}, torchrun started {size} processes.")
-    from mcls import session
-    from mcls.distributed import Team
-    from mcls.opened import pointing
-    from mcls.signals import StopRequest
+    from mcls.inference.load import pointing
+    from mcls.system.distributed import World
+    from mcls.system.signals import StopRequest
+    from mcls.training import run as training_run
 
     with console(), StopRequest() as stop:
-        stop.again = shlex.join(["mcls", "resume", *arguments])
+        stop.resume_command = shlex.join(["mcls", "resume", *arguments])
         if rank:
-            session.assist(Team(rank, size), "env://", config, stop, ready=int)
+            training_run.worker_main(World(rank, size), "env://", config, stop, ready=int)
             return 0
         with pointing(folder, config["dataset"]):
-            result = session.resume(folder, config, stop)
-        say_result(folder, result)
+            result = training_run.resume(folder, config, stop)
+        print_result(folder, result)
     return 0
 
 
@@ -67,7 +68,7 @@ def complete(result: dict[str, Any], folder: RunFolder, asked: dict[str, Any]) -
     Raises RequestError when it is asked for less.
     """
     done, was = result["epochs"], read_yaml(folder.config)["trainer"]
-    epochs, patience, again = asked["epochs"], asked["patience"], f"mcls resume {typed(folder.path)}"
+    epochs, patience, again = asked["epochs"], asked["patience"], f"mcls resume {shell_path(folder.path)}"
     check_length(epochs, done)
     if done < was["epochs"] and patience is not None and patience <= (was["patience"] or patience):
         ended = f"already finished: trainer.patience ran out after {done} of {was['epochs']} epochs"
@@ -81,19 +82,22 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
     The overrides in the folder choose and set like a command line's, but trust no package and place nothing elsewhere;
     `changes` say what to trust and where the data are now.
     """
-    from mcls import session
     from mcls.config.compose import checker
-    from mcls.signals import StopRequest
+    from mcls.sweep import runner
+    from mcls.system.signals import StopRequest
+    from mcls.training import run as training_run
 
     plan = read_sweep(path)
     if not plan.jobs:
-        raise RequestError(f"{path}: it does not say what its jobs are. Give its own command again: {plan.again}")
+        raise RequestError(
+            f"{path}: it does not say what its jobs are. Give its own command again: {plan.resume_command}"
+        )
     for line in changes:
-        if line.split("=")[0] not in HARMLESS:
+        if line.split("=")[0] not in RESUMABLE_KEYS:
             raise RequestError(f"{line}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
     refuse_harm(plan, changes)
     with console(), StopRequest() as stop:
-        stop.again = plan.again
+        stop.resume_command = plan.resume_command
         for number, overrides in enumerate(plan.jobs):
             folder = plan.folder(number)
             log.info(f"\njob {number}: {' '.join(overrides)}")
@@ -104,7 +108,7 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
                     log.info("already finished")
                     continue
                 if folder.begun:
-                    session.resume(folder, stored_config(folder, changes), stop)
+                    training_run.resume(folder, saved_config(folder, changes), stop)
                     continue
                 make_folder(folder.path)
                 with checker(config_dir) as check:
@@ -113,18 +117,20 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
                     values["dataset"]["download"] = False  # the data were there, or a stranger wants a connection
                 origin = {"command": plan.command, "overrides": overrides, "choices": choices}
                 origin["test_closed"] = values["sweep"]["test"] != "all"
-                session.train(values, origin, partial(RunFolder, folder.path), stop)
+                training_run.train_new(values, origin, partial(RunFolder, folder.path), stop)
             except Stopped as error:
-                raise Stopped(f"{error}, or the whole sweep with: {plan.again}", error.signal_number) from error
+                raise Stopped(
+                    f"{error}, or the whole sweep with: {plan.resume_command}", error.signal_number
+                ) from error
             except Exception as error:
                 record_failure(folder, error, overrides)
-        session.conclude(plan, changes, stop)
+        runner.conclude(plan, changes, stop)
     return 0
 
 
 def refuse_harm(plan: Sweep, changes: list[str]) -> None:
     """Raise FolderError when a sweep's folder asks for what only a command line may, or leads elsewhere."""
-    from mcls.config.words import RESOLVER
+    from mcls.config.overrides import RESOLVER
 
     for number, overrides in enumerate(plan.jobs):
         for line in overrides:

@@ -9,13 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mcls import tables
+from mcls.commands.options import expanded
 from mcls.errors import FolderError, RequestError
-from mcls.files import to_json
-from mcls.listing import FILTER, TARGET, Listed, average, differing, full_key, order, overridden, parse_filter, read
-from mcls.options import expanded
-from mcls.runs import find, relative
-from mcls.sweeps import read_sweep
+from mcls.runs.folder import find_runs, relative
+from mcls.runs.table import (
+    FILTER,
+    TARGET,
+    RunRow,
+    average,
+    differing_columns,
+    full_key,
+    overridden,
+    parse_filter,
+    read_row,
+    sort_key,
+)
+from mcls.sweep.plan import read_sweep
+from mcls.system import text as system_text
+from mcls.system.files import to_json
 
 MEASURED = ("val/accuracy", "test/accuracy")
 WIDTH = 60  # characters of a cell on the terminal
@@ -23,20 +34,20 @@ WIDTH = 60  # characters of a cell on the terminal
 
 def run(arguments: list[str]) -> int:
     """Print the table. Returns the exit status."""
-    options = parse(arguments)
+    options = split_arguments(arguments)
     root, words = place(options.words)
-    everything = [*(read(folder) for folder in find(root)), *unstarted(root)]
+    everything = [*(read_row(folder) for folder in find_runs(root)), *unstarted(root)]
     rows = chosen(everything, words, options.all)
-    rows.sort(key=order("run"))
-    rows.sort(key=order(full_key(options.sort, everything)))
-    keys = [key for key in differing(rows) if key != "seed" or options.all]
+    rows.sort(key=sort_key("run"))
+    rows.sort(key=sort_key(full_key(options.sort, everything)))
+    keys = [key for key in differing_columns(rows) if key != "seed" or options.all]
     left = 0
     if options.json:
         print(to_json([as_object(row) for row in rows]))
     elif options.csv:
-        print(tables.comma_separated(*exact(rows, keys)), end="")
+        print(system_text.comma_separated(*exact(rows, keys)), end="")
     elif rows:
-        left = show(*readable(rows, keys), len(keys), options.md)
+        left = print_table(*readable_table(rows, keys), len(keys), options.md)
     count = sum(len(row.folders) for row in rows)
     more = f"; {left} more columns: --csv" if left else ""
     if not (options.json or options.csv) and any(row.get(MEASURED[0]) is not None for row in rows):
@@ -45,7 +56,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def split_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="mcls runs",
@@ -78,23 +89,23 @@ def place(words: Sequence[str]) -> tuple[Path, list[str]]:
     return Path(named[0]), [word for word in words if word not in folders]
 
 
-def unstarted(root: Path) -> list[Listed]:
+def unstarted(root: Path) -> list[RunRow]:
     """A row for each job of a sweep that has no run yet."""
     rows = []
     for path in sorted(root.rglob("sweep.json")):
         try:
             sweep = read_sweep(path.parent)
         except (FolderError, OSError) as error:
-            rows.append(Listed((path.parent,), "damaged", reason=str(error)))
+            rows.append(RunRow((path.parent,), "damaged", reason=str(error)))
             continue
         for number, overrides in enumerate(sweep.jobs):
             folder = sweep.folder(number)
             if not folder.about.exists():
-                rows.append(Listed((folder.path,), "never started", overridden(overrides)))
+                rows.append(RunRow((folder.path,), "never started", overridden(overrides)))
     return rows
 
 
-def chosen(everything: Sequence[Listed], words: Sequence[str], each: bool) -> list[Listed]:
+def chosen(everything: Sequence[RunRow], words: Sequence[str], each: bool) -> list[RunRow]:
     """The rows that meet all filters; those on hyper-parameters apply to runs, the others to the means of seeds.
 
     A filter on a measure that picked runs before they are averaged would pick lucky seeds.
@@ -106,17 +117,17 @@ def chosen(everything: Sequence[Listed], words: Sequence[str], each: bool) -> li
     return [row for row in rows if all(keep(row) for keep in filters if keep.key not in settings)]
 
 
-def show(header: Sequence[str], cells: Sequence[Sequence[Any]], settings: int, markdown: bool) -> int:
+def print_table(header: Sequence[str], cells: Sequence[Sequence[Any]], settings: int, markdown: bool) -> int:
     """Print a table, on a terminal the columns that fit. Returns how many are left out; `settings` as in `fitting`."""
     kept = list(range(len(header)))
     if not markdown and (sys.stdout.isatty() or "COLUMNS" in os.environ):
-        kept = fitting(header, cells, settings, shutil.get_terminal_size().columns)
+        kept = fitting_columns(header, cells, settings, shutil.get_terminal_size().columns)
     shown = [[line[place] for place in kept] for line in [header, *cells]]
-    print((tables.markdown if markdown else tables.plain)(shown[0], shown[1:]))
+    print((system_text.markdown if markdown else system_text.plain_table)(shown[0], shown[1:]))
     return len(header) - len(kept)
 
 
-def fitting(header: Sequence[str], cells: Sequence[Sequence[Any]], settings: int, width: int) -> list[int]:
+def fitting_columns(header: Sequence[str], cells: Sequence[Sequence[Any]], settings: int, width: int) -> list[int]:
     """Numbers of the columns for a terminal of `width` characters: all up to the status, then what fits.
 
     Of the hyper-parameters, which are the `settings` columns behind the status, those come first in which the most rows
@@ -134,7 +145,7 @@ def fitting(header: Sequence[str], cells: Sequence[Sequence[Any]], settings: int
     return sorted(kept)
 
 
-def readable(rows: Sequence[Listed], keys: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+def readable_table(rows: Sequence[RunRow], keys: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
     """Header and cells for people."""
     seeds = any(len(row.folders) > 1 for row in rows)
     reasons = any(row.reason for row in rows)
@@ -151,7 +162,7 @@ def readable(rows: Sequence[Listed], keys: Sequence[str]) -> tuple[list[str], li
     return [short(name) for name in header + (["reason"] if reasons else [])], cells
 
 
-def column_of(rows: Sequence[Listed], key: str) -> list[Any]:
+def column_of(rows: Sequence[RunRow], key: str) -> list[Any]:
     """A hyper-parameter of each row; of a `_target_` its last part, where that tells one from another."""
     values = [row.settings.get(key) for row in rows]
     if not key.endswith(TARGET):
@@ -160,7 +171,7 @@ def column_of(rows: Sequence[Listed], key: str) -> list[Any]:
     return ends if len(set(ends)) == len(set(map(str, values))) else values
 
 
-def measured(row: Listed, key: str, digits: int) -> str:
+def measured(row: RunRow, key: str, digits: int) -> str:
     """A measure, with its standard deviation where there are several seeds."""
     value = row.get(key)
     if value is None:
@@ -170,14 +181,14 @@ def measured(row: Listed, key: str, digits: int) -> str:
 
 def short(value: Any) -> str:
     """A value as text in one line of at most WIDTH characters."""
-    text = "" if value is None else f"{value:g}" if isinstance(value, float) else tables.clean(str(value))
+    text = "" if value is None else f"{value:g}" if isinstance(value, float) else system_text.clean(str(value))
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
 
 
-def exact(rows: Sequence[Listed], keys: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+def exact(rows: Sequence[RunRow], keys: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
     """Header and cells for other programs."""
     header = ["run", "status", "n", *(part for key in MEASURED for part in (key, f"{key}_std"))]
-    header += ["epochs", "seconds", "started", *map(tables.clean, keys), "reason"]
+    header += ["epochs", "seconds", "started", *map(system_text.clean, keys), "reason"]
     cells = []
     for row in rows:
         line = [row.get("run"), row.status, len(row.folders)]
@@ -187,7 +198,7 @@ def exact(rows: Sequence[Listed], keys: Sequence[str]) -> tuple[list[str], list[
     return header, cells
 
 
-def as_object(row: Listed) -> dict[str, Any]:
+def as_object(row: RunRow) -> dict[str, Any]:
     """A row with everything that is known."""
     return {
         "run": row.get("run"),

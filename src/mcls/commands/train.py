@@ -20,16 +20,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mcls.config.checking import CONFIGS, checked
 from mcls.config.compose import NONE, Request, checker
-from mcls.config.words import as_path, at_home, first
-from mcls.console import console, say_result
+from mcls.config.overrides import as_path, at_home, first
+from mcls.config.validate import CONFIGS, check_config
 from mcls.errors import MachineError, RequestError, RunError, Stopped
-from mcls.files import describe, make_folder
-from mcls.runs import RunFolder, claim, timestamp
-from mcls.signals import StopRequest
-from mcls.sweeps import Sweep, check_selection, read_sweep, record_failure
-from mcls.torchrun import rank_and_size
+from mcls.report.summary import print_result
+from mcls.runs.folder import RunFolder, claim, timestamp
+from mcls.sweep.plan import Sweep, read_sweep, record_failure
+from mcls.system.console import console
+from mcls.system.files import describe_os_error, make_folder
+from mcls.system.signals import StopRequest
+from mcls.system.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
 
@@ -38,7 +39,7 @@ SHOWS = ("help", "hydra_help", "info", "cfg", "shell_completion", "version")  # 
 
 def run(arguments: list[str]) -> int:
     """Check the command line, then let Hydra run it. Returns the exit status."""
-    options, arguments = split(arguments)
+    options, arguments = split_flags(arguments)
     shows = any(getattr(options, flag, None) for flag in SHOWS)
     flags = arguments[: len(arguments) - len(options.overrides)]
     if shows and not (options.cfg or options.info or options.help or options.config_dir):  # what needs no overrides
@@ -60,7 +61,7 @@ def run(arguments: list[str]) -> int:
         return sweep(request, arguments, task) if request.sweep else single(request, arguments, task)
 
 
-def split(arguments: list[str]) -> tuple[Any, list[str]]:
+def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
     """Hydra's flags parsed, and the arguments with the flags before the overrides, which Hydra's parser insists on."""
     parser = get_args_parser()
     parser.prog = "mcls train"
@@ -95,7 +96,7 @@ def launch(arguments: list[str], task: Any) -> None:
     except OSError as error:
         if error.filename is None:  # standard output
             raise
-        raise MachineError(describe(Path(error.filename), error, 0)) from error
+        raise MachineError(describe_os_error(Path(error.filename), error, 0)) from error
 
 
 @dataclass
@@ -124,7 +125,7 @@ class Task:
                 here.enter_context(self.stop)
                 log.setLevel(logging.INFO)
             try:
-                done = self.train(*checked(config, given), given, folder)
+                done = self.train(*check_config(config, given), given, folder)
             except Stopped as error:
                 self.failures.append(error)
                 raise KeyboardInterrupt from error
@@ -147,8 +148,9 @@ class Task:
         self, values: dict[str, Any], choices: dict[str, str], given: Any, folder: RunFolder
     ) -> tuple[RunFolder, dict[str, Any]] | None:
         """Train under the checked `values`. Returns folder and result, None where another process leads."""
-        from mcls import session
-        from mcls.distributed import Team
+        from mcls.sweep import runner
+        from mcls.system.distributed import World
+        from mcls.training import run as training_run
 
         origin = {"command": self.command, "overrides": list(given.overrides.task), "choices": choices}
         if number := self.stop():
@@ -157,16 +159,16 @@ class Task:
         if size > 1:
             values["trainer"]["devices"] = size
         if rank:
-            session.assist(Team(rank, size), "env://", values, self.stop, ready=int)
+            training_run.worker_main(World(rank, size), "env://", values, self.stop, ready=int)
             return None
         if given.mode == RunMode.MULTIRUN:
             log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
             origin["test_closed"] = values["sweep"]["test"] != "all"
-            return session.finish(values, origin, folder, self.stop)
+            return runner.run_or_resume(values, origin, folder, self.stop)
         if self.folder_given and folder.about.exists():
             raise RequestError(f"hydra.run.dir: {folder.path} already holds a run. Name a new folder.")
         place = partial(new_folder, values, choices, folder if self.folder_given else None)
-        return session.train(values, origin, place, self.stop)
+        return training_run.train_new(values, origin, place, self.stop)
 
 
 def new_folder(values: dict[str, Any], choices: dict[str, str], given: RunFolder | None) -> RunFolder:
@@ -183,7 +185,7 @@ def single(request: Request, arguments: list[str], task: Task) -> int:
     if task.failures:
         raise task.failures[0]
     for folder, result in task.done:
-        say_result(folder, result)
+        print_result(folder, result)
     return 0
 
 
@@ -201,17 +203,17 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
     extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(request.fixed)}]")
     if "optuna" in request.sweeper and "hydra.sweeper.direction" not in request.fixed:
         extra.append("hydra.sweeper.direction=maximize")  # the accuracy
-    task.stop.again = plan.again
+    task.stop.resume_command = plan.resume_command
     others = "hydra/launcher" in request.fixed  # whose processes are not to be left alone
     with contextlib.suppress(KeyboardInterrupt), task.stop.patient() if others else contextlib.nullcontext():
         launch([*arguments, *extra], task)
     if not task.failures and task.stop() and not plan.complete:
         task.failures.append(Stopped("stopped between two jobs", task.stop()))
     if stopped := [failure for failure in task.failures if isinstance(failure, Stopped)]:
-        raise Stopped(f"{stopped[0]}, or the whole sweep with: {plan.again}", stopped[0].signal_number)
-    from mcls import session
+        raise Stopped(f"{stopped[0]}, or the whole sweep with: {plan.resume_command}", stopped[0].signal_number)
+    from mcls.sweep import runner
 
-    session.conclude(plan, changes, task.stop)
+    runner.conclude(plan, changes, task.stop)
     if task.failed:  # and has left what it found in its folder as it was
         raise RunError(task.failed[0])
     return 0
@@ -219,13 +221,15 @@ def sweep(request: Request, arguments: list[str], task: Task) -> int:
 
 def check_search(request: Request) -> None:
     """Raise RequestError for a sweep that could choose on test alone. Reads the data where nothing else says so."""
+    from mcls.training.checks import check_selection
+
     node = request.config["dataset"]
     has_val = node["_target_"].startswith("mcls.") and node.get("val_fraction") not in (None, 0)
     sampler = None if request.sweeper.endswith(".BasicSweeper") else f"hydra/sweeper ({request.sweeper.split('.')[-1]})"
     if not has_val and (sampler or request.config["sweep"]["test"] == "best"):
         import torch
 
-        from mcls.assembly import open_dataset
+        from mcls.training.setup import open_dataset
 
         has_val = open_dataset(request.config, torch.device("cpu")).val is not None
     check_selection(request.config, has_val, sampler)

@@ -30,25 +30,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from mcls.config.checking import CONFIGS, checked, refuse_doubles, rules_of
-from mcls.config.schema import Rule, leaves
-from mcls.config.words import (
+from mcls.config.overrides import (
     as_list,
     as_text,
     count,
     elements,
     first,
-    nearest,
+    nearest_key,
     planned,
-    quoted,
     shell,
+    shell_quoted,
     suggestion,
     typeset,
 )
+from mcls.config.schema import Constraint, leaves
+from mcls.config.validate import CONFIGS, check_config, constraints_of, refuse_duplicates
 from mcls.errors import MachineError, RequestError
-from mcls.renamed import KEYS, rename_line, today
-from mcls.runs import read_json
-from mcls.sweeps import job_name
+from mcls.runs.folder import job_name, read_json
+from mcls.runs.renamed import KEYS, rename_line, today
 
 log = logging.getLogger("mcls")
 
@@ -111,7 +110,8 @@ class Checker:
         if swept and not multirun and RunMode.MULTIRUN.name not in mode:
             line = swept[0].input_line or ""
             raise RequestError(
-                f"{line}: several values make a sweep. Say mcls train -m {line}, or if it is a text {quoted(line)}."
+                f"{line}: several values make a sweep. Say mcls train -m {line}, "
+                f"or if it is a text {shell_quoted(line)}."
             )
         fixed = [override.input_line or "" for override in parsed if override not in swept]
         listed = self.listed(fixed, swept) if swept else {}
@@ -124,7 +124,7 @@ class Checker:
                 if not listed[override.key_or_group]:
                     self.refuse_unlisted(override, str(hydra.sweeper.get("_target_")))
             requests.append((hydra, *self.checked(config, hydra, overrides)))
-            rules = rules_of(hydra)
+            rules = constraints_of(hydra)
             for line in itertools.chain.from_iterable(by_key):
                 key, value = self.parse(line).key_or_group, as_plain(self.parse(line).value())
                 if key in rules:
@@ -151,7 +151,10 @@ class Checker:
         """What swept overrides stand for, by key; none of it is listed before sweep.max_jobs allows the sweep."""
         begin = {override.key_or_group: first(override) for override in swept}
         config, hydra = self.compose([*fixed, *itertools.chain.from_iterable(begin.values())])
-        limit, basic = checked(config, hydra)[0]["sweep"]["max_jobs"], hydra.sweeper._target_.endswith(".BasicSweeper")
+        limit, basic = (
+            check_config(config, hydra)[0]["sweep"]["max_jobs"],
+            hydra.sweeper._target_.endswith(".BasicSweeper"),
+        )
         counts = [count(override) for override in swept]
         jobs = math.prod(counts) if basic else hydra.sweeper.get("n_trials") or 0
         if jobs > limit:
@@ -167,12 +170,12 @@ class Checker:
     def renamed(self, lines: list[str]) -> list[str]:
         """`lines` with the keys and values that older versions called otherwise under their names of today."""
         keys = [self.parse(line).key_or_group for line in lines]
-        rules: dict[str, Rule] = {}
+        rules: dict[str, Constraint] = {}
         if KEYS.keys() & set(keys):
             pairs = zip(lines, keys, strict=True)
             chosen = [self.parse(rename_line(line, key, key)) for line, key in pairs if key in self.groups]
             texts = [text for override in chosen for text in first(override) or [override.input_line or ""]]
-            rules = rules_of(self.hydra_compose([text for text in texts if text != NONE])[1])
+            rules = constraints_of(self.hydra_compose([text for text in texts if text != NONE])[1])
         named = [rename_line(line, key, today(key, rules)) for line, key in zip(lines, keys, strict=True)]
         for line, new in zip(lines, named, strict=True):
             if line != new:
@@ -211,10 +214,10 @@ class Checker:
     def checked(self, config: DictConfig, hydra: DictConfig, lines: Sequence[str]) -> Checked:
         """`checked`, where the error about a key that one of `lines` sets says how that is to be typed."""
         try:
-            return checked(config, hydra)
+            return check_config(config, hydra)
         except RequestError as error:
             key = str(error).split(":")[0]
-            rule = rules_of(hydra).get(key) if str(error).startswith(f"{key}: must be") else None
+            rule = constraints_of(hydra).get(key) if str(error).startswith(f"{key}: must be") else None
             for line in lines:
                 if (
                     rule
@@ -251,7 +254,7 @@ class Checker:
         for value in values:
             if value not in options and (group, value) != ("experiment", "null"):
                 known = ", ".join(options)
-                end = suggestion(value, options) if nearest(value, options) else ""
+                end = suggestion(value, options) if nearest_key(value, options) else ""
                 raise RequestError(f"{group}={value}: no such choice. {end}{' ' if end else ''}There are {known}.")
 
     def compose(self, lines: list[str]) -> tuple[DictConfig, DictConfig]:
@@ -261,7 +264,7 @@ class Checker:
         config, hydra = self.hydra_compose(choices)
         if choices == lines:
             return config, hydra
-        rules = rules_of(hydra)
+        rules = constraints_of(hydra)
         known = [*rules, *self.groups]
         there: Any = OmegaConf.to_container(config)
         strangers = {key for key, _ in leaves(there)} - rules.keys()
@@ -312,7 +315,7 @@ def checker(config_dir: Path | str | None = None, name: str = "train") -> Iterat
         folder = Path(config_dir).absolute()
         if not folder.is_dir():
             raise RequestError(f"--config-dir: no folder {folder}.")
-        refuse_doubles(folder)
+        refuse_duplicates(folder)
         if name.removesuffix(".yaml") == "config" and (folder / "run.json").is_file():
             again = shlex.join(["mcls", "train", *map(str, read_json(folder / "run.json").get("overrides", []))])
             raise RequestError(f"--config-name: {config_dir} is a run's folder. To train the same again: {again}")

@@ -25,14 +25,14 @@ import yaml
 from mcls.errors import RequestError
 
 KEY = re.compile(r"^( *)([A-Za-z_][\w-]*):")
-RULE = re.compile(r"^ *# \((.+?)\) (.+)$")
+CONSTRAINT = re.compile(r"^ *# \((.+?)\) (.+)$")
 LIMIT = re.compile(r"(>=|<=|>|<) *(-?[\d.]+)")
-COMPARE = {">": gt, ">=": ge, "<": lt, "<=": le}
-WORDS: dict[str, Any] = {"null": None, "true": True, "false": False}
+LIMIT_CHECKS = {">": gt, ">=": ge, "<": lt, "<=": le}
+LITERALS: dict[str, Any] = {"null": None, "true": True, "false": False}
 
 
 @dataclass(frozen=True)
-class Rule:
+class Constraint:
     """What a key may be, and what it is for."""
 
     text: str = "anything"
@@ -44,7 +44,7 @@ class Rule:
             fits, converted = match(alternative.strip(), value)
             if fits:
                 return converted
-        raise RequestError(f"{key}: must be {describe(self.text)}, got {show(value)}.")
+        raise RequestError(f"{key}: must be {describe_constraint(self.text)}, got {yaml_text(value)}.")
 
 
 def match(alternative: str, value: Any) -> tuple[bool, Any]:
@@ -57,7 +57,9 @@ def match(alternative: str, value: Any) -> tuple[bool, Any]:
     kind = alternative.split()[0]
     if kind in ("int", "float"):
         number = as_number(value, kind)
-        if number is None or not all(COMPARE[sign](number, float(limit)) for sign, limit in LIMIT.findall(alternative)):
+        if number is None or not all(
+            LIMIT_CHECKS[sign](number, float(limit)) for sign, limit in LIMIT.findall(alternative)
+        ):
             return False, value
         return True, number
     if kind == "bool":
@@ -69,8 +71,8 @@ def match(alternative: str, value: Any) -> tuple[bool, Any]:
             value = str(value)  # such as a column called 7
         home = kind == "path" and isinstance(value, str) and value.startswith("~")
         return isinstance(value, str), os.path.expanduser(value) if home else value  # noqa: PTH111, one of no user stays
-    if kind in WORDS:
-        return value is WORDS[kind], value
+    if kind in LITERALS:
+        return value is LITERALS[kind], value
     if kind.endswith(":N"):
         return isinstance(value, str) and re.fullmatch(kind.replace("N", r"\d+"), value) is not None, value
     return value == kind, value
@@ -90,13 +92,13 @@ def as_number(value: Any, kind: str) -> int | float | None:
     return int(value) if value == int(value) else None
 
 
-def describe(text: str) -> str:
+def describe_constraint(text: str) -> str:
     """A rule in words."""
     parts = [part.strip() for part in text.split("|")]
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
 
 
-def show(value: Any) -> str:
+def yaml_text(value: Any) -> str:
     """A value as YAML users write it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -120,7 +122,7 @@ def put(node: dict[str, Any], key: str, value: Any) -> None:
     node[last] = value
 
 
-def read_rules(path: Path, roots: Sequence[Path] = ()) -> dict[str, Rule]:
+def read_constraints(path: Path, roots: Sequence[Path] = ()) -> dict[str, Constraint]:
     """The rules in a YAML file, by dotted key; the files that it inherits from are read first.
 
     A key without a rule in its comment gets none: it is known, and takes anything.
@@ -129,13 +131,13 @@ def read_rules(path: Path, roots: Sequence[Path] = ()) -> dict[str, Rule]:
         path: the file.
         roots: folders of configuration files, first to last; without any, a file inherits from those beside it.
     """
-    rules: dict[str, Rule] = {}
+    rules: dict[str, Constraint] = {}
     parents: list[tuple[int, str]] = []
     comment: list[str] = []
     text = path.read_text("utf-8")
     if "defaults:" in text:
         for base in inherited(path, (yaml.safe_load(text) or {}).get("defaults") or [], roots or [path.parent]):
-            rules |= read_rules(base, roots)
+            rules |= read_constraints(base, roots)
     for line in text.splitlines():
         if line.lstrip().startswith("#"):
             comment.append(line)
@@ -144,11 +146,11 @@ def read_rules(path: Path, roots: Sequence[Path] = ()) -> dict[str, Rule]:
             indent, name = len(found[1]), found[2]
             parents = [entry for entry in parents if entry[0] < indent] + [(indent, name)]
             key = ".".join(entry[1] for entry in parents)
-            texts = [rule for rule in map(RULE.match, comment) if rule]
+            texts = [rule for rule in map(CONSTRAINT.match, comment) if rule]
             if texts:
-                rules[key] = Rule(texts[0][1], texts[0][2])
+                rules[key] = Constraint(texts[0][1], texts[0][2])
             else:
-                rules.setdefault(key, Rule())
+                rules.setdefault(key, Constraint())
         comment = []
     return {key: rule for key, rule in rules.items() if key.split(".")[0] not in ("defaults", "hydra")}
 

@@ -7,163 +7,27 @@ import io
 import logging
 import shutil
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mcls.data.checked import check_labels, wrong_split
-from mcls.data.names import listed
+from mcls.data.splits import check_labels, split_train_val
+from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MachineError, RequestError
-from mcls.files import refuse_file
+from mcls.system.files import refuse_file
 
 if TYPE_CHECKING:
-    from mcls.data.pictures import Files
+    pass
 
 log = logging.getLogger("mcls")
 
-PATIENCE = 30.0  # seconds of silence after which a download is given up
+DOWNLOAD_TIMEOUT = 30.0  # seconds of silence after which a download is given up
 # what torchvision's readers raise for files that are missing, a RuntimeError, or damaged
 UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, AssertionError, EOFError, OSError)
 MOST = 100_000_000  # numbers in blobs: a run folder may be a stranger's
-
-
-@dataclass(frozen=True)
-class Split:
-    """Samples and their classes.
-
-    Args:
-        inputs: (N, ...), uint8 for images (N, C, H, W) and float32 for anything else; `Files` are images too big for
-            memory, read at each indexing.
-        targets: int64 (N,), class numbers.
-        names: where each sample comes from, a file or a row; empty where there is no more to say than its number.
-        files: of images in files, where the files are.
-    """
-
-    inputs: "Tensor | Files"
-    targets: Tensor
-    names: tuple[str, ...] = ()
-    files: tuple[Path, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def rows(self, indices: Tensor) -> "Split":
-        """The samples with these numbers."""
-        names, files = (tuple(have[index] for index in indices.tolist() if have) for have in (self.names, self.files))
-        return Split(select(self.inputs, indices), self.targets[indices], names, files)
-
-
-def select(inputs: "Tensor | Files", indices: Tensor) -> "Tensor | Files":
-    """The inputs with these numbers; files stay unread."""
-    return inputs[indices] if isinstance(inputs, Tensor) else inputs.select(indices)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set, cut into splits.
-
-    Args:
-        classes: names, in the order of the class numbers.
-        train: what is trained on.
-        val: what choices are made on, cut from train; None when all of train is trained on.
-        open_test: reads the test split. Called once, at the end, when every choice has been made.
-        mean, std: of each channel, in 0..1, for uint8 images; None leaves float inputs as they are.
-        encoder: what turns rows of a table into inputs (`encode_table`): text, floats and lists; None for others.
-        bits: that grey pixels of more than 8 bits have in the files of images.
-    """
-
-    classes: tuple[str, ...]
-    train: Split
-    val: Split | None
-    open_test: Callable[[], Split]
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    encoder: dict[str, Any] | None = None
-    bits: int = 16
-
-    def __post_init__(self) -> None:
-        """Raise DataError unless the splits are as described above; the test split is checked when it is opened."""
-        if len(self.classes) < 2 or not callable(self.open_test):
-            raise DataError("dataset: wants two classes or more, and a function as open_test.")
-        read = self.open_test
-        object.__setattr__(self, "open_test", lambda: self.check("test", read()))
-        self.check("train", self.train)
-        if self.val is not None:
-            self.check("val", self.val)
-
-    def check(self, name: str, split: Any) -> Any:
-        """`split`, when it is one and goes with the classes, the statistics and train."""
-        wrong = None if isinstance(split, Split) else f"must be a Split, got {type(split).__name__}"
-        if wrong := wrong or wrong_split(split, self.train, len(self.classes), self.mean, self.std):
-            raise DataError(f"dataset: {name} {wrong}.")
-        return split
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return tuple(self.train.inputs.shape[1:])
-
-
-def stratified(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Cut sample numbers in two, `fraction` of all and of each class in the second part, the same for the same seed.
-
-    What rounding leaves over goes to the classes with the largest remainders. Returns two sorted int64 tensors. A class
-    always keeps at least one sample in the first part.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.zeros(len(targets), dtype=torch.bool)
-    sizes = targets.unique(return_counts=True)[1]
-    counts = (fraction * sizes).floor().long()
-    missing = max(0, round(fraction * len(targets)) - int(counts.sum()))
-    counts[(fraction * sizes - counts).argsort(descending=True, stable=True)[:missing]] += 1
-    of_classes = targets.argsort(stable=True).split(sizes.tolist())
-    for members, count in zip(of_classes, counts.minimum(sizes - 1).tolist(), strict=True):
-        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
-
-
-def cut(whole: Split, val_fraction: float, val_seed: int) -> tuple[Split, Split | None]:
-    """`whole` cut into train and val (`stratified`); val is None when `val_fraction` is 0."""
-    if val_fraction == 0:
-        return whole, None
-    return divide(whole, val_fraction, val_seed, "val_fraction", "to validate on", ", or say 0")
-
-
-def cut_test(whole: Split, test_fraction: float, test_seed: int) -> tuple[Split, Split]:
-    """`whole` cut into train and test (`stratified`), for data that come without a test split."""
-    return divide(whole, test_fraction, test_seed, "test_fraction", "to test on", "")
-
-
-def divide(whole: Split, fraction: float, seed: int, key: str, purpose: str, otherwise: str) -> tuple[Split, Split]:
-    """The two parts of `stratified`. Raises RequestError, naming a fraction that does, when it leaves none for one."""
-    first, second = stratified(whole.targets, fraction, seed)
-    if len(second):
-        return whole.rows(first), whole.rows(second)
-    enough = (part / 100 for part in range(1, 100) if len(stratified(whole.targets, part / 100, seed)[1]))
-    advice = next((f"Say dataset.{key}={part:g}" for part in enough), "Add samples, two of a class at least")
-    raise RequestError(f"dataset.{key}: {fraction} of {len(whole)} samples leaves none {purpose}. {advice}{otherwise}.")
-
-
-def filled(part: Split, inputs: "Tensor | Files") -> Split:
-    """`part`, which has numbers of samples in place of inputs, with those of `inputs`."""
-    return replace(part, inputs=select(inputs, torch.as_tensor(part.inputs)))
-
-
-def tell_absent(classes: Sequence[str], splits: Mapping[str, Split | None]) -> None:
-    """Warn of classes that a split has no sample of."""
-    for name, split in splits.items():
-        if split is None:
-            continue
-        counts = torch.bincount(split.targets, minlength=len(classes)).tolist()
-        absent = [label for label, count in zip(classes, counts, strict=True) if not count]
-        if absent:
-            effect = "they are never learnt" if name == "train" else "nothing is measured of them there"
-            log.warning(f"data    {name} has no sample of {listed(absent)}: {effect}.")
 
 
 def blobs(
@@ -196,7 +60,7 @@ def blobs(
         raise RequestError(
             f"dataset.n_samples: {n_samples} points leave a class of {centers} without one. Ask for more."
         )
-    train, val = cut(Split(inputs.float(), targets), val_fraction, val_seed)
+    train, val = split_train_val(Split(inputs.float(), targets), val_fraction, val_seed)
     test = Split(test_inputs.float(), test_targets)
     return Dataset(tuple(map(str, range(centers))), train, val, lambda: test)
 
@@ -235,7 +99,7 @@ def torchvision_set(
     source = read_torchvision(name, root, train=True, download=download)
     classes = tuple(str(label).split(" - ")[0] for label in source.classes)
     whole = as_split(source, name, len(classes))
-    train, val = cut(whole, val_fraction, val_seed)
+    train, val = split_train_val(whole, val_fraction, val_seed)
 
     def open_test() -> Split:
         return as_split(read_torchvision(name, root, train=False, download=download), name, len(classes))
@@ -298,7 +162,7 @@ def fetch(reader: Any, root: Path, folder: Path) -> None:
             return  # another process was faster
         except UNREADABLE:
             shutil.rmtree(part, ignore_errors=True)
-        socket.setdefaulttimeout(PATIENCE)
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
         try:
             part.mkdir()
             if (root / top).exists():  # archives, or what an older download left: torchvision takes what is good of it

@@ -17,17 +17,17 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO
 
-from mcls.data.names import composed, listed, quoted
 from mcls.errors import DataError, RequestError
+from mcls.system.text import composed, quote_names, quoted
 
 log = logging.getLogger("mcls")
 
 Records = Iterator[tuple[int, list[str]]]
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-LARGEST = 1e30  # its square is a float
+MAX_TABLE_BYTES = 1e30  # its square is a float
 DELIMITERS = ",;\t|"
-WORDS = {"tab": "\t", "\\t": "\t", "space": " "}  # delimiters that are awkward to type
+DELIMITER_WORDS = {"tab": "\t", "\\t": "\t", "space": " "}  # delimiters that are awkward to type
 HEAD = 1 << 16  # bytes that are looked at
 SEEN = 100  # rows in them
 MANY = 8  # numbers in a header that may be names if they only rise or fall, such as wavelengths
@@ -35,7 +35,7 @@ QUOTED = re.compile('"[^"]*"')
 UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of bytes that are not UTF-8
 GZIP = b"\x1f\x8b"
 SAVE = "Save it as CSV."
-FOREIGN = {  # first bytes of what is no CSV file
+OTHER_FORMATS = {  # first bytes of what is no CSV file
     b"PAR1": f"a Parquet file. {SAVE}",
     b"\xd0\xcf\x11\xe0": f"an old Excel workbook. {SAVE}",
     b"ARROW1": f"an Arrow file. {SAVE}",
@@ -71,24 +71,24 @@ class Format:
     seen: list[list[str]]
 
 
-def number(text: str) -> float | None:
+def parse_number(text: str) -> float | None:
     """The number that `text` is, or None: no nan, no inf, nothing above LARGEST."""
     if NUMBER.fullmatch(text) is None:
         return None
     value = float(text)
-    return value if abs(value) <= LARGEST else None
+    return value if abs(value) <= MAX_TABLE_BYTES else None
 
 
-def numbers(cells: Sequence[str]) -> list[float | None]:
+def parse_numbers(cells: Sequence[str]) -> list[float | None]:
     """The `number` of each cell, found once for each text where there are few, as in columns of pixels and counts."""
     texts = set(cells)
     if 2 * len(texts) > len(cells):
-        return list(map(number, cells))
-    found = {cell: number(cell) for cell in texts}
+        return list(map(parse_number, cells))
+    found = {cell: parse_number(cell) for cell in texts}
     return [found[cell] for cell in cells]
 
 
-def records(path: Path, delimiter: str = "auto", header: bool = True) -> Records:
+def read_records(path: Path, delimiter: str = "auto", header: bool = True) -> Records:
     """Number and cells, without the blanks around them, of each row of CSV file `path`; empty rows are left out.
 
     Args:
@@ -102,8 +102,10 @@ def records(path: Path, delimiter: str = "auto", header: bool = True) -> Records
         check_header(found)
     row = found.skipped
     try:
-        with decoded(path, found.compressed, found.encoding) as file:
-            for row, cells in enumerate(split(islice(file, found.skipped, None), found.separator), found.skipped + 1):
+        with decode_text(path, found.compressed, found.encoding) as file:
+            for row, cells in enumerate(
+                split_line(islice(file, found.skipped, None), found.separator), found.skipped + 1
+            ):
                 text = "".join(cells)
                 if wrong := UNDECODED.search(text):
                     byte = f"byte 0x{ord(wrong[0]) - 0xDC00:02x}"
@@ -120,7 +122,7 @@ def records(path: Path, delimiter: str = "auto", header: bool = True) -> Records
         raise DataError(f"{path}, row {row + 1}: cannot be read ({error}).") from error
 
 
-def decoded(path: Path, compressed: bool, encoding: str) -> IO[str]:
+def decode_text(path: Path, compressed: bool, encoding: str) -> IO[str]:
     """File `path` as text; bytes that are not UTF-8 become UNDECODED."""
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
     if compressed:
@@ -128,7 +130,7 @@ def decoded(path: Path, compressed: bool, encoding: str) -> IO[str]:
     return path.open(encoding=encoding, errors=errors, newline="")
 
 
-def split(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
+def split_line(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
     """The cells of `lines`."""
     if separator == " ":
         lines = (line.strip() + "\n" for line in lines)
@@ -148,7 +150,7 @@ def detect(path: Path, delimiter: str) -> Format:
                 head = file.read(HEAD)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
-    kinds = [kind for magic, kind in FOREIGN.items() if head.startswith(magic)]
+    kinds = [kind for magic, kind in OTHER_FORMATS.items() if head.startswith(magic)]
     if head.startswith(b"PK\x03\x04"):
         kinds = [
             f"an Excel workbook. {SAVE}" if b"xl/" in head or path.suffix == ".xlsx" else "a zip archive. Unpack it."
@@ -160,7 +162,9 @@ def detect(path: Path, delimiter: str) -> Format:
     lines = lines[:-1] if len(head) == HEAD and len(lines) > 1 else lines  # the last one is cut off
     named = re.fullmatch("sep=(.)", lines[0].strip(" \r\n"), re.IGNORECASE) if lines else None
     body = lines[bool(named) :]
-    separator = (named[1] if named else guess(body)) if delimiter == "auto" else WORDS.get(delimiter, delimiter)
+    separator = (
+        (named[1] if named else guess(body)) if delimiter == "auto" else DELIMITER_WORDS.get(delimiter, delimiter)
+    )
     if len(separator) != 1 or separator in '"\r\n':
         raise RequestError(f"dataset.delimiter: must be auto, tab, space or one character, got {delimiter!r}.")
     comments = leading_comments(body, separator)
@@ -175,7 +179,9 @@ def sample(lines: Sequence[str], separator: str, count: int) -> list[list[str]]:
     """The first `count` rows of `lines` that are not empty, up to one that is wrong."""
     found: list[list[str]] = []
     with contextlib.suppress(csv.Error):
-        found.extend([cell.strip() for cell in cells] for cells in islice(filter(None, split(lines, separator)), count))
+        found.extend(
+            [cell.strip() for cell in cells] for cells in islice(filter(None, split_line(lines, separator)), count)
+        )
     return found
 
 
@@ -224,20 +230,20 @@ def check_header(found: Format) -> None:
         )
     if looks_like_data(header, rows):
         raise DataError(
-            f"{place}: data and no header ({listed(header)}). Put a row of column names before it; "
+            f"{place}: data and no header ({quote_names(header)}). Put a row of column names before it; "
             "if these are names, put a letter before their numbers."
         )
 
 
 def looks_like_data(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     """Whether a first row holds numbers, or texts that its columns hold too; 0, 1, 2 may well be names."""
-    values = [value for value in map(number, header) if value is not None]
+    values = [value for value in map(parse_number, header) if value is not None]
     steps = [after - before for before, after in pairwise(values)]
     counted = len(set(steps)) == 1 and steps[0] > 0 and (values[0] == 0 or len(values) > 2)
     rising = len(values) >= MANY and (all(step > 0 for step in steps) or all(step < 0 for step in steps))
     numbers = 0 if counted or rising else len(values)
     texts = sum(
-        bool(cell) and number(cell) is None and any(row[place] == cell for row in rows if len(row) > place)
+        bool(cell) and parse_number(cell) is None and any(row[place] == cell for row in rows if len(row) > place)
         for place, cell in enumerate(header)
     )
     return 2 * (numbers + texts) > len([cell for cell in header if cell]) or bool(numbers and texts)

@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mcls import images
-from mcls.data.checked import check_classes
-from mcls.data.datasets import Dataset, Split, cut, cut_test, filled, tell_absent
-from mcls.data.folders import Found, find
-from mcls.data.names import listed
-from mcls.data.pictures import Files, Looked, Shape, header_of, look_through, significant_bits, threaded
+from mcls.data import image_io
+from mcls.data.image_files import ImageFiles, ScanResult, Shape, header_of, scan_images, significant_bits, threaded
+from mcls.data.image_tree import ImageTree, find_images
+from mcls.data.splits import check_classes, materialise, split_train_test, split_train_val, warn_missing_classes
+from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
-from mcls.machine import memory_bytes
+from mcls.system.device import memory_bytes
+from mcls.system.text import quote_names
 
 log = logging.getLogger("mcls")
 
-LARGEST = 224  # side to which images of many sizes are brought, at most
+MAX_SIDE = 224  # side to which images of many sizes are brought, at most
 BIG = 512  # side from which on images of one size are said to be big
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # Pillow's modes without colour
 
@@ -58,31 +58,33 @@ def image_folder(
         raise RequestError("dataset.root: say which folder holds the images, dataset.root=DIR.")
     if channels not in ("auto", 1, 3):
         raise RequestError(f"dataset.channels: must be auto, 1 or 3, got {channels}.")
-    found = find(Path(root))
+    found = find_images(Path(root))
     check_classes(found.classes, root)
     paths = [found.paths[number] for number in found.parts["train"]]
     headers = threaded(header_of, paths, "looking at")
     shape = choose_shape([header for header in headers if header is not None], size, channels)
     deep = [path for path, header in zip(paths, headers, strict=True) if header and header[2].startswith("I")]
     depth = choose_bits(deep, bits, max_pixels)
-    files = Files(found.paths, shape, max_pixels, depth)
+    files = ImageFiles(found.paths, shape, max_pixels, depth)
     keep = fits(len(files) * math.prod(shape))
-    looked = look_through(files, keep)
-    parts = {name: good_ones(numbers, found, looked) for name, numbers in found.parts.items()}
-    complain(found, looked, max_bad_fraction if bad_images == "skip" else None)
+    looked = scan_images(files, keep)
+    parts = {name: readable_images(numbers, found, looked) for name, numbers in found.parts.items()}
+    report_unreadable(found, looked, max_bad_fraction if bad_images == "skip" else None)
     if "test" not in parts:
-        parts["train"], parts["test"] = cut_test(parts["train"], test_fraction, test_seed)
+        parts["train"], parts["test"] = split_train_test(parts["train"], test_fraction, test_seed)
     if "val" not in parts and val_fraction > 0:
-        parts["train"], val = cut(parts["train"], val_fraction, val_seed)
+        parts["train"], val = split_train_val(parts["train"], val_fraction, val_seed)
         parts |= {"val": val} if val is not None else {}
-    tell_absent(found.classes, parts)
+    warn_missing_classes(found.classes, parts)
     middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
     if not any(spread):
         raise DataError(
             f"dataset.root: {root}: every pixel of the training images has the same colour, nothing to learn from. "
             "Open some of them to see what is wrong."
         )
-    splits = {name: filled(part, files if looked.pixels is None else looked.pixels) for name, part in parts.items()}
+    splits = {
+        name: materialise(part, files if looked.pixels is None else looked.pixels) for name, part in parts.items()
+    }
     middle, spread = given("mean", mean, middle), given("std", std, tuple(value or 1.0 for value in spread))
     return Dataset(
         found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread, bits=depth
@@ -92,7 +94,7 @@ def image_folder(
 def choose_bits(deep: Sequence[Path], bits: str | int, max_pixels: int) -> int:
     """The bits of a grey pixel in the training images `deep`, of more than 8 bits, and a line that says it."""
     if not deep:
-        return images.BITS
+        return image_io.BITS
     found = bits if isinstance(bits, int) else significant_bits(deep, max_pixels)
     log.info(f"images  {len(deep):,} of more than 8 bits: values 0 to {2**found - 1} ({found} bits) become 0 to 255")
     return found
@@ -108,7 +110,7 @@ def choose_shape(headers: Sequence[tuple[int, int, str]], size: int | None, chan
     elif len(sizes) == 1:
         height, width = next(iter(sizes))
     else:
-        height = width = min(LARGEST, round(statistics.median(map(min, sizes.elements())))) if sizes else 1
+        height = width = min(MAX_SIDE, round(statistics.median(map(min, sizes.elements())))) if sizes else 1
     if sizes:
         low, high = (f"{extreme(sizes)[1]} x {extreme(sizes)[0]}" for extreme in (min, max))
         had = low if len(sizes) == 1 else f"{len(sizes)} sizes, {low} to {high}"
@@ -116,12 +118,12 @@ def choose_shape(headers: Sequence[tuple[int, int, str]], size: int | None, chan
         log.info(f"images  {had} ({kinds}); taken as {width} x {height} {'grey' if depth == 1 else 'RGB'}")
     if size is None and max(height, width) > BIG:
         log.warning(
-            f"images  {width} x {height} is big, training will be slow; dataset.size={LARGEST} makes them smaller"
+            f"images  {width} x {height} is big, training will be slow; dataset.size={MAX_SIDE} makes them smaller"
         )
     return depth, height, width
 
 
-def good_ones(numbers: Sequence[int], found: Found, looked: Looked) -> Split:
+def readable_images(numbers: Sequence[int], found: ImageTree, looked: ScanResult) -> Split:
     """The images of a split that can be read: their numbers in place of inputs, classes and names."""
     good = [number for number in numbers if looked.errors[number] is None]
     targets = torch.tensor([found.targets[number] for number in good], dtype=torch.int64)
@@ -129,7 +131,7 @@ def good_ones(numbers: Sequence[int], found: Found, looked: Looked) -> Split:
     return Split(torch.tensor(good, dtype=torch.int64), targets, names, files)
 
 
-def complain(found: Found, looked: Looked, limit: float | None) -> None:
+def report_unreadable(found: ImageTree, looked: ScanResult, limit: float | None) -> None:
     """Raise DataError, with a note for each, when more than a fraction of `limit` can't be read; else say which.
 
     None allows no image, and is not a limit to be raised.
@@ -155,7 +157,7 @@ def complain(found: Found, looked: Looked, limit: float | None) -> None:
         left = {found.targets[number] for number in numbers if looked.errors[number] is None}
         lost = [name for number, name in enumerate(found.classes) if number not in left]
         if not left or (part == "train" and lost):
-            raise DataError(f"{str(bad[0]).rstrip('.')}, and no image of {listed(lost)} is left in {part}.")
+            raise DataError(f"{str(bad[0]).rstrip('.')}, and no image of {quote_names(lost)} is left in {part}.")
 
 
 def statistics_of(sums: Tensor, shape: Shape) -> tuple[tuple[float, ...], tuple[float, ...]]:

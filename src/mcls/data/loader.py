@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mcls.data.augment import Augmentation
-from mcls.data.datasets import Split
-from mcls.distributed import ALONE, Team
+from mcls.augmentations import Augmentation
+from mcls.data.types import Split
 from mcls.errors import MachineError, MclsError
+from mcls.system.distributed import SINGLE_PROCESS, World
 
 if TYPE_CHECKING:
-    from mcls.data.pictures import Files
+    from mcls.data.image_files import ImageFiles
 
 ORDER, AUGMENT = 0, 1  # what a generator is for
 
@@ -60,10 +60,10 @@ class Normalise:
         return scaled.add_(self.shift) if self.centres else scaled
 
 
-class Rows:
+class IndexDataset:
     """A split as a map-style data set of whole batches, for `DataLoader`."""
 
-    def __init__(self, inputs: "Tensor | Files") -> None:
+    def __init__(self, inputs: "Tensor | ImageFiles") -> None:
         self.inputs = inputs
 
     def __getitem__(self, indices: Tensor) -> Tensor | MclsError:
@@ -144,17 +144,17 @@ class Loader:
         """Samples in batch number `batch` of an epoch."""
         return min(self.batch_size, self.samples - batch * self.batch_size)
 
-    def epoch(self, epoch: int = 0, first: int = 0, team: Team = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int = 0, first: int = 0, world: World = SINGLE_PROCESS) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs float (N, ...) and targets int64 (N,) of every batch of `epoch` from number `first` on.
 
         A process of a team gets its share of each; none of a batch of fewer samples than processes.
         """
         if self.seed is None:
-            yield from self.in_order(first, team)
+            yield from self.in_order(first, world)
             return
 
         def cut(numbers: Tensor) -> list[Tensor]:
-            shares = map(team.share, numbers.split(self.batch_size)[first:])
+            shares = map(world.share, numbers.split(self.batch_size)[first:])
             return [share for share in shares if len(share)]
 
         order = self.order(epoch)
@@ -166,10 +166,10 @@ class Loader:
                 stored = self.augment(stored, uniforms[row])
             yield self.prepare(stored), self.targets[indices]
 
-    def in_order(self, first: int, team: Team) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, first: int, world: World) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a split whose samples are served in their own order: slices, not copies."""
         starts = range(first * self.batch_size, self.samples, self.batch_size)
-        cuts = [team.cut(start, min(start + self.batch_size, self.samples)) for start in starts]
+        cuts = [world.cut(start, min(start + self.batch_size, self.samples)) for start in starts]
         cuts = [(start, end) for start, end in cuts if start < end]
         if self.resident:
             batches: Iterator[Tensor] = (self.inputs[start:end] for start, end in cuts)
@@ -198,7 +198,7 @@ class Loader:
         """The same, of a split that is not on the device."""
         pin = self.device.type == "cuda"
         rows: Any = DataLoader(
-            Rows(self.inputs),  # type: ignore[arg-type]
+            IndexDataset(self.inputs),  # type: ignore[arg-type]
             sampler=batches,
             batch_size=None,
             num_workers=self.workers,

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcls.data.checked import check_classes
-from mcls.data.datasets import Dataset, Split, cut, cut_test, filled, tell_absent
-from mcls.data.delimited import NUMBER, number
-from mcls.data.encoding import UNSEEN, Table, count_unseen, encode_table, fit, lacking, read_table
-from mcls.data.names import composed, listed, natural, quoted
+from mcls.data.delimited import NUMBER, parse_number
+from mcls.data.splits import check_classes, materialise, split_train_test, split_train_val, warn_missing_classes
+from mcls.data.table_encoder import UNSEEN, Table, count_unseen, encode_table, fit_encoder, missing_cells, read_table
+from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
+from mcls.system.text import composed, natural_order, quote_names, quoted
 
 log = logging.getLogger("mcls")
 
@@ -57,27 +57,27 @@ def csv_file(
         tables[name] = without_gaps(table, target, columns, missing_values_strategy, missing_values)
     warn_index_columns(tables["train"], columns, target)
     classes = class_names(tables["train"], target)
-    whole = numbered(tables["train"], target, classes)
+    whole = as_indices(tables["train"], target, classes)
     if test_path is None:
-        whole, test = cut_test(whole, test_fraction, test_seed)
+        whole, test = split_train_test(whole, test_fraction, test_seed)
     else:
-        test = numbered(tables["test"], target, classes)
-    train, val = cut(whole, val_fraction, val_seed)
-    encoder = fit(rows_of(tables["train"], train), columns, categorical_columns, missing_values, max_categories)
+        test = as_indices(tables["test"], target, classes)
+    train, val = split_train_val(whole, val_fraction, val_seed)
+    encoder = fit_encoder(rows_of(tables["train"], train), columns, categorical_columns, missing_values, max_categories)
     encoder |= {
         "missing": missing_values_strategy,
         "missing_values": list(missing_values),
         "unseen": handle_unknown,
         "target": target,
     }
-    inputs = {"train": encoded(tables["train"], {**encoder, "unseen": "ignore"})}
-    inputs["test"] = encoded(tables["test"], encoder) if "test" in tables else inputs["train"]
+    inputs = {"train": encode_split(tables["train"], {**encoder, "unseen": "ignore"})}
+    inputs["test"] = encode_split(tables["test"], encoder) if "test" in tables else inputs["train"]
     for name, categories in zip(columns, encoder["categories"], strict=True):
         warn_lookalikes(categories, f"{path}, column {quoted(name)}")
-    describe(encoder)
-    train, test = filled(train, inputs["train"]), filled(test, inputs["test"])
-    val = filled(val, inputs["train"]) if val is not None else None
-    tell_absent(classes, {"train": train, "val": val, "test": test})
+    log_columns(encoder)
+    train, test = materialise(train, inputs["train"]), materialise(test, inputs["test"])
+    val = materialise(val, inputs["train"]) if val is not None else None
+    warn_missing_classes(classes, {"train": train, "val": val, "test": test})
     return Dataset(classes, train, val, lambda: test, encoder=encoder)
 
 
@@ -91,7 +91,9 @@ def input_columns(
             table.column(name, key)
     columns = [name for name in table.columns if name != target and name not in drop_columns]
     if not columns:
-        raise DataError(f"{table.source}: no columns besides {listed([target, *drop_columns])}, nothing to learn from.")
+        raise DataError(
+            f"{table.source}: no columns besides {quote_names([target, *drop_columns])}, nothing to learn from."
+        )
     return columns
 
 
@@ -99,7 +101,7 @@ def without_gaps(
     table: Table, target: str, columns: Sequence[str], missing: str, missing_values: Sequence[str]
 ) -> Table:
     """`table` as `missing` wants it. Raises DataError for missing cells if that is wrong, or when no row is left."""
-    unlabelled = lacking(table, [target], missing_values)
+    unlabelled = missing_cells(table, [target], missing_values)
     if unlabelled and missing != "drop":
         word = table.columns[target][unlabelled[0][0]]
         got = f", got {quoted(word)}" if word else ""
@@ -108,7 +110,7 @@ def without_gaps(
             f"{table.at(unlabelled[0][0], target)}: no class{got} ({count_cells(table, unlabelled, 'row')}). "
             f"Fill it in, or say dataset.missing_values_strategy=drop.{advice}"
         )
-    gaps = lacking(table, columns, missing_values)
+    gaps = missing_cells(table, columns, missing_values)
     if not gaps + unlabelled:
         return table
     empty = [name for name in columns if {"", *missing_values}.issuperset(table.columns[name])]
@@ -174,17 +176,17 @@ def warn_lookalikes(names: Sequence[str], place: str) -> None:
     """Warn of `names` that differ in capitals, in blanks or in how a number is written alone."""
     alike: dict[float | str, list[str]] = {}
     for name in names:
-        value = number(name)
+        value = parse_number(name)
         alike.setdefault(" ".join(name.casefold().split()) if value is None else value, []).append(name)
     for group in alike.values():
         if len(group) > 1:
-            log.warning(f"data    {place}: {listed(group)} count as different. If they are one, write them alike.")
+            log.warning(f"data    {place}: {quote_names(group)} count as different. If they are one, write them alike.")
 
 
 def class_names(table: Table, target: str) -> tuple[str, ...]:
     """The classes, in natural order. Raises DataError when there is one alone, or nearly as many as rows."""
     labels = table.columns[target]
-    classes = tuple(natural(set(labels)))
+    classes = tuple(natural_order(set(labels)))
     place = f"{table.source}, column {quoted(target)}"
     check_classes(classes, place)
     warn_lookalikes(classes, place)
@@ -196,14 +198,14 @@ def class_names(table: Table, target: str) -> tuple[str, ...]:
     return classes
 
 
-def numbered(table: Table, target: str, classes: Sequence[str]) -> Split:
+def as_indices(table: Table, target: str, classes: Sequence[str]) -> Split:
     """The rows' places (int64, in place of inputs), class numbers and names. Raises DataError for a class unknown."""
     places = {name: place for place, name in enumerate(classes)}
     labels = table.columns[target]
     for index, label in enumerate(labels):
         if label not in places:
             raise DataError(
-                f"{table.at(index, target)}: class {quoted(label)} is not in train, which has {listed(classes)}."
+                f"{table.at(index, target)}: class {quoted(label)} is not in train, which has {quote_names(classes)}."
             )
     names = tuple(f"row {row}" for row in table.rows)
     return Split(torch.arange(len(labels)), torch.tensor([places[label] for label in labels]), names)
@@ -214,7 +216,7 @@ def rows_of(table: Table, split: Split) -> Table:
     return table.take(torch.as_tensor(split.inputs).tolist())
 
 
-def encoded(table: Table, encoder: dict[str, Any]) -> Tensor:
+def encode_split(table: Table, encoder: dict[str, Any]) -> Tensor:
     """`encode_table`; categories that are ignored are counted and told."""
     inputs = torch.from_numpy(encode_table(table, encoder))
     if unseen := count_unseen(table, encoder):
@@ -222,7 +224,7 @@ def encoded(table: Table, encoder: dict[str, Any]) -> Tensor:
     return inputs
 
 
-def describe(encoder: dict[str, Any]) -> None:
+def log_columns(encoder: dict[str, Any]) -> None:
     """Say what became of the columns."""
     texts = [len(categories) for categories in encoder["categories"] if categories]
     numbers = len(encoder["columns"]) - len(texts)

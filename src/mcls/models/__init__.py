@@ -1,1 +1,7 @@
-"""Networks: each takes a batch of inputs and returns logits (N x C)."""
+"""The models that a configuration may name: from normalised inputs to logits (N, classes)."""
+
+from mcls.models.mlp import MLP
+from mcls.models.resnet import resnet18, resnet18_finetune
+from mcls.models.small import SmallResNet
+
+__all__ = ["MLP", "SmallResNet", "resnet18", "resnet18_finetune"]

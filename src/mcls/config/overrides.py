@@ -1,0 +1,148 @@
+"""The words of a command line: what was probably meant, how a text is typed, what stands for several values."""
+
+import contextlib
+import difflib
+import itertools
+import math
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString, RangeSweep
+from hydra.errors import HydraException
+
+from mcls.errors import RequestError
+
+RESOLVER = re.compile(r"\$\{.*:")  # an interpolation that calls something
+
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # which have one value, whatever Hydra's grammar makes of it
+PATHS = re.compile(r"hydra\.(run|sweep)\.dir|outputs|model\.weights|dataset\.(root|path|test_path)")
+HOME = re.compile(r"(?<=[=,\['\"])~[\w.-]*(?=/|$)")
+
+DASHES = "\u2212\u2013\u2014"  # minus, en dash, em dash
+QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
+
+
+def nearest_key(word: str, known: Sequence[str]) -> str | None:
+    """What `word` was probably meant to be, out of `known`."""
+    endings = [key for key in known if key.split(".")[-1] == word.split(".")[-1]]
+    if "." not in word and len(endings) == 1:
+        return endings[0]
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not found and (
+        last := difflib.get_close_matches(word.split(".")[-1], {key.split(".")[-1] for key in known}, n=1)
+    ):
+        found = [key for key in known if key.split(".")[-1] == last[0]]
+    return found[0] if found else endings[0] if endings else None
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown `word`."""
+    found = nearest_key(word, known)
+    return f"Did you mean {found}?" if found else "See mcls train --help."
+
+
+def shell_quoted(line: str) -> str:
+    """`key=value`, where the value is a text that Hydra's grammar takes for something else, as it is to be typed."""
+    return shell(as_text(line))
+
+
+def as_text(line: str) -> str:
+    """`key=value` with the value quoted for Hydra's grammar."""
+    key, _, value = line.partition("=")
+    return "{}='{}'".format(key, value.replace("'", r"\'"))
+
+
+def at_home(text: str) -> str:
+    """`text` with `~` expanded where a value begins."""
+    return HOME.sub(lambda found: os.path.expanduser(found[0]), text)  # noqa: PTH111, one of no user stays
+
+
+def as_path(line: str) -> str:
+    """`key=value` where a path is asked for as Hydra's grammar takes it: `~` expanded, quoted if it must be."""
+    key, equals, value = line.partition("=")
+    if not equals or not PATHS.fullmatch(key.lstrip("+")):
+        return line
+    line = at_home(line)
+    with contextlib.suppress(Exception):  # Hydra's parser leaks many kinds
+        override = OverridesParser.create().parse_override(line)
+        if key not in FOLDERS or isinstance(override.value(), str | QuotedString):
+            return line
+    if value[:1] in (*"'\"", *QUOTES) or (value[:1] in "[{" and key not in FOLDERS):  # meant for the grammar, and wrong
+        return line
+    return f"{key}={QuotedString(line.partition('=')[2], Quote.single).with_quotes()}"
+
+
+def as_list(line: str) -> str | None:
+    """`key=[a,b]` with each element quoted for Hydra's grammar, or None if the value is in no brackets."""
+    key, _, value = line.partition("=")
+    if not (value.startswith("[") and value.endswith("]")):
+        return None
+    parts = ("'{}'".format(part.strip().strip("'\"").replace("'", r"\'")) for part in value[1:-1].split(","))
+    return f"{key}=[{','.join(parts)}]"
+
+
+def typeset(line: str) -> str | None:
+    """`line` with the minus signs and quotation marks of the keyboard, if it has those of a word processor."""
+    key, equals, value = line.partition("=")
+    if not equals and line[:1] in DASHES:  # a flag
+        return f"{'-' if len(line) == 2 else '--'}{line[1:]}"
+    quotes = len(value) > 1 and value[0] in QUOTES and value[-1] in QUOTES
+    plain = re.sub(f"[{DASHES}](?=[\\d.])", "-", f"'{value[1:-1]}'" if quotes else value)
+    return None if plain == value else f"{key}={plain}"
+
+
+def shell(text: str) -> str:
+    """`text` as a shell takes it, in double quotes where that reads better."""
+    return f'"{text}"' if not set(text) & set('"$`\\!') else shlex.quote(text)
+
+
+def elements(override: Override) -> list[str]:
+    """What a swept override stands for, one override each; nothing for ranges that only an optimizer can sample."""
+    try:
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    except HydraException:
+        return []
+
+
+def count(override: Override) -> int:
+    """How many values a swept override stands for; 1 where only an optimizer can sample it."""
+    found: Any = override.value()
+    if not isinstance(found, RangeSweep):
+        return max(1, len(elements(override)))
+    start, stop, step = (Fraction(str(number)) for number in (found.start, found.stop, found.step))
+    if not step:
+        raise RequestError(f"{override.input_line}: the step of a range can't be 0.")
+    return max(0, math.ceil((stop - start) / step))
+
+
+def first(override: Override) -> list[str]:
+    """The first override of those that a swept one stands for, or none; one that is not swept, as it is."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    found: Any = override.value()
+    if not isinstance(found, RangeSweep):
+        return elements(override)[:1]
+    return [f"{override.get_key_element()}={found.start}"] if count(override) else []
+
+
+def planned(parsed: Sequence[Override], listed: Mapping[str, list[str]]) -> list[list[str]]:
+    """The overrides of each job of a sweep, in the order of their numbers; none where Hydra alone knows them.
+
+    Args:
+        parsed: the command line.
+        listed: what those overrides stand for that have several values, by key.
+    """
+    if any(override.key_or_group == "hydra.sweep.subdir" for override in parsed):
+        return []
+    if any("shuffle(" in (override.input_line or "") for override in parsed if override.key_or_group in listed):
+        return []  # Hydra will draw another order
+    own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+    lines = [listed.get(override.key_or_group, [override.input_line or ""]) for override in own]
+    if any(RESOLVER.search(line) or ("${" in line and len(values) > 1) for values in lines for line in values):
+        return []  # what is trained, or the names of the folders, depends on more than these lines
+    return [list(job) for job in itertools.product(*lines)]

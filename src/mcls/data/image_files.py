@@ -1,0 +1,159 @@
+"""Images in files: looked through once, in threads; then kept as one tensor, or read whenever they are wanted."""
+
+import hashlib
+import itertools
+import os
+import stat
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from torch import Tensor
+from tqdm import tqdm
+
+from mcls.data import image_io
+from mcls.errors import DataError
+
+CHUNK = 64  # files a thread reads at a time
+READER_THREADS = 16  # at most
+
+Shape = tuple[int, int, int]
+
+
+class ImageFiles:
+    """Images in files, brought to one shape at each reading; stands for a tensor uint8 (N, C, H, W).
+
+    Args:
+        paths: of the files.
+        sample: C, H and W.
+        max_pixels: of an image, before it is brought to that shape.
+        bits: of a grey pixel of more than 8 bits.
+    """
+
+    dtype = torch.uint8
+    ndim = 4
+
+    def __init__(self, paths: Sequence[Path], sample: Shape, max_pixels: int, bits: int) -> None:
+        self.paths, self.sample, self.max_pixels, self.bits = list(paths), sample, max_pixels, bits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N, C, H and W."""
+        return len(self.paths), *self.sample
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, indices: Any) -> Tensor:
+        """The images that a tensor would give for `indices`. Raises DataError, naming the file."""
+        rows = torch.arange(len(self))[indices]
+        read = [self.read(self.paths[row]) for row in rows.flatten().tolist()]
+        pixels = np.stack(read) if read else np.empty((0, *self.sample), dtype=np.uint8)
+        return torch.from_numpy(pixels).view(*rows.shape, *self.sample)
+
+    def select(self, indices: Tensor) -> "ImageFiles":
+        """The images with these numbers, unread."""
+        return ImageFiles([self.paths[index] for index in indices.tolist()], self.sample, self.max_pixels, self.bits)
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """One image, uint8 (C, H, W). Raises DataError, naming the file."""
+        return image_io.resize_image(
+            image_io.read_image(path, self.sample[0], self.max_pixels, self.bits), self.sample[1:]
+        )
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a look at every image found.
+
+    Args:
+        pixels: uint8 (N, C, H, W), None when they are not kept.
+        sums: int64 (N, C, 2), sum of the pixels and of their squares.
+        errors: what is wrong with each, None where nothing is.
+    """
+
+    pixels: Tensor | None
+    sums: Tensor
+    errors: list[DataError | None]
+
+
+def scan_images(files: ImageFiles, keep: bool) -> ScanResult:
+    """Read every image once, in threads."""
+    pixels = torch.zeros(files.shape, dtype=torch.uint8) if keep else None
+    sums = torch.zeros(len(files), files.sample[0], 2, dtype=torch.int64)
+    kept, summed = None if pixels is None else pixels.numpy(), sums.numpy()
+
+    def look(number: int) -> DataError | None:
+        try:
+            image = files.read(files.paths[number])
+        except DataError as error:
+            return error
+        flat = image.reshape(len(image), -1).astype(np.int64)
+        summed[number] = np.stack([flat.sum(axis=1), (flat * flat).sum(axis=1)], axis=1)
+        if kept is not None:
+            kept[number] = image
+        return None
+
+    return ScanResult(pixels, sums, threaded(look, range(len(files)), "reading"))
+
+
+def threaded(function: Callable[[Any], Any], items: Sequence[Any], verb: str) -> list[Any]:
+    """`function` of every item, in order, in a thread a processor; a bar when it takes long."""
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    workers = min(os.cpu_count() or 1, READER_THREADS)
+    with (
+        warnings.catch_warnings(action="ignore"),  # Pillow's, about files that are told of anyway
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(items), desc=f"{verb} images", leave=False, delay=0.5, disable=None) as bar,
+    ):
+        found = []
+        for part in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
+            found.append(part)
+            bar.update(len(part))
+    return list(itertools.chain.from_iterable(found))
+
+
+def file_digests(paths: Sequence[Path]) -> bytes:
+    """The sha256 of every file, one after the other. Raises DataError, naming a file that is gone."""
+
+    def digest(path: Path) -> bytes:
+        try:
+            return hashlib.sha256(path.read_bytes()).digest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+    return b"".join(threaded(digest, paths, "comparing"))
+
+
+def significant_bits(paths: Sequence[Path], max_pixels: int) -> int:
+    """The bits that the values in grey pictures of more than 8 bits take, 8 to 16, without those that can't be read."""
+
+    def largest(path: Path) -> int:
+        try:
+            return image_io.largest(path, max_pixels)
+        except DataError:  # reading the file later says what is wrong
+            return 0
+
+    values = threaded(largest, paths, "measuring")
+    return min(max(8, max(values, default=0).bit_length()), image_io.BITS)
+
+
+def header_of(path: Path) -> tuple[int, int, str] | None:
+    """Height and width as shown, and Pillow's mode, from a file's first bytes; None for what can't be read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        with Image.open(path, formats=image_io.formats()) as image:
+            exif = Image.Image.getexif(image)  # PNG's own reads the whole picture
+            turned = image.format != "TIFF" and exif.get(ExifTags.Base.Orientation, 1) >= 5  # TIFF's size is turned
+            height, width = (image.width, image.height) if turned else (image.height, image.width)
+            return height, width, image.mode
+    except Exception:  # reading the file later says what is wrong
+        return None

@@ -1,0 +1,156 @@
+"""Pictures from files: any format of Pillow's, brought to the shape that a model takes. Files are not trusted."""
+
+import contextlib
+import functools
+import importlib
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from mcls.errors import DataError
+
+MAX_PIXELS = 64_000_000  # of one picture, read from its header before anything is decoded
+BITS = 16  # of a grey pixel of more than 8 bits, where nothing else is known
+MARK = {"Software": "mcls"}  # in each PNG file that is written
+UNSAFE = {"EPS"}  # Pillow would run Ghostscript
+Result = TypeVar("Result")
+MODES = {1: "L", 3: "RGB"}  # by number of channels
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is a warning up to twice its size; `read` has one that holds
+
+
+@functools.cache
+def suffixes() -> set[str]:
+    """Endings, in lower case and with their dot, of the files that are pictures."""
+    known = formats()
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in known}
+
+
+@functools.cache
+def formats() -> list[str]:
+    """The formats that are read: Pillow's, and HEIF where pillow-heif is installed."""
+    Image.init()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return [name for name in Image.ID if name not in UNSAFE]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its suffix or, if it has none, by its first bytes."""
+    if path.suffix:
+        return path.suffix.lower() in suffixes()
+    marked = [name for name in formats() if Image.OPEN[name][1] is not None]  # others take any bytes for theirs
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with Image.open(path, formats=marked):
+            return True
+    except Exception:  # what Pillow's readers raise on other files is of every kind
+        return False
+
+
+def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS, bits: int = BITS) -> Image.Image:
+    """The picture in `path`, turned as its EXIF data say: grey for 1 channel, RGB for 3.
+
+    Greys of more than 8 bits become 8 bits as in `eight_bits`; what is transparent is laid on white.
+    Pillow's warnings are the caller's to silence: doing it here would not be safe in threads.
+
+    Raises DataError, naming the file, when it is no plain file, no picture, truncated or of more than `max_pixels`.
+    """
+    if channels not in MODES:
+        raise DataError(f"{path}: a picture has 1 or 3 channels, {channels} are wanted.")
+    return decode_image(path, max_pixels, lambda image: in_mode(ImageOps.exif_transpose(image), MODES[channels], bits))
+
+
+def largest(path: Path, max_pixels: int) -> int:
+    """The largest value of a pixel in the grey picture in `path`. Raises DataError as `read` does."""
+    return decode_image(path, max_pixels, lambda image: int(np.asarray(image).max()))
+
+
+def decode_image(path: Path, max_pixels: int, use: Callable[[Image.Image], Result]) -> Result:
+    """What `use` makes of the picture in `path`; see `read`."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path}: not a plain file.")
+        if not path.stat().st_size:
+            raise DataError(f"{path}: empty.")
+        with Image.open(path, formats=formats()) as image:
+            if image.width * image.height > max_pixels:
+                got = f"{image.width} x {image.height} pixels"
+                raise DataError(f"{path}: refused, {got} are more than max_pixels, {max_pixels:,}.")
+            image.load()
+            return use(image)
+    except DataError:
+        raise
+    except Exception as error:  # what Pillow's decoders raise on damaged files is of every kind
+        what = f"{bands} bands, a picture has 1 to 4" if (bands := tiff_bands(path)) > 4 else reason(error)
+        raise DataError(f"{path}: cannot be read ({what}).") from error
+
+
+def tiff_bands(path: Path) -> int:
+    """Samples a pixel that a TIFF names in its first directory; 0 for any other file."""
+    try:
+        with path.open("rb") as file:
+            directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(directory.next)
+            directory.load(file)
+            return int(directory.get(TiffImagePlugin.SAMPLESPERPIXEL, 0))
+    except Exception:  # what Pillow raises on other files is of every kind
+        return 0
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a file, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]
+
+
+def in_mode(image: Image.Image, mode: str, bits: int) -> Image.Image:
+    """`image` as 8-bit `mode`, L or RGB."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(eight_bits(np.asarray(image), bits))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Pixels of more than 8 bits as uint8, by no other pixel, so that all pictures of a data set get one scale.
+
+    Whole numbers, of 16 or 32 bits, are taken to have `bits` bits, of which the upper 8 are kept; floats are taken as
+    0..1. What is a little outside is clipped. Raises ValueError for values of more than twice that.
+    """
+    floats = pixels.dtype.kind == "f"
+    values = np.nan_to_num(pixels) * 255.0 if floats else pixels // 2 ** (bits - 8)
+    if values.max() > 2 * 255:
+        raise ValueError(f"values up to {pixels.max():g}, expected {'0 to 1' if floats else f'0 to {2**bits - 1}'}")
+    found: NDArray[np.uint8] = values.clip(0, 255).astype(np.uint8)
+    return found
+
+
+def checked_bits(bits: object) -> int:
+    """`bits` as a checkpoint or an exported file names them. Raises ValueError unless they are 8 to 16."""
+    if not isinstance(bits, int) or not 8 <= bits <= BITS:
+        raise ValueError(f"bits {bits!r}")
+    return bits
+
+
+def resize_image(image: Image.Image, size: Sequence[int]) -> NDArray[np.uint8]:
+    """`image` as uint8 (C, H, W), resized (bilinear, antialiased, its proportions given up) where `size` asks for it.
+
+    Args:
+        size: height and width.
+    """
+    height, width = size
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,0 +1,91 @@
+"""Cut data into train, val and test, and check labels."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mcls.errors import DataError, RequestError
+from mcls.system.text import quote_names
+
+if TYPE_CHECKING:
+    from mcls.data.image_files import ImageFiles
+from mcls.data.types import Split, select_inputs
+
+log = logging.getLogger("mcls")
+
+
+def stratified(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Cut sample numbers in two, `fraction` of all and of each class in the second part, the same for the same seed.
+
+    What rounding leaves over goes to the classes with the largest remainders. Returns two sorted int64 tensors. A class
+    always keeps at least one sample in the first part.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(targets), dtype=torch.bool)
+    sizes = targets.unique(return_counts=True)[1]
+    counts = (fraction * sizes).floor().long()
+    missing = max(0, round(fraction * len(targets)) - int(counts.sum()))
+    counts[(fraction * sizes - counts).argsort(descending=True, stable=True)[:missing]] += 1
+    of_classes = targets.argsort(stable=True).split(sizes.tolist())
+    for members, count in zip(of_classes, counts.minimum(sizes - 1).tolist(), strict=True):
+        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+
+def split_train_val(whole: Split, val_fraction: float, val_seed: int) -> tuple[Split, Split | None]:
+    """`whole` cut into train and val (`stratified`); val is None when `val_fraction` is 0."""
+    if val_fraction == 0:
+        return whole, None
+    return divide(whole, val_fraction, val_seed, "val_fraction", "to validate on", ", or say 0")
+
+
+def split_train_test(whole: Split, test_fraction: float, test_seed: int) -> tuple[Split, Split]:
+    """`whole` cut into train and test (`stratified`), for data that come without a test split."""
+    return divide(whole, test_fraction, test_seed, "test_fraction", "to test on", "")
+
+
+def divide(whole: Split, fraction: float, seed: int, key: str, purpose: str, otherwise: str) -> tuple[Split, Split]:
+    """The two parts of `stratified`. Raises RequestError, naming a fraction that does, when it leaves none for one."""
+    first, second = stratified(whole.targets, fraction, seed)
+    if len(second):
+        return whole.rows(first), whole.rows(second)
+    enough = (part / 100 for part in range(1, 100) if len(stratified(whole.targets, part / 100, seed)[1]))
+    advice = next((f"Say dataset.{key}={part:g}" for part in enough), "Add samples, two of a class at least")
+    raise RequestError(f"dataset.{key}: {fraction} of {len(whole)} samples leaves none {purpose}. {advice}{otherwise}.")
+
+
+def materialise(part: Split, inputs: "Tensor | ImageFiles") -> Split:
+    """`part`, which has numbers of samples in place of inputs, with those of `inputs`."""
+    return replace(part, inputs=select_inputs(inputs, torch.as_tensor(part.inputs)))
+
+
+def warn_missing_classes(classes: Sequence[str], splits: Mapping[str, Split | None]) -> None:
+    """Warn of classes that a split has no sample of."""
+    for name, split in splits.items():
+        if split is None:
+            continue
+        counts = torch.bincount(split.targets, minlength=len(classes)).tolist()
+        absent = [label for label, count in zip(classes, counts, strict=True) if not count]
+        if absent:
+            effect = "they are never learnt" if name == "train" else "nothing is measured of them there"
+            log.warning(f"data    {name} has no sample of {quote_names(absent)}: {effect}.")
+
+
+def check_classes(classes: Sequence[str], place: str) -> None:
+    """Raise DataError, naming `place`, unless there are two classes or more."""
+    if len(classes) < 2:
+        raise DataError(f"{place}: only one class, {quote_names(classes)}. A classifier needs two.")
+
+
+def check_labels(targets: Tensor, num_classes: int, name: str) -> None:
+    """Raise DataError, naming the first bad row, unless every label is in 0..num_classes-1."""
+    bad = ((targets < 0) | (targets >= num_classes)).nonzero()[:, 0]
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"{name}, row {row}: label {int(targets[row])} is not in 0..{num_classes - 1} ({len(bad)} such rows)."
+        )

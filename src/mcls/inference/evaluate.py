@@ -1,0 +1,224 @@
+"""A finished run measured on a split of its data: what stands in evaluation.json, the doubted labels, the figures."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mcls.config.instantiate import build
+from mcls.data.loader import Loader, forward_batch
+from mcls.data.types import Dataset, Split
+from mcls.errors import DataError, RequestError
+from mcls.inference.load import LoadedRun, pointing
+from mcls.metrics import EvalAccumulator, Metrics, brier, fit_temperature, top_k
+from mcls.report import figures
+from mcls.report.run_figures import fingerprint
+from mcls.report.summary import most_confused
+from mcls.runs.folder import RunFolder, shell_path
+from mcls.system.files import make_folder, publish
+from mcls.training.precision import recorded_autocast
+from mcls.training.restore import as_trained_on
+
+log = logging.getLogger("mcls")
+
+TOP = 5  # of top-k, where there are more classes
+EACH = 5  # pictures of a class in the grid of doubted labels
+ROWS = 12  # classes in it
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run says of a split.
+
+    Args:
+        split: the samples.
+        label, surest: probability of each sample's label, and of the class that is predicted, float64 (N,).
+        tally, measures: the sums.
+        report: everything, for evaluation.json.
+    """
+
+    split: Split
+    label: Tensor
+    surest: Tensor
+    accumulator: EvalAccumulator
+    measures: Metrics
+    report: dict[str, Any]
+
+
+def rebuild_dataset(loaded: LoadedRun, download: bool) -> Dataset:
+    """The run's data set. Raises DataError when it is not the one that the run was trained on."""
+    node = as_trained_on(loaded.config["dataset"], loaded.bits)
+    if "download" in node and not download:  # a folder must not make this machine fetch or write anything
+        node = {**node, "download": False}
+    with pointing(loaded.folder, node):
+        dataset: Dataset = build("dataset", node, loaded.config["trust"])
+    found = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std, dataset.encoder)
+    if found != (loaded.classes, loaded.input_shape, loaded.mean, loaded.std, loaded.encoder):
+        raise DataError(f"dataset: its classes, shape or statistics are not those that {loaded.folder.path} has.")
+    return dataset
+
+
+def open_split(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, str, int]:
+    """Split `name`, what it is to be called, and how often the test set has been opened, this time included.
+
+    Where the data are elsewhere now and not the samples that the run was measured on, it is called `other-NAME`, and no
+    opening is counted.
+
+    Raises RequestError without a val, and for the test set of a run that was never started.
+    """
+    if name == "train":
+        return dataset.train, name, 0
+    if name == "val" and dataset.val is None:
+        raise RequestError("--split val: the run has none, it was trained on all of train. Say --split test.")
+    split = dataset.val if name == "val" and dataset.val is not None else dataset.open_test()
+    writable = os.access(folder.path, os.W_OK)
+    with folder.lock() if name == "test" and writable else contextlib.nullcontext():
+        result = folder.read_result() or {}
+        if name == "test" and not result:
+            raise RequestError(f"{folder.path}: never started. Go on with: mcls resume {shell_path(folder.path)}")
+        if other := fingerprint_difference((result.get("fingerprints") or {}).get(name), split):
+            log.warning(f"{name}    not the samples of {folder.path}: {other}; another set, measured as other-{name}")
+            return split, f"other-{name}", 0
+        openings = int(result.get("test_openings", 0)) + 1
+        if name == "test" and writable:
+            folder.write_json(folder.result, {**result, "test_openings": openings})
+    return split, name, openings if name == "test" and writable else 0
+
+
+def fingerprint_difference(known: dict[str, Any] | None, split: Split) -> str:
+    """In what `split` differs from the fingerprint `known`; nothing where it does not, or none is known."""
+    if known is None:
+        return ""
+    here = fingerprint(split)
+    if known["samples"] != here["samples"]:
+        return f"{here['samples']:,} in place of {known['samples']:,}"
+    if known["classes"] != here["classes"]:
+        return "their classes or their order are others"
+    return "what is in them differs" if known["inputs"] != here["inputs"] else ""
+
+
+@torch.inference_mode()
+def logit_batches(loaded: LoadedRun, split: Split) -> Iterator[Tensor]:
+    """Logits float32 (n, C) of the samples of `split`, in order, on the CPU, in the precision of the training."""
+    size = forward_batch(loaded.input_shape, len(loaded.classes))
+    loader = Loader(split, size, loaded.device, loaded.normalise, resident=False)
+    arithmetic = recorded_autocast(loaded.precision, loaded.device)
+    for inputs, _ in loader.epoch():
+        with arithmetic:
+            logits = loaded.model(inputs)
+        yield logits.float().cpu()
+
+
+def logits_of(loaded: LoadedRun, split: Split) -> Tensor:
+    """Logits float32 (N, C) of every sample of `split`."""
+    logits, start = torch.empty(len(split), len(loaded.classes)), 0
+    for batch in logit_batches(loaded, split):
+        logits[start : start + len(batch)] = batch
+        start += len(batch)
+    return logits
+
+
+def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> Evaluation:
+    """Measure `opened` on `split`, called `name`. The temperature is fitted on `val`, without one on `split` itself."""
+    fitted, count = split if val is None or split is val else val, len(loaded.classes)
+    scores = logits_of(loaded, fitted)  # no others are kept: of many classes they take most of the memory
+    temperature, start = fit_temperature(scores, fitted.targets), 0
+    accumulator, scaled = (EvalAccumulator(count, torch.device("cpu")) for _ in range(2))
+    label, surest = torch.empty(2, len(split), dtype=torch.float64)
+    hits = distances = 0.0
+    for logits in scores.split(forward_batch((1,), count)) if fitted is split else logit_batches(loaded, split):
+        rows = slice(start, start := start + len(logits))
+        targets, probabilities = split.targets[rows], logits.double().softmax(dim=1)
+        accumulator.add(logits, targets)
+        scaled.add(logits / (temperature or 1), targets)
+        label[rows] = probabilities.gather(1, targets[:, None])[:, 0]
+        surest[rows] = probabilities.amax(dim=1)
+        distances += brier(probabilities, targets) * len(targets)
+        hits += top_k(logits, targets, TOP) * len(targets) if count > TOP else 0
+    measures, calibrated = accumulator.measure(), scaled.measure()
+    told: dict[str, Any] = {"value": temperature, "fitted_on": name if fitted is split else "val"}
+    if temperature is None:
+        right = bool((scores.argmax(1) == fitted.targets).all())
+        told["reason"] = "no sample of it is mistaken" if right else "the best value is outside 0.01 to 100"
+    else:
+        told |= {"ece": calibrated.ece, "loss": calibrated.loss}
+    report = {
+        "split": name,
+        "epoch": loaded.epoch,
+        **measures.report(loaded.classes, selected=name == "val"),
+        **({f"top_{TOP}": round(hits) / len(split)} if count > TOP else {}),
+        "brier": distances / len(split),
+        "temperature": told,
+    }
+    return Evaluation(split, label, surest, accumulator, measures, report)
+
+
+def accumulate(batches: Iterable[Tensor], targets: Tensor, num_classes: int) -> EvalAccumulator:
+    """The sums over all samples, in batches: a sum of many float32 in one go is not exact enough."""
+    accumulator, start = EvalAccumulator(num_classes, torch.device("cpu")), 0
+    for logits in batches:
+        accumulator.add(logits, targets[start : start + len(logits)])
+        start += len(logits)
+    return accumulator
+
+
+def doubted(found: Evaluation) -> Tensor:
+    """Numbers of the samples that are predicted to be something else, the least probable label first."""
+    wrong = (found.accumulator.predictions()[0] != found.split.targets).nonzero()[:, 0]
+    return wrong[found.label[wrong].argsort(stable=True)]
+
+
+def doubts(found: Evaluation, order: Tensor, classes: Sequence[str]) -> list[list[object]]:
+    """A row for each sample in `order`: its file or number, label, probability of that, predicted class, of that."""
+    predicted = found.accumulator.predictions()[0]
+    rows: list[list[object]] = []
+    for index in order.tolist():
+        label, guess = classes[int(found.split.targets[index])], classes[int(predicted[index])]
+        sample = found.split.names[index] if found.split.names else index
+        rows.append([sample, label, f"{found.label[index]:.6f}", guess, f"{found.surest[index]:.6f}"])
+    return rows
+
+
+def draw_evaluation(found: Evaluation, folder: RunFolder, classes: Sequence[str], order: Tensor | None) -> None:
+    """Figures as PNG files in the run's figures, evaluation-SPLIT-KIND.png.
+
+    Args:
+        order: of the doubted samples, for a grid of them; None leaves it out.
+    """
+    name, names = found.report["split"], figures.legible(tuple(classes))  # of all classes, for their numbers
+    title = f"{folder.name}\n{name} accuracy {found.measures.accuracy * 100:.2f} %"
+    drawn = {
+        "confusion": figures.confusion(*most_confused(found.measures.confusion, names)[:2], title),
+        "reliability": figures.reliability(found.measures.bins, found.measures.ece, title),
+    }
+    if order is not None and found.split.inputs.ndim == 4 and len(order):
+        chosen, labels = by_class(found, order, names)
+        pictures = torch.full((len(chosen), *found.split.inputs.shape[1:]), 255, dtype=torch.uint8)
+        filled = chosen >= 0
+        pictures[filled] = found.split.inputs[chosen[filled]]
+        shown = f"{folder.name}, {name}\nlabels the model doubts: label, its probability, predicted"
+        drawn["mistakes"] = figures.image_grid(pictures.numpy(), labels, [False] * len(labels), shown, EACH)
+    make_folder(folder.figures)
+    for kind, figure in drawn.items():
+        publish(folder.figures / f"evaluation-{name}-{kind}.png", figures.png(figure))
+
+
+def by_class(found: Evaluation, order: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
+    """The most doubted samples of each class, a row of EACH a class, filled up with -1, and what to write below them.
+
+    Of more than ROWS classes those with the most doubted samples.
+    """
+    targets = found.split.targets[order]
+    counts = torch.bincount(targets, minlength=len(classes))
+    fullest = counts.argsort(descending=True, stable=True)[: min(ROWS, len(targets.unique()))].sort().values
+    rows = [order[targets == label][:EACH] for label in fullest]
+    chosen = torch.cat([functional.pad(row, (0, EACH - len(row)), value=-1) for row in rows])
+    told = iter(doubts(found, chosen[chosen >= 0], classes))
+    labels = (f"{label} {float(str(part)):.0%}\n{guess}" for _, label, part, guess, _ in told)
+    return chosen, [next(labels) if index >= 0 else "" for index in chosen.tolist()]

@@ -1,0 +1,111 @@
+"""From samples as they are stored to probabilities: by a run's model, or without torch by an exported ONNX file."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcls.data import image_io
+from mcls.data.table_encoder import all_numbers
+from mcls.errors import FolderError, MachineError
+from mcls.runs.folder import RunFolder
+from mcls.runs.formats import check_encoder
+
+NumpyArray = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model ready to use, whatever runs it.
+
+    Args:
+        classes: names in the order of the probabilities.
+        input_shape: of one sample.
+        image: samples are uint8 images (C, H, W), otherwise float32 of `input_shape`.
+        encoder: what turns the rows of a table into samples, plain data; None where columns are the inputs.
+        probabilities: samples (N, *input_shape) to float32 (N, C).
+        bits: of the values in pictures of more than 8 bits.
+    """
+
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    image: bool
+    encoder: dict[str, Any] | None
+    probabilities: Callable[[NumpyArray], NumpyArray]
+    bits: int = image_io.BITS
+
+
+def classify(
+    model: Classifier, samples: Iterable[tuple[str, NumpyArray]], batch_size: int
+) -> Iterator[tuple[list[str], NumpyArray]]:
+    """Names and probabilities (n, C) of `samples` (name, array), `batch_size` at a time; no more are ever held."""
+    waiting = iter(samples)
+    while batch := list(islice(waiting, batch_size)):
+        yield [name for name, _ in batch], model.probabilities(np.stack([sample for _, sample in batch]))
+
+
+def from_run(folder: RunFolder, device: str, changes: Sequence[str]) -> Classifier:
+    """The selected model of the run in `folder`, on `device`; `changes` as `open_run` takes them.
+
+    Raises MclsError as `open_run` does.
+    """
+    import torch
+
+    from mcls.inference.load import load_run, with_delimiter
+    from mcls.training.precision import recorded_autocast
+
+    loaded = load_run(folder, "best", device, changes)
+
+    @torch.inference_mode()
+    def probabilities(samples: NumpyArray) -> NumpyArray:
+        inputs = loaded.normalise(torch.from_numpy(samples).to(loaded.device))
+        with recorded_autocast(loaded.precision, loaded.device):
+            logits = loaded.model(inputs)
+        found: NumpyArray = logits.float().softmax(dim=1).cpu().numpy()
+        return found
+
+    encoder = with_delimiter(loaded)
+    return Classifier(loaded.classes, loaded.input_shape, loaded.mean is not None, encoder, probabilities, loaded.bits)
+
+
+def from_onnx(path: Path, device: str) -> Classifier:
+    """The model in `path`, a file of `mcls export --format onnx`, run by onnxruntime; torch is not imported.
+
+    Raises MachineError without onnxruntime or the device, FolderError for a file that is damaged or not mcls's.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MachineError("onnxruntime is not installed. Install what it takes: pip install 'mcls[onnx]'") from error
+    onnxruntime.set_default_logger_severity(4)
+    wanted = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
+    if wanted not in onnxruntime.get_available_providers():
+        raise MachineError(f"--device {device}: this onnxruntime has no {wanted}. Say --device cpu.")
+    number = device.partition(":")[2]
+    try:
+        session = onnxruntime.InferenceSession(path, providers=[(wanted, {"device_id": number} if number else {})])
+        about = session.get_modelmeta().custom_metadata_map
+        found = {key: json.loads(value) for key, value in about.items() if key.startswith("mcls.")}
+        classes, shape = tuple(map(str, found["mcls.classes"])), tuple(map(int, found["mcls.input_shape"]))
+        bits = image_io.checked_bits(found.get("mcls.bits", image_io.BITS))
+        image, name = found["mcls.input_type"] == "uint8", session.get_inputs()[0].name
+    except (KeyError, ValueError, TypeError) as error:
+        raise FolderError(f"{path}: refused, it does not say what its classes and inputs are. Is it mcls's?") from error
+    except Exception as error:  # onnxruntime's own have no common class
+        raise FolderError(f"{path}: refused, onnxruntime cannot load it ({type(error).__name__}).") from error
+
+    encoder = found.get("mcls.encoder")
+    check_encoder(encoder, shape, path)
+    inside = found["mcls.input_type"] == "float64" and encoder is not None and all_numbers(encoder)
+
+    def probabilities(samples: NumpyArray) -> NumpyArray:
+        if inside and encoder is not None:  # the file standardises, so it is given what was in the table
+            samples = samples * np.array(encoder["stds"]) + np.array(encoder["means"])
+        return np.asarray(session.run(None, {name: samples})[0])
+
+    return Classifier(classes, shape, image, encoder, probabilities, bits)

@@ -1,0 +1,189 @@
+"""Pictures of a result: each function takes numbers and returns a matplotlib figure; `png` makes a file of one.
+
+matplotlib is imported where it is used, and without pyplot: it costs half a second and no window is ever opened.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcls.data.image_io import MARK
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger("mcls")
+
+Array = NDArray[Any]
+FONT = "DejaVu Sans"  # matplotlib's own
+RIGHT, WRONG, BLUE, GREY = "#1a7f37", "#c62828", "#2f6fb0", "#888888"
+CELLS = 30  # classes up to which a confusion matrix shows its numbers
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches."""
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
+    rcParams["text.parse_math"] = False  # a class may be called $x
+    return Figure(figsize=(width, height), dpi=100, layout="tight")
+
+
+@functools.cache
+def glyphs(path: str) -> frozenset[str]:
+    """The characters that a font has; none of a file that matplotlib can't read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(map(chr, FT2Font(path).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@functools.cache
+def fonts_for(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Families of installed fonts that have `characters`, and those characters that none has."""
+    from matplotlib import font_manager
+
+    manager, families = font_manager.fontManager, [FONT]
+    missing = characters - glyphs(font_manager.findfont(FONT))
+    if missing:
+        for path in set(font_manager.findSystemFonts()) - {font.fname for font in manager.ttflist}:
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                manager.addfont(path)  # installed after matplotlib made its list
+    for font in sorted(manager.ttflist, key=lambda font: font.name) if missing else ():
+        plain = font.style == "normal" and font.weight == 400 and not font.name.startswith("Last Resort")
+        if plain and missing & glyphs(font.fname):
+            families.append(font.name)
+            missing -= glyphs(font.fname)
+    return tuple(families), missing
+
+
+@functools.cache
+def legible(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`names` of classes as figures show them: the number of a class in place of a name that no installed font has."""
+    missing = fonts_for(frozenset("".join(names)))[1]
+    numbers = [number for number, name in enumerate(names) if missing & set(name)]
+    if numbers:
+        cjk = any(re.match("CJK|HIRAGANA|KATAKANA|HANGUL", unicodedata.name(letter, "")) for letter in missing)
+        legend = ", ".join(f"#{number} {names[number]}" for number in numbers[:10])
+        more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
+        log.warning(
+            f"figures no installed font has these names of classes, so they are drawn as numbers: {legend}{more}. "
+            f"A package with such a font is fonts-noto-{'cjk' if cjk else 'core'} (Debian, Ubuntu)."
+        )
+    return tuple(f"#{number}" if number in numbers else name for number, name in enumerate(names))
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG file, in fonts that have its characters; a character that none has becomes a ?."""
+    from matplotlib.text import Text
+
+    buffer = io.BytesIO()
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        families, missing = fonts_for(frozenset(text.get_text()) - set("\n"))
+        text.set_text("".join("?" if letter in missing else letter for letter in text.get_text()))
+        if len(families) > 1:
+            text.set_fontfamily(list(families))
+    figure.savefig(buffer, format="png", metadata=MARK)
+    return buffer.getvalue()
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> "Figure":
+    """Confusion matrix: counts C x C (row the true class), coloured by the part of each true class."""
+    classes = legible(tuple(classes))
+    table = np.asarray(counts, dtype=float)
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    size = min(max(4.2, 1.8 + 0.52 * len(classes)), 12)
+    figure = new_figure(size, size)
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= CELLS:
+        ticks = range(len(classes))
+        axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(ticks, classes, fontsize=8)
+        for row, column in np.argwhere(table > 0):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            text = f"{table[row, column]:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def reliability(bins: Sequence[Sequence[float]], ece: float, title: str) -> "Figure":
+    """Reliability diagram of the calibration bins (3 x B: count, sum of confidence, number right)."""
+    count, confidence, correct = (np.asarray(row, dtype=float) for row in bins)
+    filled = count > 0
+    edges = np.linspace(0, 1, len(count) + 1)
+    figure = new_figure(4.2, 4.2)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    heights = correct[filled] / count[filled]
+    axes.bar(edges[:-1][filled], heights, width=1 / len(count), align="edge", color=BLUE, edgecolor="white", alpha=0.85)
+    axes.plot(confidence[filled] / count[filled], heights, "o", color="black", markersize=3)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    axes.set_title(f"{title}\nexpected calibration error {ece:.3f}", fontsize=10)
+    return figure
+
+
+def image_grid(images: Array, labels: Sequence[str], right: Sequence[bool], title: str, columns: int = 5) -> "Figure":
+    """A grid of images (N x C x H x W, uint8), each with its label below it, green where right and red where not."""
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    gap = max(height // 3, 6)
+    sheet = np.full((rows * (height + gap), columns * (width + 2), 3), 255, dtype=np.uint8)
+    figure = new_figure(1.35 * columns, 0.5 + 1.35 * rows * (height + gap) / (width + 2))
+    axes = figure.add_subplot()
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + gap), index % columns * (width + 2)
+        sheet[top : top + height, left : left + width] = image[:3].transpose(1, 2, 0)
+        colour = RIGHT if right[index] else WRONG
+        place = (left + width / 2, top + height + gap * 0.42)
+        axes.text(*place, labels[index], ha="center", va="center", fontsize=7, color=colour, linespacing=1.0)
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def regions(
+    points: Array, targets: Array, classify: Callable[[Array], Array], classes: Sequence[str], title: str
+) -> "Figure":
+    """Points of the plane (N x 2) in their classes' colours over the regions that `classify` (M x 2 to M) sees."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.08 * (high - low)
+    across, down = (np.linspace(low[axis] - margin[axis], high[axis] + margin[axis], 200) for axis in (0, 1))
+    grid = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2).astype(np.float32)
+    decided = classify(grid).reshape(200, 200)
+    palette = [
+        colormaps["tab10" if len(classes) <= 10 else "turbo"](i % 10 if len(classes) <= 10 else i / len(classes))
+        for i in range(len(classes))
+    ]
+    colours = ListedColormap(palette)
+    figure = new_figure(5, 4.6)
+    axes = figure.add_subplot()
+    extent = (across[0], across[-1], down[0], down[-1])
+    top = len(classes) - 1
+    axes.imshow(decided, origin="lower", extent=extent, cmap=colours, alpha=0.25, aspect="auto", vmin=0, vmax=top)
+    for number, name in enumerate(legible(tuple(classes))):
+        chosen = points[targets == number]
+        axes.scatter(
+            chosen[:, 0], chosen[:, 1], s=10, color=[palette[number]], label=name, edgecolors="white", linewidths=0.3
+        )
+    axes.legend(fontsize=8, loc="best")
+    axes.set_title(title, fontsize=10)
+    return figure

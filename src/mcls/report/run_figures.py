@@ -1,0 +1,110 @@
+"""What came of a run: the measures of the selected weights, and their figures."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mcls.data.image_files import file_digests
+from mcls.data.types import Split
+from mcls.metrics import EvalAccumulator, Metrics
+from mcls.report import figures
+from mcls.report.summary import most_confused
+from mcls.runs.tracking import RunLogger
+from mcls.system.files import make_folder, publish
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GRID_SAMPLES = 20  # samples in a grid of pictures
+TENSORBOARD_METRICS = ("accuracy", "loss", "f1_macro", "ece")
+
+
+def draw_run_figures(
+    name: str,
+    split: Split,
+    accumulator: EvalAccumulator,
+    measures: Metrics,
+    classes: Sequence[str],
+    classify: Callable[[figures.Array], figures.Array],
+) -> dict[str, bytes]:
+    """Figures of the test split, as PNG files by name.
+
+    Args:
+        name: of the run, for the titles.
+        split, accumulator, measures: the samples, what the model said of each, and the sums.
+        classify: numbers of the classes of points (N, 2) in the plane, for the decision regions.
+    """
+    names = figures.legible(tuple(classes))  # of all classes, for their numbers
+    title = f"{name}\ntest accuracy {measures.accuracy * 100:.2f} %"
+    drawn = {
+        "confusion": figures.confusion(*most_confused(measures.confusion, names)[:2], title),
+        "reliability": figures.reliability(measures.bins, measures.ece, title),
+    }
+    predicted, confidence = (answer.cpu() for answer in accumulator.predictions())
+    if split.inputs.ndim == 4:
+        surest = confidence.argsort(descending=True, stable=True)
+        right = (predicted == split.targets)[surest]
+        chosen = {
+            "predictions": (torch.arange(len(split)), "test samples"),
+            "surest": (surest[right], "the most confident hits"),
+            "mistakes": (surest[~right], "the most confident mistakes"),
+        }
+        for kind, (numbers, caption) in chosen.items():
+            if len(numbers):
+                drawn[kind] = prediction_grid(split, predicted, confidence, classes, numbers[:GRID_SAMPLES], caption)
+    elif split.inputs.shape[1:] == (2,):
+        drawn["regions"] = figures.regions(split.inputs[:].numpy(), split.targets.numpy(), classify, classes, title)
+    return {kind: figures.png(figure) for kind, figure in drawn.items()}
+
+
+def save_run_figures(drawn: dict[str, bytes], folder: Path, recorder: RunLogger, step: int) -> None:
+    """Put figures into `folder` and into TensorBoard at `step`."""
+    make_folder(folder)
+    for kind, picture in drawn.items():
+        publish(folder / f"{kind}.png", picture)
+        recorder.image(f"test/{kind}", picture, step)
+
+
+def fingerprint(split: Split) -> dict[str, Any]:
+    """What is equal for the same samples in the same order: their number, and sha256 of classes and of inputs.
+
+    Images in files are known by what stands in the files, so that none is decoded, kept in memory or not.
+    """
+    inputs: Any = file_digests(split.files) if split.files else torch.as_tensor(split.inputs[:]).contiguous().numpy()
+    targets: Any = split.targets.contiguous().numpy()
+    hashes = {"classes": hashlib.sha256(targets).hexdigest(), "inputs": hashlib.sha256(inputs).hexdigest()}
+    return {"samples": len(split), **hashes}
+
+
+def fingerprints(val: Split | None, test: Split | None) -> dict[str, Any]:
+    """Of what a run is measured on, by the splits' names."""
+    return {name: fingerprint(split) for name, split in {"val": val, "test": test}.items() if split is not None}
+
+
+def prediction_grid(
+    split: Split, predicted: Tensor, confidence: Tensor, classes: Sequence[str], chosen: Tensor, title: str
+) -> "Figure":
+    """Pictures of the chosen samples, each over its true and its predicted name."""
+    labels, right, classes = [], [], figures.legible(tuple(classes))
+    for index in chosen.tolist():
+        truth, guess = classes[int(split.targets[index])], classes[int(predicted[index])]
+        labels.append(f"{truth}\n{guess} {confidence[index]:.0%}")
+        right.append(truth == guess)
+    return figures.image_grid(split.inputs[chosen].numpy(), labels, right, f"{title}: true name, then predicted")
+
+
+def final_scalars(result: dict[str, Any], test_followed: bool) -> dict[str, float]:
+    """The selected weights' values for TensorBoard; `test/...` only where no epoch has written them."""
+    found = {
+        f"best/{split}_{key}": result[split][key]
+        for split in ("val", "test")
+        if result[split]
+        for key in TENSORBOARD_METRICS[:2]
+    }
+    if result["test"] and not test_followed:
+        found |= {f"test/{key}": result["test"][key] for key in TENSORBOARD_METRICS}
+    return found

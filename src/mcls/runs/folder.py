@@ -1,0 +1,306 @@
+"""The run folder: its name, what is in it, and how it is read back. A run folder is data: nothing in it is ever run."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mcls.errors import FolderError, MachineError
+from mcls.runs.formats import EPOCH, FILES, FINISHED, MAX_DEPTH, check, too_deep
+from mcls.runs.renamed import SCHEMA, rename_about
+from mcls.system.files import describe_os_error, make_folder, open_plain, publish, to_json
+from mcls.system.text import clean
+
+MAX_TEXT_BYTES = 40_000_000  # bytes of a file of text that is read back, ten times the measures of 10,000 classes
+YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
+TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
+STATUSES = ("running", "finished", "stopped", "failed", "killed", "never started", "damaged")
+
+
+class RunFolder:
+    """The paths of one run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # the resolved configuration
+        self.about = path / "run.json"  # the command, the choices and the machine
+        self.metrics = path / "metrics.jsonl"  # one object an epoch
+        self.result = path / "result.json"  # status and measures
+        self.last = path / "last.pt"  # the newest checkpoint
+        self.previous = path / "previous.pt"  # the one before it
+        self.best = path / "best.pt"  # the selected weights
+        self.figures = path / "figures"  # PNG files
+        self.log = path / "train.log"  # what was said, with times
+        checkpoints = [self.last, self.previous, self.best]
+        self.files = [*checkpoints, self.config, self.about, self.metrics, self.result, self.log, path / "lock"]
+        self.name = f"{path.parent.name}/{path.name}"  # as TensorBoard shows it
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process alone; the kernel frees it when the process ends, however it ends.
+
+        Raises MachineError, naming the process, when another one holds it; FolderError when the folder leads elsewhere.
+        """
+        self.refuse_links()
+        try:
+            descriptor = open_plain(self.path / "lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise MachineError(describe_os_error(self.path / "lock", error, 0)) from error
+        HELD.add(descriptor)
+        try:
+            next_free(descriptor, self.path)
+            self.sweep_up()
+            yield
+        finally:
+            HELD.discard(descriptor)
+            os.close(descriptor)
+
+    def sweep_up(self) -> None:
+        """Delete what a process that was killed while it wrote left behind."""
+        for path in self.files:
+            for rest in self.path.glob(f".{path.name}.*.part"):
+                with contextlib.suppress(OSError):
+                    rest.unlink()
+
+    def refuse_links(self) -> None:
+        """Raise FolderError when what a run writes would land elsewhere: a link, a pipe or a device in its place."""
+        if self.figures.is_symlink() or (self.figures.exists() and not self.figures.is_dir()):
+            raise FolderError(f"{self.figures}: refused, not a plain folder.")
+        for path in [*self.files, *self.figures.glob("*")]:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise FolderError(f"{path}: refused, not a plain file.")
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Publish the resolved configuration, with the number of its format."""
+        publish(self.config, as_yaml({**config, "schema": SCHEMA}).encode())
+
+    def write_json(self, path: Path, value: dict[str, Any]) -> None:
+        """Publish one of the folder's JSON files."""
+        publish(path, (to_json(value) + "\n").encode())
+
+    def openings(self) -> int:
+        """How often the test set has been opened so far, as result.json says."""
+        return int((self.read_result() or {}).get("test_openings", 0))
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.is_file() and self.about.is_file()
+
+    def finished(self) -> dict[str, Any] | None:
+        """What result.json says of a run that came to its end; None of any other."""
+        result = self.read_result() or {}
+        if result.get("status") != "finished":
+            return None
+        check(result, FINISHED, self.result)
+        return result
+
+    def read_result(self) -> dict[str, Any] | None:
+        """What result.json says, or None when there is none. Raises FolderError when it is damaged."""
+        return read_json(self.result) if self.result.is_file() else None
+
+    def read_finished(self) -> dict[str, Any]:
+        """What result.json says of a finished run. Raises FolderError when it is damaged or the run not finished."""
+        if (result := self.finished()) is None:
+            status = clean(str((self.read_result() or {}).get("status", "never started")))
+            raise FolderError(f"{self.path}: not finished, {status}. Go on with: mcls resume {shell_path(self.path)}")
+        return result
+
+
+def find_run(path: Path) -> RunFolder:
+    """The run in `path`. Raises FolderError when there is none."""
+    folder = RunFolder(path)
+    if not folder.about.is_file():
+        raise FolderError(f"{path}: no run folder, it has no run.json.")
+    return folder
+
+
+def as_yaml(config: dict[str, Any]) -> str:
+    """`config` as it stands in config.yaml."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def next_free(descriptor: int, folder: Path) -> None:
+    """Lock the open lock file of `folder` and say in it who holds it. Raises MachineError when another process does."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+        raise MachineError(f"{folder}: in use by {holder}. Stop that one first.") from error
+    except OSError as error:
+        raise MachineError(f"{folder}: cannot be locked ({error.strerror}). Choose another folder.") from error
+    with contextlib.suppress(OSError):  # a full disk is found out by what matters
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+
+
+def let_go() -> None:
+    """In a child: close the locks that were copied into it, or it would hold them beyond its parent's end."""
+    while HELD:
+        os.close(HELD.pop())
+
+
+HELD: set[int] = set()  # descriptors of lock files
+os.register_at_fork(after_in_child=let_go)
+
+
+def claim(parent: Path, name: str) -> RunFolder:
+    """Make a new folder `name`, or `name-2`, `name-3`, ... in `parent`; no two processes ever get the same one."""
+    number = 1
+    try:
+        make_folder(parent)
+        while True:
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir()
+                return RunFolder(path)
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise MachineError(describe_os_error(parent / name, error, 0)) from error
+
+
+def timestamp() -> str:
+    """Now, as a part of a folder's name."""
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def relative(path: Path) -> str:
+    """`path` from here, where that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+def shell_path(path: Path | str) -> str:
+    """`path` as a shell takes it, for commands that are printed to be copied."""
+    return shlex.quote(str(path))
+
+
+def slug(text: str, limit: int = 100) -> str:
+    """`text` as a part of a file name: letters, digits and ``. _ - = , +`` alone, at most `limit` characters."""
+    return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text).strip("._")[:limit] or "_"
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """The text in `path`. Raises FolderError unless it is a plain file inside its own folder, of a sane size."""
+    if path.is_symlink() or not path.is_file():
+        raise FolderError(f"{path}: no such file, or a link. Is this the folder of a run of mcls?")
+    if path.stat().st_size > limit:
+        raise FolderError(f"{path}: refused, larger than {limit:,} bytes.")
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path}: cannot be read ({error}).") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in JSON file `path`, checked whole. Raises FolderError."""
+    value = parse_json(read_text(path), path, FILES[path.name])
+    return rename_about(value) if path.name == "run.json" else value
+
+
+def no_number(word: str) -> None:
+    """Raise ValueError for NaN and Infinity, which are no JSON."""
+    raise ValueError(word)
+
+
+def parse_json(text: str, path: Path, shape: Any) -> dict[str, Any]:
+    """The object of `shape` that the JSON `text` out of `path` stands for. Raises FolderError."""
+    try:
+        value = json.loads(text, parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise FolderError(f"{path}: damaged, not JSON ({type(error).__name__}).") from error
+    if not isinstance(value, dict):
+        raise FolderError(f"{path}: damaged, no object.")
+    if too_deep(value):
+        raise FolderError(f"{path}: damaged, nested deeper than {MAX_DEPTH}.")
+    check(value, shape, path)
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in YAML file `path`: plain values only, no aliases, no tags. Raises FolderError."""
+    text = read_text(path, YAML_LIMIT)
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH or getattr(event, "tag", None) is not None:
+                raise FolderError(f"{path}: refused, it has aliases or tags, or is nested deeper than {MAX_DEPTH}.")
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise FolderError(f"{path}: damaged, not plain YAML ({type(error).__name__}).") from error
+    if not isinstance(value, dict):
+        raise FolderError(f"{path}: damaged, no mapping.")
+    return value
+
+
+def find_runs(root: Path) -> Iterator[RunFolder]:
+    """Every run folder under `root`, in the order of their paths; a run folder is one that has a run.json."""
+    for path in sorted(root.rglob("run.json")):
+        yield RunFolder(path.parent)
+
+
+def status_of(folder: RunFolder, result: dict[str, Any] | None) -> str:
+    """One of STATUSES; a run that says `running` and whose lock nobody holds was killed."""
+    said = "never started" if result is None else str(result.get("status"))
+    if said not in STATUSES:
+        raise FolderError(f"{folder.result}: damaged, its status is {said!r:.40}.")
+    if said not in ("running", "never started"):
+        return said
+    return "running" if locked(folder.path / "lock") else "killed" if said == "running" else said
+
+
+def locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path`."""
+    try:
+        descriptor = open_plain(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def epochs_done(path: Path) -> int | None:
+    """The epoch in the last whole line of a metrics.jsonl, None when there is none."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = file.read(TAIL).splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"}\n")]
+    if not whole or not whole[-1].startswith(b"{"):
+        return None
+    return int(parse_json(whole[-1].decode("utf-8", "replace"), path, EPOCH)["epoch"])
+
+
+def unfinished(folder: RunFolder, result: dict[str, Any] | None) -> str:
+    """`stopped after 9 of 60 epochs`, nothing of a finished run. Raises FolderError for what is damaged."""
+    status = status_of(folder, result)
+    if status in ("finished", "never started"):
+        return "" if status == "finished" else status
+    settings = read_yaml(folder.config).get("trainer")
+    planned = settings.get("epochs") if isinstance(settings, dict) else None
+    return f"{status} after {epochs_done(folder.metrics) or 0} of {planned} epochs"
+
+
+def job_name(number: str | int, changed: str) -> str:
+    """Folder of a job: its number and what was changed, `3_optimizer.lr=0.1,seed=2`."""
+    return slug(f"{number}_{changed}" if changed else str(number))

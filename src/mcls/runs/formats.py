@@ -1,0 +1,149 @@
+"""What stands in the files of a run folder, described as data, and the check of what is read back against it, whole.
+
+A shape is text, kinds with `|` between them; a class; a list with one shape, for lists and tuples of it; a tuple of
+shapes, one of which has to fit; or a dictionary from keys to shapes: a key that ends in ? may be missing, `*` stands
+for all others. Keys that a shape does not name may be there: a later version has written them.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mcls.errors import FolderError
+
+MAX_DEPTH = 20  # of nested values
+WHOLE = 1 << 53  # above are no counts
+KIND_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "text": lambda value: isinstance(value, str),
+    "count": lambda value: type(value) is int and 0 <= value < WHOLE,
+    "float": lambda value: type(value) in (int, float) and abs(value) < 1e300,  # nan and inf are not
+    "bool": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+}
+NUMBER_OR_NULL = {"*": "float|null"}
+REPORT = {
+    **dict.fromkeys(("accuracy", "loss", "f1_macro", "ece"), "float"),
+    "interval?": ["float"],
+    "n": "count",
+    "per_class": [{"class": "text", "precision": "float|null", "recall": "float|null", "f1": "float|null"}],
+    "confusion": ([["count"]], {"*": ["count"]}),
+}
+RESULT: dict[str, Any] = {
+    "status": "text",
+    "reason?": "text|null",
+    **{f"{key}?": "count" for key in ("test_openings", "epochs", "best_epoch", "steps")},
+    **{f"{key}?": "float" for key in ("seconds", "total_seconds")},
+    **{f"{key}?": ("null", {"accuracy?": "float|null"}) for key in ("val", "test")},
+    "fingerprints?": {"*": ("null", {"samples": "count", "classes": "text", "inputs": "text"})},
+    "weights_sha256?": "text",
+}
+FINISHED = {
+    **dict.fromkeys(("test_openings", "epochs", "best_epoch"), "count"),
+    "total_seconds": "float",
+    "val": ("null", REPORT),
+    "test": ("null", REPORT),  # of a sweep's job that was not chosen
+}
+ABOUT = {
+    **{f"{key}?": "text" for key in ("command", "started", "device", "device_name", "precision")},
+    "overrides?": ["text"],
+    "choices?": {"*": "text"},
+    "seed?": "count",
+    "channels_last?": "bool",
+    "environment?": {"threads?": "count", "packages?": {"*": "text|null"}, "*": "text|float|bool|null"},
+    "hyperparameters?": {"*": "text|float|bool|null"},
+}
+EPOCH = {"epoch": "count", "*": ("float|null", NUMBER_OR_NULL)}  # a line of metrics.jsonl
+FILES: dict[str, Any] = {
+    "run.json": ABOUT,
+    "result.json": RESULT,
+    "evaluation.json": {"*": {}},
+    "sweep.json": {"command": "text", "fixed": ["text"], "jobs": [["text"]]},
+}
+ENCODER = {
+    **dict.fromkeys(("missing", "unseen"), "text"),
+    **{f"{key}?": "text" for key in ("delimiter", "target")},
+    **{key: ["text"] for key in ("columns", "missing_values")},
+    "categories": [["text"]],
+    **{key: ["float"] for key in ("means", "stds")},
+}
+DATA = {
+    "classes": ["text"],
+    "input_shape": ["count"],
+    "samples?": ["count"],
+    "bits?": "count",
+    "mean?": ["float"],
+    "std?": ["float"],
+    "encoder?": ENCODER,
+}
+
+
+def check(value: Any, shape: Any, path: Path) -> None:
+    """Raise FolderError, naming the file `path` and the place in it, unless `value` has `shape`."""
+    if wrong := mismatch(value, shape, ""):
+        raise FolderError(f"{path}: damaged, {wrong}.")
+
+
+def mismatch(value: Any, shape: Any, place: str) -> str:
+    """What is wrong with `value`, the first that is found, at its `place`; nothing where it has `shape`."""
+    if isinstance(shape, tuple):
+        wrongs = [mismatch(value, other, place) for other in shape]
+        return "" if "" in wrongs else wrongs[-1]
+    if isinstance(shape, dict):
+        return mapping(value, shape, place) if isinstance(value, dict) else said(value, "a mapping", place)
+    if isinstance(shape, list):
+        if not isinstance(value, list | tuple):
+            return said(value, "a list", place)
+        items = [min(value), max(value)] if set(map(type, value)) == {int} else value  # they speak for millions
+        return next((wrong for item in items if (wrong := mismatch(item, shape[0], f"{place}[]"))), "")
+    if isinstance(shape, type):
+        return "" if isinstance(value, shape) else said(value, f"a {shape.__name__.lower()}", place)
+    return "" if any(KIND_CHECKS[kind](value) for kind in shape.split("|")) else said(value, shape, place)
+
+
+def mapping(value: dict[Any, Any], shape: dict[str, Any], place: str) -> str:
+    """`mismatch` of a dictionary."""
+    named = {key.rstrip("?") for key in shape}
+    for key, item in shape.items():
+        name = key.rstrip("?")
+        if key != "*" and name not in value and name == key:
+            return f"it lacks {f'{place}.{name}'.lstrip('.')}"
+        for found in [other for other in value if other not in named] if key == "*" else [name] * (name in value):
+            if wrong := mismatch(value[found], item, f"{place}.{found!s:.40}"):
+                return wrong
+    return ""
+
+
+def said(value: Any, wanted: str, place: str) -> str:
+    """What was wanted at a place and what is there, in one line."""
+    scalar = value is None or isinstance(value, bool | int | float | str)
+    got = f"{value!r:.40}" if scalar and not (isinstance(value, int) and abs(value) > WHOLE) else type(value).__name__
+    return f"{place.lstrip('.') or 'all of it'} must be {wanted.replace('|', ' or ')}, got {got}"
+
+
+def too_deep(value: Any, left: int = MAX_DEPTH) -> bool:
+    """Whether lists and dictionaries are nested deeper than `left` in `value`, made of them and of plain values."""
+    items = value.values() if isinstance(value, dict) else value
+    return left == 0 or any(too_deep(item, left - 1) for item in items if type(item) in (dict, list))
+
+
+def check_data(data: Any, path: Path) -> None:
+    """Raise FolderError unless `data`, of the checkpoint in `path`, says in itself consistently how samples look."""
+    check(data, DATA, path)
+    shape, mean, std = data["input_shape"], data.get("mean"), data.get("std")
+    lengths = {len(values) for values in (mean, std) if values is not None}
+    image = mean is not None and std is not None and len(shape) == 3 and min(std, default=0) > 0
+    good = bool(shape) and min(shape) > 0 and 8 <= data.get("bits", 8) <= 16
+    if not good or not data["classes"] or (lengths and not (image and lengths == {shape[0]})):
+        raise FolderError(f"{path}: damaged, its classes, shape, mean and std do not go together.")
+    check_encoder(data.get("encoder"), shape, path)
+
+
+def check_encoder(encoder: Any, shape: Sequence[int], path: Path) -> None:
+    """Raise FolderError unless `encoder` is None, or has all that `encode_table` uses and makes samples of `shape`."""
+    if encoder is None:
+        return
+    check(encoder, ENCODER, path)
+    names, texts, numbers = encoder["columns"], encoder["categories"], [*encoder["means"], *encoder["stds"]]
+    fits = len(names) == len(texts) == len(encoder["means"]) == len(encoder["stds"])
+    if not fits or tuple(shape) != (sum(len(row) or 1 for row in texts),) or max(map(abs, numbers)) >= 1e30:
+        raise FolderError(f"{path}: refused, what it says of its table's columns does not fit.")

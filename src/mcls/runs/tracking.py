@@ -1,0 +1,226 @@
+"""Where numbers and pictures of a run go: metrics.jsonl and TensorBoard's event file, both in the run folder.
+
+`add_hparams` would make a second run, `add_scalars` one run a curve, and `add_graph` uses a deprecated tracer: none is
+called. The HPARAMS tab is written with TensorBoard's own messages into the same event file.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mcls.errors import FolderError, MclsError, Stopped
+from mcls.runs.folder import RunFolder, parse_json, relative, shell_path
+from mcls.runs.formats import EPOCH
+from mcls.system.files import open_plain, publish, to_json
+
+log = logging.getLogger("mcls")
+
+LAYOUT = {
+    "train and val": {
+        "loss": ["Multiline", ["^(train|val|test)/loss$"]],
+        "accuracy": ["Multiline", ["^(train|val|test)/accuracy$"]],
+    },
+    "rate": {
+        "learning rate": ["Multiline", ["^lr$"]],
+        "samples per second of training": ["Multiline", ["^time/samples_per_second$"]],
+    },
+}
+
+
+def next_event(progress: dict[str, Any]) -> int:
+    """The first step whose events are written anew after a checkpoint with this `progress`; 0 for a new run.
+
+    That is its own step if the losses up to it are not yet recorded, the next one if they are.
+    """
+    unrecorded = bool(progress["step"]) and progress["window"][2] > 0
+    return int(progress["step"] + (progress["step"] > 0) - unrecorded)
+
+
+class RunLogger:
+    """Writes what a run reports. A write that fails is said once and never stops the training.
+
+    TensorBoard's own writer has a thread that raises its failures wherever the next event is added, and hands its files
+    to the children of the process; events are written here instead, one call each and at once, so that a kill loses
+    nothing that was said before.
+
+    Args:
+        folder: the run's.
+        epoch: how many epochs of an earlier part of the run count; the records of later ones are dropped.
+        begin: the first step that is written anew, 0 for a new run: TensorBoard forgets what earlier files say of it
+            and of later ones.
+    """
+
+    def __init__(self, folder: RunFolder, epoch: int = 0, begin: int = 0) -> None:
+        self.folder = folder
+        self.failed = False
+        self.metrics: Any = None
+        self.events: Any = None
+        self.guard(lambda: self.open(epoch))
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self.event(file_version="brain.Event:2")
+        self.event(begin, session_log=SessionLog(status=SessionLog.START))
+        if not begin:
+            from torch.utils.tensorboard.summary import custom_scalars
+
+            self.add(custom_scalars(LAYOUT))
+
+    def open(self, epoch: int) -> None:
+        """Open metrics.jsonl, cut after `epoch`, and an event file of this process's own."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.drop_after(epoch)
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self.metrics = os.fdopen(open_plain(self.folder.metrics, append), "a", 1, "utf-8")
+        start = int(time.time())
+        for number in itertools.count():
+            path = self.folder.path / f"events.out.tfevents.{start:010d}.mcls.{os.getpid()}.{number}"
+            if not path.exists():
+                self.events = RecordWriter(path.open("xb", buffering=0))
+                return
+
+    def drop_after(self, epoch: int) -> None:
+        """Keep the lines of metrics.jsonl up to `epoch`."""
+        path = self.folder.metrics
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text("utf-8", "replace").splitlines():
+            try:
+                if parse_json(line, path, EPOCH)["epoch"] <= epoch:
+                    kept.append(f"{line}\n")
+            except FolderError:  # a line that a full disk cut off
+                continue
+        publish(path, "".join(kept).encode())
+
+    def event(self, step: int | None = None, **content: Any) -> None:
+        """One event to the event file."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        event = Event(wall_time=time.time(), step=step, **content)
+        if self.events is not None:
+            self.guard(lambda: self.events.write(event.SerializeToString()))
+
+    def add(self, summary: Any, step: int | None = None) -> None:
+        """One message to the event file."""
+        self.event(step, summary=summary)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """All `values` at `step` in one event."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.add(Summary(value=entries), step)
+
+    def steps(self, step: int, scalars: dict[str, float]) -> None:
+        """Values of the training steps up to `step` since the last report."""
+        self.scalars(step, scalars)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One finished epoch: a line of metrics.jsonl, and its values at its last step."""
+        if self.metrics is not None:
+            self.guard(lambda: self.metrics.write(to_json(record, indent=None) + "\n"))
+        splits = ((name, record[name]) for name in ("train", "val", "test") if name in record)
+        values = {f"{split}/{name}": value for split, found in splits for name, value in found.items()}
+        values["time/samples_per_second"] = record["samples_per_second"]
+        values["epoch"] = record["epoch"]
+        self.scalars(record["step"], values)
+
+    def text(self, tag: str, markdown: str) -> None:
+        """A text in the TEXT tab."""
+        from torch.utils.tensorboard.summary import text
+
+        self.add(text(tag, markdown))
+
+    def image(self, tag: str, png: bytes, step: int) -> None:
+        """A picture, given as a PNG file, in the IMAGES tab."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
+        picture = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
+        self.add(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
+
+    def hyperparameters(self, values: dict[str, Any]) -> None:
+        """Announce the run to the HPARAMS tab, which averages runs that differ in the seed alone: they share a trial.
+
+        `values` are flat: dotted keys to numbers, truth values and text.
+        """
+        from tensorboard.plugins.hparams import summary_v2
+
+        same = json.dumps({key: value for key, value in values.items() if key != "seed"}, sort_keys=True)
+        trial = hashlib.sha256(same.encode()).hexdigest()[:16]
+        self.add(summary_v2.hparams_pb(values, trial_id=trial))
+
+    def end(self, succeeded: bool) -> None:
+        """Say to the HPARAMS tab how the run ended."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+        status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
+        info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=info))
+        value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
+        self.add(Summary(value=[value]))
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in (self.metrics, self.events):
+            if file is not None:
+                self.guard(file.close)
+        self.metrics = self.events = None
+
+    def guard(self, write: Callable[[], object]) -> None:
+        """Call `write`; say its first failure and swallow the others."""
+        try:
+            write()
+        except (OSError, ValueError, MclsError) as error:
+            if not self.failed:
+                log.warning(f"{self.folder.path}: curves are not recorded any more ({error}); training goes on.")
+            self.failed = True
+
+
+class LogFile(logging.Handler):
+    """The run's log as a file, with times; on a disk that refuses it the log goes nowhere, and nobody is told."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.path = folder.log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one line."""
+        try:
+            descriptor = open_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError:
+            return
+        with contextlib.suppress(OSError), os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(self.format(record) + "\n")
+
+
+@contextlib.contextmanager
+def log_to_folder(folder: RunFolder) -> Iterator[None]:
+    """Send the log to a file in `folder` too, and when what is inside fails, say so in its result.json."""
+    handler = LogFile(folder)
+    log.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Stopped):
+            error.args = (f"{error}, everything is saved; go on with: mcls resume {shell_path(relative(folder.path))}",)
+        status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
+        handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, reason, (), None))
+        with contextlib.suppress(MclsError):
+            if (folder.read_result() or {}).get("status", "running") == "running":  # or nothing was changed yet
+                loaded = {"test_openings": folder.openings()}
+                folder.write_json(folder.result, {"status": status, "reason": reason, **loaded})
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,134 @@
+"""A sweep: one folder, sweep.json with what is to be run, a run folder for each job, and a table of them."""
+
+import contextlib
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcls.errors import MclsError, RunError
+from mcls.runs.folder import RunFolder, job_name, read_json, relative, shell_path
+from mcls.system import text
+from mcls.system.files import publish, to_json
+
+log = logging.getLogger("mcls")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The folder of a sweep.
+
+    Args:
+        path: the folder.
+        command: what was typed.
+        fixed: keys that have one value for all jobs.
+        jobs: the overrides of each job, in the order of their numbers; empty where Hydra alone knows them.
+    """
+
+    path: Path
+    command: str
+    fixed: Sequence[str]
+    jobs: Sequence[Sequence[str]]
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with what is missing."""
+        place, words = shell_path(relative(self.path)), shlex.split(self.command)
+        own = [word for word in words if word.startswith(("trust=", "--config-dir="))]
+        for flag in ("--config-dir", "-cd"):
+            own += ["--config-dir", words[words.index(flag) + 1]] if flag in words[:-1] else []
+        if self.jobs or "hydra.sweep.dir=" in self.command:
+            return " ".join(["mcls resume", place, *map(shlex.quote, own)]) if self.jobs else self.command
+        return f"{self.command} hydra.sweep.dir={place}"
+
+    def write(self) -> None:
+        """Publish sweep.json."""
+        about = {"command": self.command, "fixed": list(self.fixed), "jobs": [list(job) for job in self.jobs]}
+        publish(self.path / "sweep.json", (to_json(about) + "\n").encode())
+
+    def folder(self, number: int) -> RunFolder:
+        """The run folder of a job, as Hydra names it."""
+        return RunFolder(self.path / job_name(number, ",".join(sorted(self.changed(self.jobs[number])))))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every job is known and has come to an end, good or bad."""
+        results = [self.folder(number).read_result() or {} for number in range(len(self.jobs))]
+        return bool(results) and all(result.get("status") in ("finished", "failed") for result in results)
+
+    def same(self, other: "Sweep") -> bool:
+        """Whether `other` trains the same."""
+        keys = ({key for key in plan.fixed if not key.startswith("hydra")} for plan in (self, other))
+        return [*map(list, self.jobs)] == [*map(list, other.jobs)] and next(keys) == next(keys)
+
+    def changed(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides of a job that are not the same for all."""
+        return [line for line in overrides if line.split("=")[0].lstrip("+~") not in self.fixed]
+
+    def summarise(self) -> None:
+        """Print the table, best first by val, and leave it in sweep.md and sweep.csv. RunError when a job failed."""
+        folders = [RunFolder(path.parent) for path in self.path.glob("*/result.json")]
+        rows = sorted(map(self.row, folders), key=rank_key)
+        header = ["job", "changed", "status", "val accuracy", "test accuracy", "epochs", "seconds", "reason"]
+        shown = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+        if not any(row[-1] for row in rows):
+            header, shown = header[:-1], [row[:-1] for row in shown]
+        titles = [f"{name} (selected on)" if name == "val accuracy" else name for name in header]
+        publish(self.path / "sweep.md", (text.markdown(titles, shown) + "\n").encode())
+        publish(self.path / "sweep.csv", text.comma_separated(header, shown).encode())
+        place = relative(self.path)
+        print(f"\n{text.plain_table(titles, shown)}\n")
+        print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {shell_path(place)}")
+        for status, said in (("failed", "failed"), ("stopped", "were stopped")):
+            if jobs := [row[0] for row in rows if row[2] == status]:
+                names = ", ".join(map(str, jobs))
+                raise RunError(
+                    f"{len(jobs)} of the sweep's jobs {said} ({names}), see the table. Again: {self.resume_command}"
+                )
+
+    def ranked(self) -> list[tuple[RunFolder, dict[str, Any]]]:
+        """The finished jobs with their results, the best on val first."""
+        folders = [RunFolder(path.parent) for path in self.path.glob("*/result.json")]
+        finished = [(folder, result) for folder in folders if (result := folder.finished()) is not None]
+        return sorted(finished, key=lambda job: rank_key(self.row(job[0])))
+
+    def row(self, folder: RunFolder) -> list[Any]:
+        """Number, changes, status, val and test accuracy, epochs, seconds and reason of one job."""
+        result, about = read_json(folder.result), read_json(folder.about)
+        measured = [(result.get(split) or {}).get("accuracy") for split in ("val", "test")]
+        seconds = result.get("total_seconds")
+        number = folder.path.name.split("_")[0]
+        return [
+            int(number) if number.isdecimal() else folder.path.name,
+            " ".join(self.changed(about.get("overrides", []))),
+            result["status"],
+            *measured,
+            result.get("epochs"),
+            None if seconds is None else f"{seconds:.1f}",
+            result.get("reason"),
+        ]
+
+
+def rank_key(row: Sequence[Any]) -> tuple[bool, float, str]:
+    """What the rows of the table are sorted by: the best on val first, the first job of equal ones."""
+    return row[3] is None, -(row[3] or 0), f"{row[0]:>9}"
+
+
+def read_sweep(path: Path) -> Sweep:
+    """The sweep in folder `path`. Raises FolderError when its sweep.json is damaged."""
+    about = read_json(path / "sweep.json")
+    return Sweep(path, about["command"], about["fixed"], about["jobs"])
+
+
+def record_failure(folder: RunFolder, error: Exception, overrides: Sequence[str]) -> None:
+    """Say at once that a job failed, and leave it in its folder."""
+    reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
+    log.error(f"failed: {reason}")
+    with contextlib.suppress(MclsError), folder.lock():  # a job that another process is at is not this one's
+        if not folder.about.exists():
+            folder.write_json(folder.about, {"overrides": list(overrides)})
+        if folder.finished() is None:
+            loaded = {"test_openings": folder.openings()}
+            folder.write_json(folder.result, {"status": "failed", "reason": reason, **loaded})

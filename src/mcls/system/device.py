@@ -1,0 +1,109 @@
+"""The machine: what `auto` means here, a clear error for what is not there, and what to write down of it."""
+
+import logging
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcls import __version__
+from mcls.errors import MachineError, RequestError
+from mcls.system.distributed import SINGLE_PROCESS, World
+from mcls.system.torchrun import rank_and_size
+
+log = logging.getLogger("mcls")
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "scikit-learn",
+    "tensorboard",
+    "matplotlib",
+    "Pillow",
+)
+
+
+def resolve_device(name: str, world: World = SINGLE_PROCESS) -> torch.device:
+    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; a process of a team gets a GPU of its own.
+
+    Raises MachineError for a GPU that is not there.
+    """
+    if world.size > 1:
+        return device_of(world, name)
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(name if ":" in name else f"{name}:0")
+    if device.index >= count:
+        there = f"this machine has {count}" if count else "there is no usable GPU here"
+        raise MachineError(f"device: {name} asked for, but {there}. device=auto would take {resolve_device('auto')}.")
+    return device
+
+
+def device_of(world: World, name: str) -> torch.device:
+    """The device of a process of a team: the CPU, which they share, or a GPU of its own."""
+    launched = rank_and_size()[1] > 1
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        cores = os.cpu_count() or 1
+        if world.size > 4 * cores and not launched:
+            raise MachineError(f"trainer.devices: {world.size} processes on {cores} cores. Lower it.")
+        return torch.device("cpu")
+    if ":" in name:
+        raise RequestError(f"device: {name} is one GPU, trainer.devices={world.size} wants as many. Say device=cuda.")
+    gpus = torch.cuda.device_count()
+    if not launched and gpus < world.size:
+        raise MachineError(
+            f"trainer.devices: {world.size} GPUs asked for, this machine has {gpus}. Say device=cpu, or fewer."
+        )
+    return resolve_device(f"cuda:{os.environ['LOCAL_RANK'] if launched else world.rank}")
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the device, or the machine's limit for this process on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total
+
+
+def device_name(device: torch.device) -> str:
+    """The device's name for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "cpu"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine, for run.json."""
+    asked = ["git", "--no-optional-locks", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+    try:
+        described = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        commit, _, dirty = described.partition("-")
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {
+        "mcls": __version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": commit,
+        "dirty": None if commit is None else bool(dirty),  # files that git knows were changed
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,106 @@
+"""One run in several processes: each trains on its share of every batch, and every sum is taken over all of them.
+
+The first process leads: it alone has the run folder, speaks, and measures at the end. They talk through gloo on CPUs,
+through NCCL on GPUs.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them. Every method but `cut` and `share` waits for all of them.
+
+    Args:
+        rank: number of this process; 0 leads.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def cut(self, start: int, end: int) -> tuple[int, int]:
+        """This process's part of a row from `start` to `end`; the sizes of the parts differ by one at most."""
+        count = end - start
+        return start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's part of a batch."""
+        return batch if self.size == 1 else batch[slice(*self.cut(0, len(batch)))]
+
+    def scale_loss(self, loss: Tensor, targets: Tensor, whole: int, weights: Tensor | None) -> Tensor:
+        """This process's part of the mean loss over a batch of `whole` samples; the parts add up to it.
+
+        Args:
+            loss: mean over this process's `targets`.
+            weights: of each class, if the mean is weighed; float (C,).
+        """
+        if self.size == 1:
+            return loss
+        if weights is None:
+            return loss * (len(targets) / whole)
+        mine = weights[targets].sum()
+        return loss * (mine / self.sum(mine.clone()))
+
+    def add_gradients(self, weights: Iterable[Tensor]) -> None:
+        """Add the gradients of all processes up: in one buffer, so in the same order at every step."""
+        if self.size == 1:
+            return
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        sums = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, sums.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values`, added up in place."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def all_reduce_max(self, number: int) -> int:
+        """The largest of the processes' numbers. It does not wait for a GPU."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return int(found)
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Take the leader's `tensors`."""
+        for tensor in tensors if self.size > 1 else ():
+            distributed.broadcast(tensor.detach(), 0)
+
+    def broadcast_object(self, value: Any) -> Any:
+        """What the leader gives."""
+        found = [value]
+        if self.size > 1:
+            distributed.broadcast_object_list(found, 0)
+        return found[0]
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """The processes' values, in the order of their ranks."""
+        found = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(found, value)
+        return found
+
+    @contextlib.contextmanager
+    def init_process_group(self, place: str, device: torch.device) -> Iterator[None]:
+        """While entered, the processes that meet at `place` (a URL of torch's) are connected."""
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, init_method=place, rank=self.rank, world_size=self.size)
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
+
+
+SINGLE_PROCESS = World()

@@ -1,0 +1,94 @@
+"""Signals that ask a run to stop: a command ends where it is, the training loop when everything is saved."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+UNFINISHED: set[str] = set()  # temporary files that are being written
+main_process = 0  # the one that was started from a command line; those that it forks say nothing
+
+
+def end_on_signals() -> None:
+    """From now on a signal ends this process at once: one line, no traceback, exit status 128 + its number.
+
+    A signal that the process was started to ignore (`nohup`, a script's `&`) stays ignored.
+    """
+    global main_process
+    main_process = os.getpid()
+    for number in ASKING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+def end(number: int, _frame: FrameType | None) -> None:
+    """The handler of a process in which nobody looks for signals."""
+    leave(number)
+
+
+def leave(number: int, again: str = "") -> None:
+    """End the process without an exception, which what is running may swallow or report as something else.
+
+    Args:
+        number: of the signal.
+        again: the command that goes on with what was begun.
+    """
+    if os.getpid() == main_process:
+        for path in UNFINISHED:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108, as little as possible happens here
+        reason = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        text = f"mcls: {reason}; go on with: {again}\n" if again else f"mcls: {reason}.\n"
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode("utf-8", "backslashreplace"))
+    os._exit(128 + number)
+
+
+class StopRequest:
+    """While entered, SIGINT, SIGTERM and SIGHUP end the process at once, except where it is `patient`.
+
+    There they are remembered, and what is running asks this object. A signal that the process was started to ignore
+    (`nohup`, a script's `&`) stays ignored. A second SIGINT always ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.remembers = False
+        self.resume_command = ""  # the command that goes on with what was begun
+        self.before: dict[int, object] = {}
+
+    def __reduce__(self) -> tuple[type["StopRequest"], tuple[()]]:
+        return StopRequest, ()  # a launcher's worker process has handlers of its own
+
+    def __enter__(self) -> "StopRequest":
+        for number in ASKING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self.handle)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        if kind is None and self.before.get(self.number) is end:
+            leave(self.number)  # it came too late to stop anything, and still says that nothing more is to follow
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """The handler."""
+        if not self.remembers or (self.number and number == signal.SIGINT):
+            leave(number, self.resume_command)
+        self.number = self.number or number
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """While entered a signal is remembered: what is inside looks for it."""
+        self.remembers = True
+        try:
+            yield
+        finally:
+            self.remembers = False
+
+    def __call__(self) -> int:
+        """Number of the signal that came first, or 0."""
+        return self.number

@@ -1,0 +1,95 @@
+"""Tables of text: for the terminal, as Markdown and as CSV."""
+
+import csv
+import difflib
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+Row = Sequence[object]
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Every cell as text in one line, its control characters made visible."""
+    return [["" if cell is None else clean(str(cell)) for cell in row] for row in rows]
+
+
+def clean(text: str) -> str:
+    """`text` without characters that a terminal would obey."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def decimals(value: float | None) -> str:
+    """A measure with four digits, nothing for none."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Row]) -> str:
+    """Columns aligned with spaces."""
+    lines = [list(header), *cells(rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    lines = [list(header), ["---"] * len(header), *cells(rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def comma_separated(header: Sequence[str], rows: Sequence[Row], safe: bool = True) -> str:
+    """CSV; a cell that a spreadsheet would take for a formula is quoted with an apostrophe, unless `safe` is False."""
+    guarded = tuple("=+@") if safe else ()
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    for row in cells(rows):
+        writer.writerow(["'" + cell if cell[:1] in guarded else cell for cell in row])
+    return buffer.getvalue()
+
+
+NAMES_SHOWN = 10  # names in a message
+
+
+LONG = 60  # characters of a value in a message
+
+
+def composed(name: str) -> str:
+    """`name` with each accented letter as one character (NFC): a Mac writes two, which look the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """`names` in the order in which people count: 1, 2, 10."""
+
+    def place(part: str) -> tuple[int, int, str]:
+        digits = part.lstrip("0")
+        return (0, len(digits), digits) if part[0] in "0123456789" else (1, 0, part)
+
+    return sorted(names, key=lambda name: ([place(part) for part in re.findall(r"[0-9]+|[^0-9]+", name)], name))
+
+
+def assigned(key: str, value: str) -> str:
+    """`key=value` to be typed: in quotes for the shell and for Hydra where it has more than plain characters."""
+    return f"{key}={value}" if re.fullmatch(r"[\w./-]+", value) else f"\"{key}='{value}'\""
+
+
+def quote_names(names: Sequence[str]) -> str:
+    """The first of `names`, quoted, and how many more there are."""
+    shown = ", ".join(f"'{clean(name)}'" for name in names[:NAMES_SHOWN])
+    return shown + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`Did you mean 'x'? ` for a mistyped name, or nothing."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean '{clean(found[0])}'? " if found else ""
+
+
+def quoted(value: str) -> str:
+    """A value from a file as a message shows it: in quotes, in one line, not too long."""
+    text = clean(value)
+    return f"'{text}'" if len(text) <= LONG else f"'{text[:LONG]}...'"

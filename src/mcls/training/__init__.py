@@ -1,0 +1,1 @@
+"""A run being made: build its components, check them, train, save."""

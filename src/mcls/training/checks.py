@@ -1,0 +1,160 @@
+"""What the parts of a training must keep to, tried before anything is trained: one line says what does not fit."""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcls.errors import MclsError, RequestError
+
+PASS_THROUGH = (MclsError, MemoryError, torch.OutOfMemoryError)  # what is not the fault of the part that raises it
+
+
+@torch.no_grad()
+def check_model(model: nn.Module, name: str, shape: tuple[int, ...], num_classes: int, device: torch.device) -> None:
+    """Raise RequestError unless `model` turns two samples of `shape` into two rows of logits, when it trains too."""
+    got, samples = " x ".join(map(str, shape)), torch.zeros(2, *shape, device=device)
+    kept: list[Tensor] = []
+    for training in (False, True):
+        try:
+            logits = model.train(training)(samples)
+        except PASS_THROUGH:
+            raise
+        except Exception as error:
+            raise RequestError(
+                f"model: {name} does not take samples of shape {got}: {error_summary(error)}."
+            ) from error
+        if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+            made = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            wanted = f"logits of shape (2, {num_classes}) for two samples"
+            raise RequestError(f"model: {name} must return {wanted}, got {made}{' in training' * training}.")
+        kept = kept or [buffer.clone() for buffer in model.buffers()]
+    for buffer, was in zip(model.buffers(), kept, strict=False):
+        buffer.copy_(was)
+    model.eval()
+
+
+def check_loss(
+    loss: Callable[[Tensor, Tensor], Tensor], name: str, targets: Tensor, num_classes: int, device: torch.device
+) -> Tensor | None:
+    """Raise RequestError unless `loss` turns logits and some of `targets` into one number with a gradient, a mean.
+
+    Returns the class weights of that mean; see `check_mean`.
+    """
+    if not callable(loss):
+        raise RequestError(f"loss: {name} must be a loss or make one, got {type(loss).__name__}.")
+    if isinstance(loss, nn.NLLLoss) or name == "torch.nn.functional.nll_loss":
+        raise RequestError(f"loss: {name} wants log-probabilities, and models return logits. Say loss=nll.")
+    few = targets[: 3 if num_classes == 2 else 2].to(device)  # never as many as classes: nothing to broadcast
+    logits = torch.linspace(-1, 1, len(few) * num_classes, device=device).view(-1, num_classes).requires_grad_()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            value = loss(logits, few)
+    except PASS_THROUGH:
+        raise
+    except Exception as error:
+        wanted = f"logits of shape {tuple(logits.shape)} and class numbers"
+        raise RequestError(f"loss: {name} does not take {wanted}: {error_summary(error)}.") from error
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+        made = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.ndim else str(value)
+        raise RequestError(f"loss: {name} must return one number with a gradient, got {made}.")
+    return check_mean(loss, name, targets, num_classes, device)
+
+
+def check_mean(
+    loss: Callable[[Tensor, Tensor], Tensor], name: str, targets: Tensor, num_classes: int, device: torch.device
+) -> Tensor | None:
+    """The class weights by which `loss` of a batch is the mean of its samples', float (C,); None if all count alike.
+
+    Raises RequestError when it is no such mean: processes could not share a batch, nor losses be compared.
+    """
+    kept = getattr(loss, "weight", None)
+    candidates = [kept] if isinstance(kept, Tensor) and kept.shape == (num_classes,) else []
+    present = targets.unique().to(device)
+    if candidates:
+        present = present[candidates[0][present].argsort()]
+        present = present[candidates[0][present] > 0]
+        if not len(present):
+            return kept
+    present = torch.cat([present[:3], present[3:][-3:]])  # the lightest and the heaviest
+    samples = torch.cat([present, present[:1]])
+    logits = 2 * torch.arange(len(samples) * num_classes, device=device).float().sin().view(-1, num_classes)
+    parts = [slice(0, len(samples) // 2), slice(len(samples) // 2, None), slice(None)]
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            first, second, whole = (loss(logits[part], samples[part]) for part in parts)
+    except PASS_THROUGH:
+        raise
+    except Exception as error:
+        raise RequestError(f"loss: {name} does not take batches of any size: {error_summary(error)}.") from error
+    for weights in [*candidates, None]:
+        mass = torch.ones_like(samples, dtype=logits.dtype) if weights is None else weights[samples]
+        mean = (first * mass[parts[0]].sum() + second * mass[parts[1]].sum()) / mass.sum()
+        if torch.allclose(mean.float(), whole.float(), rtol=1e-4, atol=1e-6):
+            return weights
+    weighted = ", weighted by its `weight` or not" * bool(candidates)
+    raise RequestError(
+        f"loss: {name} must return the mean over the samples of a batch{weighted}: got {whole:.4g} for a batch "
+        f"whose parts have {first:.4g} and {second:.4g}. Say reduction: mean."
+    )
+
+
+def may_fuse(node: dict[str, Any], device: torch.device, precision: str) -> bool | None:
+    """Whether the optimizer of `node` takes one kernel a step: one of torch's own, unless a key of its excludes it."""
+    if precision == "fp16":  # SGD's takes momentum that was never written
+        return None
+    excluded = any(node.get(key) for key in ("foreach", "capturable", "differentiable"))
+    cpu_only = device.type != "cpu" and node["_target_"] == "torch.optim.Adagrad"
+    return None if excluded or cpu_only or not node["_target_"].startswith("torch.optim.") else True
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Raise RequestError for an optimizer that wants more than dense gradients and one step a batch."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise RequestError(f"optimizer: {name} wants the loss several times a step, and gets it once. Choose another.")
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise RequestError(f"optimizer: {name} wants sparse gradients, and models have dense ones. Choose another.")
+    if optimizer.defaults.get("differentiable"):
+        raise RequestError("optimizer.differentiable: true is for gradients of the optimizer itself. Set it to false.")
+    if optimizer.defaults.get("capturable") and optimizer.param_groups[0]["params"][0].device.type == "cpu":
+        raise RequestError("optimizer.capturable: true is for GPUs, and this run is on the CPU. Set it to false.")
+
+
+def check_augment(augment: Any, name: str | None, shape: tuple[int, ...]) -> None:
+    """Raise RequestError unless `augment` is None, or an augmentation and samples are images."""
+    if augment is None:
+        return
+    if len(shape) != 3:
+        got = " x ".join(map(str, shape))
+        raise RequestError(f"augment: wants images, this data set has samples of shape {got}. Say augment=none.")
+    if not callable(augment) or not isinstance(getattr(augment, "draws", None), int):
+        raise RequestError(f"augment: {name} must be callable and have `draws`, its random numbers for each sample.")
+
+
+def error_summary(error: Exception) -> str:
+    """The kind of `error` and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(". :")
+
+
+def check_selection(config: dict[str, Any], has_val: bool, sampler: str | None = None) -> None:
+    """Raise RequestError unless a sweep of `config` can choose its best job, or `sampler` its next ones, without test.
+
+    Args:
+        sampler: the sweeper that chooses what to try next by what came of the jobs before; None where all are listed.
+    """
+    test = config["sweep"]["test"]
+    if not has_val and (sampler or test == "best"):
+        wanted = (
+            f"{sampler}: searches on val, never on test" if sampler else "sweep.test: the best job is chosen on val"
+        )
+        other = "list the values to try" if sampler else "sweep.test=all to open test for every job"
+        raise RequestError(f"{wanted}, and there is none. Set dataset.val_fraction=0.1, or {other}.")
+    if test != "all" and config["trainer"]["evaluate_test_each_epoch"]:
+        raise RequestError(
+            f"trainer.evaluate_test_each_epoch: opens test in every job, and sweep.test is {test}. "
+            "Set it to false, or sweep.test=all."
+        )

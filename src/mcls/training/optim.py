@@ -1,0 +1,46 @@
+"""What the trainer needs of an optimizer: its learning rates set before each step, and a step without overhead."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.optim import Optimizer
+
+from mcls.schedules import Schedule
+
+
+def skip_compiler_import() -> None:
+    """Let optimizers be made without importing torch's compiler, which takes as long as importing torch.
+
+    Four methods of `Optimizer` import it when first called, to ask it to leave them alone; nothing here compiles them.
+    They remember the answer in an attribute, which is set here. A torch that does not look for it imports as before.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(vars(Optimizer)[name], "__wrapped__", None)
+        if plain is not None and not hasattr(plain, "__dynamo_disable"):
+            setattr(plain, "__dynamo_disable", plain)  # setattr: Python would mangle the name
+
+
+def raw_step(optimizer: Optimizer) -> Callable[[], object]:
+    """`optimizer.step` of one of torch's optimizers without what torch wraps around it: the import of its compiler,
+    a record for its profiler, and hooks, of which there are none here. Any other optimizer's step as it is."""
+    kind = type(optimizer)
+    if not kind.__module__.startswith("torch.optim.") or optimizer.defaults.get("differentiable"):
+        return optimizer.step
+    return torch.no_grad()(partial(inspect.unwrap(kind.step), optimizer))
+
+
+class LRScheduler:
+    """Sets the learning rate of each parameter group of `optimizer` to its own base rate times the schedule."""
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: int) -> None:
+        self.optimizer, self.schedule, self.total_steps = optimizer, schedule, total_steps
+        self.base = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def set(self, step: int) -> float:
+        """Set the rates for the update that follows `step` finished ones; return the first group's."""
+        factor = self.schedule(step / self.total_steps)
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * factor
+        return self.base[0] * factor

@@ -1,0 +1,314 @@
+"""One training from its configuration to its result: builds the parts, runs the trainer, fills the run folder."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from textwrap import indent
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mcls.config.saved import without_pretrained
+from mcls.data.loader import worker_errors
+from mcls.errors import FolderError, MachineError, RunError
+from mcls.report import run_figures
+from mcls.runs import checkpoint
+from mcls.runs.folder import RunFolder, as_yaml, read_yaml, relative
+from mcls.runs.tracking import RunLogger, log_to_folder, next_event
+from mcls.system.device import device_name, environment
+from mcls.system.distributed import World
+from mcls.system.files import move
+from mcls.system.signals import StopRequest
+from mcls.training.checks import check_selection
+from mcls.training.launch import launch_workers
+from mcls.training.precision import evaluate_loader
+from mcls.training.restore import check_resumable, fitted, newest_checkpoint, read_metadata, tell_length
+from mcls.training.setup import Components, build_components, hyperparameters
+from mcls.training.trainer import MetricWriter, Trainer
+
+log = logging.getLogger("mcls")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the steps of one run share.
+
+    Args:
+        folder: the run's, locked.
+        components: built from `config`.
+        config: checked and resolved.
+        about: what run.json says.
+        state: the checkpoint to go on from; None of a new run.
+        stop: number of the signal that asks to stop, or 0.
+    """
+
+    folder: RunFolder
+    components: Components
+    config: dict[str, Any]
+    about: dict[str, Any]
+    state: dict[str, Any] | None
+    stop: StopRequest
+
+
+def train_new(
+    config: dict[str, Any], origin: dict[str, Any], make_folder: Callable[[], RunFolder], stop: StopRequest
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Train what `config` describes and fill a run folder.
+
+    Args:
+        config: checked and resolved.
+        origin: `command` (what was typed), `overrides` and `choices` (from each group), for run.json; of a job of a
+            sweep also `test_closed`, whether the test set is left closed.
+        make_folder: makes the run folder; called when everything is built, so that wrong requests leave none behind.
+        stop: number of the signal that asks to stop, or 0.
+
+    Returns:
+        The folder and what stands in its result.json. Raises MclsError; the folder, if there is one, says why too.
+    """
+    started = time.monotonic()
+    parts = build_components(config)
+    if origin.get("test_closed"):
+        check_selection(config, parts.val is not None)
+    resolved = {"trainer.batch_size": parts.train.batch_size} if config["trainer"]["batch_size"] == "auto" else {}
+    about = {
+        **origin,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config["seed"],
+        "device": str(parts.device),
+        "device_name": device_name(parts.device),
+        "precision": parts.precision,
+        "channels_last": parts.channels_last,
+        "batch_size": parts.train.batch_size,
+        "environment": environment(),
+        "hyperparameters": hyperparameters(config, origin["choices"]) | resolved,
+    }
+    with stop.patient(), (folder := make_folder()).lock(), log_to_folder(folder):
+        folder.write_config(config)
+        folder.write_json(folder.about, about)
+        return folder, train_and_record(RunContext(folder, parts, config, about, None, stop), started)
+
+
+def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict[str, Any]:
+    """Go on from the newest good checkpoint of a run, under `config`. Returns what stands in result.json.
+
+    Raises FolderError when no checkpoint is good or the data are not those it was trained on.
+    """
+    started = time.monotonic()
+    about = read_metadata(folder)
+    with folder.lock(), log_to_folder(folder):
+        state = newest_checkpoint(folder)
+        wanted = config if state is None else check_resumable(folder, config, state)
+        trainer = {**wanted["trainer"], "batch_size": about.get("batch_size", wanted["trainer"]["batch_size"])}
+        wanted = {**wanted, "threads": about["environment"]["threads"], "trainer": trainer}
+        parts = build_components(wanted)
+        if state is not None and state["data"] != parts.data:
+            raise FolderError(f"{folder.path}: refused, the data set's classes, shape, statistics or sizes are others.")
+        here = {"device": parts.device.type, "precision": parts.precision, "channels_last": parts.channels_last}
+        for key, found in here.items():
+            if (was := str(about[key]).split(":")[0]) != str(found):
+                raise MachineError(f"{key}: the run began with {was}, here it is {found}. Resume it where it began.")
+        if state is not None:
+            tell_length(config, read_yaml(folder.config)["trainer"]["epochs"], state["progress"], parts)
+        with stop.patient():
+            folder.write_config(config)
+            about["hyperparameters"] = hyperparameters(config, about["choices"])
+            folder.write_json(folder.about, about)
+            return train_and_record(RunContext(folder, parts, wanted, about, state, stop), started)
+
+
+def train_and_record(run: RunContext, started: float) -> dict[str, Any]:
+    """Train into the run's folder. Returns what stands in result.json.
+
+    Args:
+        started: `time.monotonic()` when the command began with this run.
+    """
+    folder, about, state = run.folder, run.about, run.state
+    openings, before = folder.openings(), (folder.finished() or {}).get("total_seconds") or 0.0
+    folder.write_json(folder.result, {"status": "running", "test_openings": openings})
+    log_summary(run.components, about, folder)
+    progress = {"epoch": 0, "step": 0} if state is None else state["progress"]
+    recorder = RunLogger(folder, progress["epoch"], next_event(progress))
+    try:
+        if not progress["step"]:
+            recorder.text("command", f"    {about['command']}")
+            recorder.text("config", indent(as_yaml(run.config), "    "))
+            recorder.hyperparameters(about["hyperparameters"])
+        if state is not None:
+            log.info(f"resumed after epoch {progress['epoch']}, step {progress['step']}")
+        result = train_and_evaluate(run, recorder, openings)
+        result["total_seconds"] = before + time.monotonic() - started
+        folder.write_json(folder.result, result)
+        recorder.end(succeeded=True)
+        return result
+    except BaseException:
+        recorder.end(succeeded=False)
+        raise
+    finally:
+        recorder.close()
+
+
+def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> None:
+    """Say what was found, before the first step."""
+    dataset, choices = parts.dataset, about["choices"]
+    shape = " x ".join(map(str, dataset.input_shape))
+    sizes = f"{len(dataset.train):,} train, {len(dataset.val) if dataset.val is not None else 0:,} val"
+    weights = sum(weight.numel() for weight in parts.model.parameters())
+    memory = "resident" if parts.train.resident else f"streamed, {parts.train.workers} workers"
+    others = ", ".join(f"{part} {choices[part]}" for part in ("loss", "optimizer", "schedule", "augment"))
+    order = ", channels-last" if parts.channels_last else ""
+    processes = f"{parts.world.size} processes of " if parts.world.size > 1 else ""
+    device = f"{processes}{parts.device} ({about['device_name']}), {parts.precision}{order}"
+    log.info(f"data    {choices['dataset']}: {sizes}; {len(dataset.classes)} classes; {shape} a sample; {memory}")
+    log.info(f"model   {choices['model']}: {weights:,} weights; {others}")
+    log.info(f"device  {device}; {about['environment']['threads']} threads; seed {about['seed']}")
+    log.info(f"folder  {relative(folder.path)}")
+
+
+def checkpoint_writer(folder: RunFolder, parts: Components) -> Callable[[dict[str, Any], bool], None]:
+    """What writes a trainer's checkpoints to `folder`."""
+
+    def save(state: dict[str, Any], best_is_new: bool) -> None:
+        if folder.last.exists():
+            move(folder.last, folder.previous)
+        checkpoint.save(folder.last, {**state, "data": parts.data})
+        if best_is_new:
+            save_best(folder, state["best"], state["progress"]["best_epoch"], parts.data)
+
+    return save
+
+
+def save_best(folder: RunFolder, weights: dict[str, Any], epoch: int, data: dict[str, Any]) -> None:
+    """Publish the selected weights by themselves, with what it takes to use them."""
+    checkpoint.save(folder.best, {"model": weights, "data": data, "epoch": epoch})
+
+
+def make_trainer(
+    parts: Components, recorder: MetricWriter, save: Callable[[dict[str, Any], bool], None], stop: Callable[[], int]
+) -> Trainer:
+    """A trainer of `parts`."""
+    return Trainer(
+        parts.model,
+        parts.loss,
+        parts.optimizer,
+        parts.rates,
+        parts.settings,
+        num_classes=len(parts.dataset.classes),
+        device=parts.device,
+        precision=parts.precision,
+        recorder=recorder,
+        save=save,
+        stop=stop,
+        world=parts.world,
+        class_weights=parts.class_weights,
+    )
+
+
+@worker_errors()
+def restore_and_fit(trainer: Trainer, parts: Components, config: dict[str, Any], state: dict[str, Any] | None) -> None:
+    """Train, from the leader's `state` on if there is one."""
+    state = parts.world.broadcast_object(state)
+    if state is not None:
+        try:
+            trainer.load_state_dict(fitted(state, trainer, len(parts.train)))
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise FolderError(f"last.pt: refused, it does not fit the run ({error}).") from error
+    followed = parts.load(parts.dataset.open_test()) if config["trainer"]["evaluate_test_each_epoch"] else None
+    trainer.fit(parts.train, parts.val, followed)
+
+
+class NullWriter:
+    """A recorder that records nothing."""
+
+    def steps(self, step: int, scalars: dict[str, float]) -> None:
+        """Nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def worker_main(
+    world: World, place: str, config: dict[str, Any], stop: StopRequest, ready: Callable[[], object]
+) -> None:
+    """What a process does that does not lead its team: it trains with the others. The rest is the leader's."""
+    log.setLevel(logging.ERROR)
+    weightless = {
+        **config,
+        "model": without_pretrained(config["model"], config["trust"]),
+    }  # the leader's weights will come
+    parts = build_components(weightless, world.rank)
+    with stop.patient():
+        ready()
+        with world.init_process_group(place, parts.device):
+            restore_and_fit(
+                make_trainer(parts, NullWriter(), lambda state, best_is_new: None, stop), parts, config, None
+            )
+
+
+def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> dict[str, Any]:
+    """Train, select, open the test set (which had `openings` before) unless it is to stay closed, measure and draw.
+
+    Returns what stands in result.json.
+    """
+    parts, folder, settings = run.components, run.folder, run.config["trainer"]
+    begun, followed = run.state["progress"]["epoch"] if run.state else 0, settings["evaluate_test_each_epoch"]
+    with launch_workers(parts.world, parts.device, "mcls.training.run:worker_main", run.config, run.stop):
+        trainer = make_trainer(parts, recorder, checkpoint_writer(folder, parts), run.stop)
+        try:
+            restore_and_fit(trainer, parts, run.config, run.state)
+        finally:
+            if followed:  # every epoch opens the test set, those before a kill -9 did too
+                openings = max(openings, begun) + max(0, trainer.progress.epoch - begun)
+                folder.write_json(folder.result, {"status": "running", "test_openings": openings})
+    progress, classes = trainer.progress, parts.dataset.classes
+
+    measure = partial(evaluate_loader, parts.model, num_classes=len(classes), precision=parts.precision, stop=run.stop)
+    if trainer.best is not None:
+        parts.model.load_state_dict(trainer.best)
+    split = test = None
+    if not run.about.get("test_closed"):
+        openings += 1
+        folder.write_json(folder.result, {"status": "running", "test_openings": openings})
+        split = parts.dataset.open_test()
+        accumulator = measure(parts.load(split))
+        test = accumulator.measure()
+        if not math.isfinite(test.loss):
+            raise RunError(f"the test loss is {test.loss} after step {progress.step}. Lower optimizer.lr.")
+    if trainer.best is None:  # no val: the last weights are the selected ones
+        progress.best_epoch = progress.epoch
+        save_best(folder, parts.model.state_dict(), progress.epoch, parts.data)
+    val = measure(parts.val).measure() if parts.val is not None else None
+    result: dict[str, Any] = {
+        "status": "finished",
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "samples_per_second": progress.samples_and_seconds[0] / max(progress.samples_and_seconds[1], 1e-9),
+        "val": val.report(classes, selected=True) if val else None,
+        "test": test.report(classes) if test else None,
+        "test_openings": openings,
+        "fingerprints": run_figures.fingerprints(parts.dataset.val, split),
+        "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
+    }
+    end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more
+    recorder.scalars(end, run_figures.final_scalars(result, followed))
+    if settings["figures"] and split and test:
+        parts.train.release()  # matplotlib takes as much memory as MNIST
+        drawn = run_figures.draw_run_figures(
+            folder.name, split, accumulator, test, classes, partial(classify, parts.model, parts.device)
+        )
+        run_figures.save_run_figures(drawn, folder.figures, recorder, end)
+    return result
+
+
+@torch.inference_mode()
+def classify(model: nn.Module, device: torch.device, points: NDArray[Any]) -> NDArray[Any]:
+    """Numbers of the classes of points (N, 2) in the plane."""
+    return np.asarray(model(torch.from_numpy(points).to(device)).argmax(1).cpu())

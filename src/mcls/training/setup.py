@@ -1,0 +1,237 @@
+"""From a checked configuration to the parts of a training, built, on their device, and known to go together."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcls.config.instantiate import build
+from mcls.data.loader import Loader, Normalise, forward_batch
+from mcls.data.types import Dataset, Split
+from mcls.errors import DataError, MachineError, RequestError
+from mcls.system.device import memory_bytes, resolve_device
+from mcls.system.distributed import SINGLE_PROCESS, World
+from mcls.training.checks import check_augment, check_loss, check_model, check_optimizer, may_fuse
+from mcls.training.optim import LRScheduler, skip_compiler_import
+from mcls.training.precision import resolve_precision, set_matrix_products
+from mcls.training.trainer import Settings
+
+log = logging.getLogger("mcls")
+
+DEFAULT_THREADS = torch.get_num_threads()  # before any job of a sweep has changed it
+AUTO_BATCH = 128  # what trainer.batch_size=auto takes, as its comment says
+PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
+NOT_COMPARED = {"download", "log_every_steps", "checkpoint_every_seconds", "checkpoint_every_steps", "figures"}
+
+
+@dataclass(frozen=True)
+class Components:
+    """Everything that a training is made of, built and on its device."""
+
+    dataset: Dataset
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    class_weights: Tensor | None
+    optimizer: torch.optim.Optimizer
+    rates: LRScheduler
+    settings: Settings
+    train: Loader
+    val: Loader | None
+    load: Callable[[Split], Loader]
+    world: World
+    device: torch.device
+    precision: str
+    channels_last: bool
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What a checkpoint must know of the data to be used without them."""
+        found: dict[str, Any] = {"classes": list(self.dataset.classes), "input_shape": list(self.dataset.input_shape)}
+        found["samples"] = [0 if split is None else len(split) for split in (self.dataset.train, self.dataset.val)]
+        if self.dataset.mean is not None and self.dataset.std is not None:
+            found |= {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
+        if self.dataset.bits != 16:
+            found["bits"] = self.dataset.bits
+        if self.dataset.encoder is not None:
+            found["encoder"] = self.dataset.encoder
+        return found
+
+
+def build_components(config: dict[str, Any], rank: int = 0) -> Components:
+    """Build what `config` describes, for process number `rank` of its `trainer.devices`.
+
+    Raises MclsError when parts do not go together or the machine lacks something.
+    """
+    world = World(rank, config["trainer"]["devices"])
+    device, precision = prepare_machine(config, world)
+    settings, trust, seed = config["trainer"], config["trust"], config["seed"]
+    dataset = open_dataset(config, device, world)
+    shape, num_classes = dataset.input_shape, len(dataset.classes)
+    if settings["patience"] is not None and dataset.val is None:
+        raise RequestError("trainer.patience: there is no val to wait for. Raise dataset.val_fraction, or say null.")
+    torch.manual_seed(seed)
+    model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)
+    check_model(model, config["model"]["_target_"], shape, num_classes, device)
+    channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    if settings["compile"]:
+        model.compile()
+    augment = build("augment", config["augment"], trust)
+    check_augment(augment, config["augment"]["_target_"], shape)
+    size = resolve_batch_size(settings["batch_size"], len(dataset.train), model, world.size)
+    serve = {
+        "device": device,
+        "normalise": Normalise(dataset.mean, dataset.std, device),
+        "resident": is_resident(settings["data_on_device"], dataset, device, world),
+        "workers": settings["workers"],
+        "channels_last": channels_last,
+    }
+
+    def load(split: Split) -> Loader:
+        return Loader(split, forward_batch(shape, num_classes), **serve)
+
+    train = Loader(
+        dataset.train, size, augment=augment, seed=seed, balanced=settings["class_balanced_sampling"], **serve
+    )
+    loss, class_weights = build_loss(config, dataset, device)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    torch.manual_seed(seed + rank)  # of dropout
+    skip_compiler_import()
+    fused = may_fuse(config["optimizer"], device, precision)
+    optimizer = build("optimizer", config["optimizer"], trust, params=weights, fused=fused)
+    check_optimizer(optimizer, config["optimizer"]["_target_"])
+    return Components(
+        dataset=dataset,
+        model=model,
+        loss=loss,
+        class_weights=class_weights,
+        optimizer=optimizer,
+        rates=LRScheduler(optimizer, build("schedule", config["schedule"], trust), settings["epochs"] * len(train)),
+        settings=Settings(**{field.name: settings[field.name] for field in fields(Settings)}),
+        train=train,
+        val=load(dataset.val) if dataset.val is not None else None,
+        load=load,
+        world=world,
+        device=device,
+        precision=precision,
+        channels_last=channels_last,
+    )
+
+
+def build_loss(
+    config: dict[str, Any], dataset: Dataset, device: torch.device
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor | None]:
+    """The loss of `config`, and the class weights by which it is a mean."""
+    targets, num_classes, name = dataset.train.targets, len(dataset.classes), config["loss"]["_target_"]
+    loss = build("loss", config["loss"], config["trust"], counts=torch.bincount(targets, minlength=num_classes))
+    loss = loss.to(device) if isinstance(loss, nn.Module) else loss
+    if config["trainer"]["class_balanced_sampling"] and config["loss"].get("class_weights") == "balanced":
+        log.warning(
+            "loss    class_weights=balanced and trainer.class_balanced_sampling=true do the same twice. Use one."
+        )
+    return loss, check_loss(loss, name, targets, num_classes, device)
+
+
+def prepare_machine(config: dict[str, Any], world: World) -> tuple[torch.device, str]:
+    """Set torch's threads and arithmetic as `config` wants them. Returns the device and the precision of the run."""
+    torch.set_num_threads(config["threads"] or max(1, DEFAULT_THREADS // world.size))
+    if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:  # setting it costs 2 s of imports
+        torch.use_deterministic_algorithms(config["deterministic"])
+    device = resolve_device(config["device"], world)
+    precision = resolve_precision(config["precision"], device)
+    set_matrix_products(precision)
+    return device, precision
+
+
+def resolve_batch_size(choice: int | str, samples: int, model: nn.Module, processes: int) -> int:
+    """The samples a batch; `auto` goes with any number of training samples.
+
+    Of every batch each of the `processes` gets a sample, and more than one where there is batch norm.
+    Raises RequestError for a number that does not go with the training samples or with batch norm.
+    """
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    least = (2 if normalised else 1) * processes
+
+    def fitting(first: int) -> int:
+        return next(size for size in range(min(first, samples), samples + 1) if not 0 < samples % size < least)
+
+    size = choice if isinstance(choice, int) else samples if choice == "full" else fitting(AUTO_BATCH)
+    if choice == "auto" and size != AUTO_BATCH:
+        log.info(f"batch   {size} samples, not {AUTO_BATCH}: train has {samples:,}")
+    if size > samples:
+        raise RequestError(
+            f"trainer.batch_size: {size} is more than the {samples} training samples. Lower it, or say full."
+        )
+    if processes > 1 and size < least:
+        norm = ", and batch norm can't train on one sample" if normalised else ""
+        raise RequestError(f"trainer.batch_size: {size} is too few for trainer.devices={processes}{norm}.")
+    if 0 < samples % size < least:
+        better = fitting(size + 1)
+        if processes > 1:
+            raise RequestError(
+                f"trainer.batch_size: {size} leaves {samples % size} of the {samples} training samples for the last "
+                f"batch, too few for trainer.devices={processes}. Try {better}."
+            )
+        raise RequestError(
+            f"trainer.batch_size: {size} leaves one of the {samples} training samples alone in the last batch, "
+            f"and batch norm can't train on one. Try {better}."
+        )
+    return size
+
+
+def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.device, precision: str) -> bool:
+    """`auto` is yes for convolutional networks on GPUs and in half precision, where it is faster."""
+    if choice != "auto":
+        return bool(choice)
+    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return convolutional and (device.type == "cuda" or precision == "bf16")
+
+
+def open_dataset(config: dict[str, Any], device: torch.device, world: World = SINGLE_PROCESS) -> Dataset:
+    """Build the data set of `config`; files of images too big for `device` or for this machine stay files."""
+    choice = config["trainer"]["data_on_device"]
+
+    def keeps(size: int) -> bool:
+        return fits_in_memory(choice, size, device, world) and fits_in_memory(choice, size, torch.device("cpu"), world)
+
+    dataset = build("dataset", config["dataset"], config["trust"], fits=keeps)
+    if not isinstance(dataset, Dataset):
+        made = type(dataset).__name__
+        raise DataError(f"dataset._target_: {config['dataset']['_target_']} must return a Dataset, got {made}.")
+    return dataset
+
+
+def is_resident(choice: str | bool, dataset: Dataset, device: torch.device, world: World) -> bool:
+    """Whether train and val are kept on the device; see `fits`. What is read from files as it is wanted never is."""
+    splits = [split.inputs for split in (dataset.train, dataset.val) if split is not None]
+    tensors = [inputs for inputs in splits if isinstance(inputs, Tensor)]
+    size = sum(inputs.numel() * inputs.element_size() for inputs in tensors)
+    return len(tensors) == len(splits) and fits_in_memory(choice, size, device, world)
+
+
+def fits_in_memory(choice: str | bool, needed: int, device: torch.device, world: World) -> bool:
+    """`auto` is yes when `needed` bytes are at most a quarter of the device's memory, which a team shares on the CPU.
+
+    Raises MachineError when they are to be resident and are more than all of it.
+    """
+    there = memory_bytes(device) // (world.size if device.type == "cpu" else 1)
+    if choice is True and needed > there:
+        raise MachineError(
+            f"trainer.data_on_device: the data take {needed / 1e9:.1f} GB, {device} has {there / 1e9:.1f} GB. Say auto."
+        )
+    return needed <= there / 4 if choice == "auto" else bool(choice)
+
+
+def hyperparameters(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """What distinguishes one run from another: flat keys to plain values, for the HPARAMS tab and for tables."""
+    found: dict[str, Any] = {"seed": config["seed"], "precision": config["precision"]}
+    found |= {part: choices[part] for part in PARTS}
+    for group in (*PARTS, "trainer"):
+        for key, value in config[group].items():
+            if key not in NOT_COMPARED and value is not None:
+                found[f"{group}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
