@@ -90,8 +90,8 @@ def mark(owner, name, before, after):
     setattr(owner, name, marked)
 
 from mcls.commands import train
-task = train.Task.__call__
-def called(self, config):
+single = train.single
+def called(*arguments):
     marks.append(["Python, Hydra, the configuration composed and checked", time.time()])
     import torch
     marks.append(["import torch", time.time()])
@@ -100,8 +100,8 @@ def called(self, config):
     mark(run, "build_components", "import mcls's own modules", "data, model and optimizer built")
     mark(trainer.Trainer, "fit", "run folder and TensorBoard opened", "the epochs, checkpoints and curves")
     mark(run_figures, "draw_run_figures", "the test set measured", "figures")
-    return task(self, config)
-train.Task.__call__ = called
+    return single(*arguments)
+train.single = called
 assert cli.main(sys.argv[1:]) == 0
 print("\\n" + json.dumps([*marks, ["result written", time.time()]]))
 """

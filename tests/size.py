@@ -14,10 +14,10 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1230,
-    "sweep": 150,
+    "sweep": 270,
     "inference": 670,
     "training": 1120,
-    "config": 860,
+    "config": 900,
     "report": 530,
     "data": 1570,
     "runs": 850,

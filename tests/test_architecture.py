@@ -28,8 +28,8 @@ ROWS = [
 ]
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 ALLOWED = {
-    "hydra": ("mcls.config", "mcls.commands.train", "mcls.commands.completion"),
-    "omegaconf": ("mcls.config", "mcls.commands.train"),
+    "hydra": ("mcls.config", "mcls.commands.train", "mcls.commands.completion", "mcls.sweep.plugins"),
+    "omegaconf": ("mcls.config", "mcls.sweep.plugins"),
 }
 YAML = ("mcls.config", "mcls.commands.train", "mcls.runs.folder")
 LATE = {"torchvision", "sklearn", "matplotlib", "tensorboard"}  # imported where they are used

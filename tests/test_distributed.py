@@ -111,7 +111,7 @@ def test_torchrun_makes_one_folder_and_the_same_weights(tmp_path: Path) -> None:
         digests.append(result(only(root))["weights_sha256"])
     assert digests[0] == digests[1]
     done = run(tmp_path / "torchrun", "train", "-m", "seed=1,2", *TWO, command=TORCHRUN)
-    assert done.returncode != 0 and "mcls: -m: not under torchrun. Say trainer.devices=N instead." in done.stderr
+    assert done.returncode != 0 and "mcls: -m: not under torchrun. Set trainer.devices=N instead." in done.stderr
     assert not (tmp_path / "torchrun" / "outputs" / "sweeps").exists()
     again = run(tmp_path / "torchrun", "resume", str(only(tmp_path / "torchrun")), "trainer.epochs=4", command=TORCHRUN)
     assert again.returncode == 0, again.stderr
@@ -204,7 +204,7 @@ def test_what_is_in_the_way_of_another_process_is_told(tmp_path: Path) -> None:
         "import sys\nfrom mcls.errors import DataError\nfrom mcls.models.mlp import MLP\n"
         "class Net(MLP):\n    def __init__(self, input_shape, num_classes):\n"
         "        super().__init__(input_shape, num_classes, [8], 0.0)\n"
-        "        if 'serve' in ''.join(sys.orig_argv):\n            raise DataError('a.png: empty.')\n"
+        "        if 'worker_process' in ''.join(sys.orig_argv):\n            raise DataError('a.png: empty.')\n"
     )
     (tmp_path / "configs" / "model").mkdir(parents=True)
     (tmp_path / "configs" / "model" / "other.yaml").write_text("_target_: other.Net\n")

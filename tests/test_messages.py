@@ -233,3 +233,18 @@ def test_debug_shows_where(mcls: Main, capsys: pytest.CaptureFixture[str]) -> No
 
     with pytest.raises(RequestError, match=r"^optimizer\.lr: "):
         mcls("train", "--debug", "optimizer.lr=-1")
+
+
+def test_every_wrong_key_and_value_is_told_at_once(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", "optimizer.lr=-1", "trainer.epochs=0", "seed=x") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "mcls: seed: must be int >= 0 <= 4294967295, got 'x'.",
+        "mcls: optimizer.lr: must be float > 0, got -1.",
+        "mcls: trainer.epochs: must be int > 0, got 0.",
+    ]
+    assert mcls("train", "modle=mlp", "optimizer.rl=1", "trainer.epochs") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1  # what can't be parsed comes first
+    assert mcls("train", "optimizer=sdg", "model=mpl", "optimizer.lr=1") == 2
+    assert [line.split(":")[1] for line in capsys.readouterr().err.splitlines()] == [" optimizer=sdg", " model=mpl"]
+    assert mcls("train", "optimizer.rl=1", "trainer.epoch=1") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2

@@ -271,15 +271,33 @@ def test_a_folder_with_another_sweep_is_refused(mcls: Main, tmp_path: Path, caps
     assert jobs_of(tmp_path / "sweep") == before
 
 
-@pytest.mark.parametrize("line", ["seed=shuffle(range(2))", "seed=0,1 hydra.sweep.subdir=${hydra.job.num}"])
-def test_a_sweep_whose_jobs_only_hydra_knows(
-    line: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("line", "folders"),
+    [
+        ("seed=shuffle(range(2))", {"0_seed=0", "1_seed=1", "0_seed=1", "1_seed=0"}),
+        ("seed=0,1 hydra.sweep.subdir=job-${hydra.job.num}/${model.dropout}", {"job-0", "job-1"}),
+    ],
+)
+def test_the_plan_of_a_sweep_holds_what_was_drawn_and_named(
+    line: str, folders: set[str], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mcls("train", "-m", *QUICK, "hydra.sweep.dir=sweep", line.split()) == 0
-    assert len(jobs_of(tmp_path / "sweep")) == 2
+    assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} <= folders
+    results = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("result.json")}
+    assert len(results) == 2
     capsys.readouterr()
-    assert mcls("resume", "sweep") == 2
-    assert capsys.readouterr().err.startswith("mcls: sweep: it does not say what its jobs are. Give its own command ")
+    assert mcls("resume", "sweep") == 0
+    assert capsys.readouterr().err.count("already finished") == 2
+    assert {path: path.read_bytes() for path in results} == results
+
+
+@pytest.mark.parametrize("names", [["../out", "b"], ["/tmp/out", "b"], ["a"], ["", "b"]])
+def test_names_of_jobs_that_lead_elsewhere_are_refused(names: list[str], mcls: Main, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    plan = {"command": "mcls train -m seed=0,1", "fixed": [], "jobs": [["seed=0"], ["seed=1"]], "names": names}
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(plan))
+    assert mcls("resume", "sweep") == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 
 
 @pytest.mark.parametrize(

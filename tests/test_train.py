@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.data import get_worker_info
 
+from mcls.config import files
 from mcls.data import datasets
 from mcls.data.loader import IndexDataset
 from mcls.runs import checkpoint
@@ -330,7 +331,7 @@ def test_the_folder_that_the_user_names(mcls: Main, tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert mcls("train", *QUICK, "hydra.run.dir=my/run") == 2
     line = capsys.readouterr().err
-    assert line == f"mcls: hydra.run.dir: {tmp_path}/my/run already holds a run. Name a new folder.\n"
+    assert line == "mcls: hydra.run.dir: my/run already holds a run. Name a new folder.\n"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "my").rglob("*")} == before
 
 
@@ -812,3 +813,33 @@ def test_a_model_that_does_not_fit_the_data_is_told_before_training(
         "mcls: model: torchvision.models.squeezenet1_1 does not take samples of shape 1 x 28 x 28: "
     )
     assert message.count("\n") == 1
+
+
+def test_neither_a_run_nor_a_sweep_goes_through_hydra_main(mcls: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are composed once, by mcls; Hydra's program is for its plugins and its help."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("hydra.main")
+
+    monkeypatch.setattr("hydra.main", refuse)
+    assert mcls("train", *QUICK) == 0
+    assert mcls("train", "-m", *QUICK, "seed=0,1") == 0
+
+
+def test_a_run_is_composed_once(mcls: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[list[str]] = []
+    inner = files.hydra_compose
+
+    def counted(name: str, overrides: list[str], **keys: Any) -> Any:
+        composed.append(overrides)
+        return inner(name, overrides, **keys)
+
+    monkeypatch.setattr(files, "hydra_compose", counted)
+    assert mcls("train", *QUICK, "model=linear-softmax", "optimizer.lr=0.1") == 0
+    assert len(composed) == 1
+
+
+def test_environment_variables_of_the_command_line_are_set(mcls: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCLS_TEST", "")
+    assert mcls("train", *QUICK, "+hydra.job.env_set.MCLS_TEST=yes") == 0
+    assert os.environ["MCLS_TEST"] == "yes"

@@ -78,7 +78,8 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
     except MclsError as error:
         from mcls.system.console import printable
 
-        print(f"mcls: {printable(str(error))}", file=sys.stderr)
+        for line in printable(str(error)).split("\n"):
+            print(f"mcls: {line}", file=sys.stderr)
         if debug:
             raise
         return error.status

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from steps import QUICK
 
-from mcls.config.compose import CONFIGS, Checker, checker
+from mcls.config.compose import Checker, checker
 from mcls.config.saved import check_saved
 from mcls.config.schema import read_constraints
+from mcls.config.validate import CONFIGS
 from mcls.errors import FolderError, RequestError
 from mcls.runs.folder import RunFolder, read_json, read_yaml
 

@@ -3,18 +3,16 @@
 import argparse
 import logging
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mcls.commands.options import override, path
 from mcls.config.saved import RESUMABLE_KEYS, check_length, saved_config
-from mcls.errors import FolderError, RequestError, Stopped
+from mcls.errors import FolderError, RequestError
 from mcls.report.summary import print_result
 from mcls.runs.folder import RunFolder, find_run, read_yaml, shell_path
-from mcls.sweep.plan import Sweep, read_sweep, record_failure
+from mcls.sweep.plan import Sweep, read_sweep
 from mcls.system.console import console
-from mcls.system.files import make_folder
 from mcls.system.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
@@ -85,7 +83,6 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
     from mcls.config.compose import checker
     from mcls.sweep import runner
     from mcls.system.signals import StopRequest
-    from mcls.training import run as training_run
 
     plan = read_sweep(path)
     if not plan.jobs:
@@ -96,34 +93,16 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
         if line.split("=")[0] not in RESUMABLE_KEYS:
             raise RequestError(f"{line}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
     refuse_harm(plan, changes)
-    with console(), StopRequest() as stop:
+    with console(), StopRequest() as stop, checker(config_dir) as check:
         stop.resume_command = plan.resume_command
-        for number, overrides in enumerate(plan.jobs):
-            folder = plan.folder(number)
-            log.info(f"\njob {number}: {' '.join(overrides)}")
-            try:
-                if signal_number := stop():
-                    raise Stopped("stopped between two jobs", signal_number)
-                if folder.finished() is not None:
-                    log.info("already finished")
-                    continue
-                if folder.begun:
-                    training_run.resume(folder, saved_config(folder, changes), stop)
-                    continue
-                make_folder(folder.path)
-                with checker(config_dir) as check:
-                    values, choices = check.values([*overrides, *changes])
-                if "download" in values["dataset"]:
-                    values["dataset"]["download"] = False  # the data were there, or a stranger wants a connection
-                origin = {"command": plan.command, "overrides": overrides, "choices": choices}
-                origin["test_closed"] = values["sweep"]["test"] != "all"
-                training_run.train_new(values, origin, partial(RunFolder, folder.path), stop)
-            except Stopped as error:
-                raise Stopped(
-                    f"{error}, or the whole sweep with: {plan.resume_command}", error.signal_number
-                ) from error
-            except Exception as error:
-                record_failure(folder, error, overrides)
+
+        def configure(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+            values, choices = check.values([*overrides, *changes])
+            if "download" in values["dataset"]:
+                values["dataset"]["download"] = False  # the data were there, or a stranger wants a connection
+            return values, choices
+
+        runner.run_jobs(plan, configure, changes, stop)
         runner.conclude(plan, changes, stop)
     return 0
 

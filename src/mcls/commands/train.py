@@ -1,34 +1,23 @@
-"""`mcls train`: Hydra's whole grammar in front of a session."""
+"""`mcls train`: one run, or a sweep of many."""
 
-import contextlib
-import gc
 import logging
 import os
 import shlex
-import sys
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.compose import NONE, Request, checker
 from mcls.config.overrides import as_path, at_home, first
-from mcls.config.validate import CONFIGS, check_config
-from mcls.errors import MachineError, RequestError, RunError, Stopped
+from mcls.errors import RequestError, RunError
 from mcls.report.summary import print_result
 from mcls.runs.folder import RunFolder, claim, timestamp
-from mcls.sweep.plan import Sweep, read_sweep, record_failure
+from mcls.sweep.plan import Sweep, read_sweep
+from mcls.sweep.plugins import launch, run_plugins
 from mcls.system.console import console
-from mcls.system.files import describe_os_error, make_folder
+from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
 from mcls.system.torchrun import rank_and_size
 
@@ -38,7 +27,7 @@ SHOWS = ("help", "hydra_help", "info", "cfg", "shell_completion", "version")  # 
 
 
 def run(arguments: list[str]) -> int:
-    """Check the command line, then let Hydra run it. Returns the exit status."""
+    """Check the command line, then train. Returns the exit status."""
     options, arguments = split_flags(arguments)
     shows = any(getattr(options, flag, None) for flag in SHOWS)
     flags = arguments[: len(arguments) - len(options.overrides)]
@@ -49,16 +38,19 @@ def run(arguments: list[str]) -> int:
         with checker(options.config_dir, options.config_name or "train") as check:
             request = check.check(options.overrides, options.multirun)
             one = [line for override in map(check.parse, request.overrides) for line in first(override)]
-        typed, arguments = arguments, [*flags, *request.overrides]
+        typed = arguments
         if shows:
             if request.sweep:
                 log.info("of the sweep's first job:")
             launch([*(flag for flag in flags if flag not in ("-m", "--multirun")), *one], str)
             return 0
-        if request.sweep and rank_and_size()[1] > 1:
-            raise RequestError("-m: not under torchrun. Say trainer.devices=N instead.")
-        task = Task(shlex.join(["mcls", "train", *typed]), request.folder is not None, stop)
-        return sweep(request, arguments, task) if request.sweep else single(request, arguments, task)
+        os.environ.update(request.env)
+        command = shlex.join(["mcls", "train", *typed])
+        if request.sweep:
+            sweep(request, command, [*flags, *request.overrides], options, stop)
+        else:
+            single(request, command, stop)
+    return 0
 
 
 def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
@@ -85,138 +77,61 @@ def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
     return options, [*flags, *options.overrides]
 
 
-def launch(arguments: list[str], task: Any) -> None:
-    """Hand over to Hydra, as if its program were called `mcls train`."""
-    sys.argv = ["mcls train", *arguments]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # or what is raised in there is printed, and the process ended
-    try:
-        hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name="train")(task)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise RequestError(" ".join(str(error).split())) from error
-    except OSError as error:
-        if error.filename is None:  # standard output
-            raise
-        raise MachineError(describe_os_error(Path(error.filename), error, 0)) from error
+def single(request: Request, command: str, stop: StopRequest) -> None:
+    """One run: train, then print its result."""
+    from mcls.system.distributed import World
+    from mcls.training import run as training_run
+
+    values, (rank, size) = request.config, rank_and_size()
+    if size > 1:
+        values["trainer"]["devices"] = size
+    if rank:
+        training_run.worker_main(World(rank, size), "env://", values, stop, ready=int)
+        return
+    given = None
+    if request.folder is not None:
+        given = RunFolder(Path(request.folder))
+        make_folder(given.path)
+        if given.about.exists():
+            raise RequestError(f"hydra.run.dir: {given.path} already holds a run. Name a new folder.")
+    own = [line for line in request.overrides if not line.lstrip("+~").startswith("hydra")]
+    origin = {"command": command, "overrides": own, "choices": request.choices}
+    print_result(*training_run.train_new(values, origin, partial(new_folder, request, given), stop))
 
 
-@dataclass
-class Task:
-    """What Hydra calls for each job. Failures are kept, so that one job's never stops another's.
-
-    Args:
-        command: what was typed.
-        folder_given: whether the user said where the folder is to be.
-        stop: the signal that asks to stop.
-    """
-
-    command: str
-    folder_given: bool
-    stop: StopRequest
-    failures: list[BaseException] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    done: list[tuple[RunFolder, dict[str, Any]]] = field(default_factory=list)
-
-    def __call__(self, config: DictConfig) -> float:
-        """Train; returns the validation accuracy for whoever maximises it, 0 after a failure."""
-        given: Any = HydraConfig.get()
-        folder = RunFolder(Path(given.runtime.output_dir))
-        with contextlib.ExitStack() as here:
-            if not self.stop.before:  # in the worker process of one of Hydra's launchers
-                here.enter_context(self.stop)
-                log.setLevel(logging.INFO)
-            try:
-                done = self.train(*check_config(config, given), given, folder)
-            except Stopped as error:
-                self.failures.append(error)
-                raise KeyboardInterrupt from error
-            except Exception as error:
-                if given.mode == RunMode.MULTIRUN:
-                    record_failure(folder, error, list(given.overrides.task))
-                    self.failed.append(str(error))  # without its traceback, which holds model and data
-                else:
-                    self.failures.append(error)
-                return 0.0
-            finally:
-                if given.mode == RunMode.MULTIRUN:
-                    gc.collect()  # before the next job takes memory
-        if done is None:
-            return 0.0
-        self.done.append(done)
-        return float((done[1]["val"] or {"accuracy": 0.0})["accuracy"])
-
-    def train(
-        self, values: dict[str, Any], choices: dict[str, str], given: Any, folder: RunFolder
-    ) -> tuple[RunFolder, dict[str, Any]] | None:
-        """Train under the checked `values`. Returns folder and result, None where another process leads."""
-        from mcls.sweep import runner
-        from mcls.system.distributed import World
-        from mcls.training import run as training_run
-
-        origin = {"command": self.command, "overrides": list(given.overrides.task), "choices": choices}
-        if number := self.stop():
-            raise Stopped("stopped before it began", number)
-        rank, size = rank_and_size()
-        if size > 1:
-            values["trainer"]["devices"] = size
-        if rank:
-            training_run.worker_main(World(rank, size), "env://", values, self.stop, ready=int)
-            return None
-        if given.mode == RunMode.MULTIRUN:
-            log.info(f"\njob {given.job.num}: {' '.join(origin['overrides'])}")
-            origin["test_closed"] = values["sweep"]["test"] != "all"
-            return runner.run_or_resume(values, origin, folder, self.stop)
-        if self.folder_given and folder.about.exists():
-            raise RequestError(f"hydra.run.dir: {folder.path} already holds a run. Name a new folder.")
-        place = partial(new_folder, values, choices, folder if self.folder_given else None)
-        return training_run.train_new(values, origin, place, self.stop)
-
-
-def new_folder(values: dict[str, Any], choices: dict[str, str], given: RunFolder | None) -> RunFolder:
+def new_folder(request: Request, given: RunFolder | None) -> RunFolder:
     """The folder that was given, or a new one, `outputs/<dataset>-<model>/<date>_<time>`."""
-    return given or claim(Path(values["outputs"]) / f"{choices['dataset']}-{choices['model']}", timestamp())
+    group = f"{request.choices['dataset']}-{request.choices['model']}"
+    return given or claim(Path(request.config["outputs"]) / group, timestamp())
 
 
-def single(request: Request, arguments: list[str], task: Task) -> int:
-    """One run: train, then say what came of it on stdout."""
-    if task.folder_given:
-        make_folder(Path(str(request.folder)))
-    with contextlib.suppress(KeyboardInterrupt):
-        launch(arguments, task)
-    if task.failures:
-        raise task.failures[0]
-    for folder, result in task.done:
-        print_result(folder, result)
-    return 0
-
-
-def sweep(request: Request, arguments: list[str], task: Task) -> int:
+def sweep(request: Request, command: str, arguments: list[str], options: Any, stop: StopRequest) -> None:
     """Many runs in one folder, then a table of them, best first."""
-    check_search(request)
-    path = Path(request.folder) if request.folder else new_sweep_folder(request.config)
-    make_folder(path)
-    plan = Sweep(path, task.command, request.fixed, request.jobs)
-    if (path / "sweep.json").exists() and not plan.same(read_sweep(path)):
-        raise RequestError(f"hydra.sweep.dir: {path} already holds another sweep. Name a new folder.")
-    plan.write()
-    changes = [f"trust=[{','.join(request.config['trust'])}]"]
-    extra = [] if request.folder else [f"hydra.sweep.dir={QuotedString(str(path), Quote.single).with_quotes()}"]
-    extra.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(request.fixed)}]")
-    if "optuna" in request.sweeper and "hydra.sweeper.direction" not in request.fixed:
-        extra.append("hydra.sweeper.direction=maximize")  # the accuracy
-    task.stop.resume_command = plan.resume_command
-    others = "hydra/launcher" in request.fixed  # whose processes are not to be left alone
-    with contextlib.suppress(KeyboardInterrupt), task.stop.patient() if others else contextlib.nullcontext():
-        launch([*arguments, *extra], task)
-    if not task.failures and task.stop() and not plan.complete:
-        task.failures.append(Stopped("stopped between two jobs", task.stop()))
-    if stopped := [failure for failure in task.failures if isinstance(failure, Stopped)]:
-        raise Stopped(f"{stopped[0]}, or the whole sweep with: {plan.resume_command}", stopped[0].signal_number)
     from mcls.sweep import runner
 
-    runner.conclude(plan, changes, task.stop)
-    if task.failed:  # and has left what it found in its folder as it was
-        raise RunError(task.failed[0])
-    return 0
+    if rank_and_size()[1] > 1:
+        raise RequestError("-m: not under torchrun. Set trainer.devices=N instead.")
+    check_search(request)
+    path = (
+        Path(request.folder) if request.folder else claim(Path(request.config["outputs"]) / "sweeps", timestamp()).path
+    )
+    make_folder(path)
+    with checker(options.config_dir, options.config_name or "train") as check:
+        named = "hydra.sweep.subdir" in request.fixed
+        hydras = [line for line in request.overrides if line.startswith("hydra")]
+        names = [check.job_folder([*job, *hydras], index) for index, job in enumerate(request.jobs) if named]
+        plan = Sweep(path, command, request.fixed, request.jobs, names)
+        if (path / "sweep.json").exists() and not plan.same(read_sweep(path)):
+            raise RequestError(f"hydra.sweep.dir: {path} already holds another sweep. Name a new folder.")
+        plan.write()
+        stop.resume_command = plan.resume_command
+        changes = [f"trust=[{','.join(request.config['trust'])}]"]
+        failed = [] if request.plugin else runner.run_jobs(plan, check.values, changes, stop, fresh=True)
+    if request.plugin:
+        failed = run_plugins(plan, arguments, request.plugin, stop)
+    runner.conclude(plan, changes, stop)
+    if failed:  # and has left what it found in its folder as it was
+        raise RunError(failed[0])
 
 
 def check_search(request: Request) -> None:
@@ -225,7 +140,8 @@ def check_search(request: Request) -> None:
 
     node = request.config["dataset"]
     has_val = node["_target_"].startswith("mcls.") and node.get("val_fraction") not in (None, 0)
-    sampler = None if request.sweeper.endswith(".BasicSweeper") else f"hydra/sweeper ({request.sweeper.split('.')[-1]})"
+    sampling = request.plugin and not request.plugin.endswith(".BasicSweeper")
+    sampler = f"hydra/sweeper ({request.plugin.split('.')[-1]})" if sampling else None
     if not has_val and (sampler or request.config["sweep"]["test"] == "best"):
         import torch
 

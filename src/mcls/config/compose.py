@@ -9,27 +9,20 @@ import itertools
 import logging
 import math
 import re
-import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import version
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
-from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mcls.config.files import compose_files, config_loader
 from mcls.config.overrides import (
     as_list,
     as_text,
@@ -43,22 +36,17 @@ from mcls.config.overrides import (
     suggestion,
     typeset,
 )
-from mcls.config.schema import Constraint, leaves
-from mcls.config.validate import CONFIGS, check_config, constraints_of, refuse_duplicates
-from mcls.errors import MachineError, RequestError
-from mcls.runs.folder import job_name, read_json
+from mcls.config.schema import Constraint, gather, leaves
+from mcls.config.validate import check_config, constraints_of
+from mcls.errors import RequestError
 from mcls.runs.renamed import KEYS, rename_line, today
 
 log = logging.getLogger("mcls")
 
-EXTRAS = {"optuna": "hpo", "joblib": "sweep", "submitit": "sweep"}  # of mcls, that bring Hydra's plugins
 TYPESET = "typographic minus or quotation marks. Type"
 Checked = tuple[dict[str, Any], dict[str, str]]
 NONE = "experiment=null"  # which Hydra does not take
 COMBINATIONS = 64  # of swept groups, each composed before the sweep begins
-
-
-OmegaConf.register_new_resolver("mcls.job_name", job_name, replace=True)
 
 
 @dataclass(frozen=True)
@@ -71,9 +59,10 @@ class Request:
         sweep: whether many runs were asked for.
         folder: hydra.run.dir or hydra.sweep.dir, where the command line gives it.
         fixed: the keys that have one value for all jobs of a sweep.
-        jobs: the overrides of each job of a sweep; empty where Hydra alone knows them.
-        sweeper: the class of Hydra's that goes through them.
+        jobs: the overrides of each job of a sweep; empty where a plugin of Hydra's finds them.
+        plugin: the class of the sweeper, where it or the launcher is a plugin of Hydra's.
         overrides: the command line's, under the names of today.
+        env: environment variables to set (hydra.job.env_set).
     """
 
     config: dict[str, Any]
@@ -82,8 +71,9 @@ class Request:
     folder: str | None
     fixed: list[str]
     jobs: list[list[str]]
-    sweeper: str
+    plugin: str
     overrides: list[str]
+    env: dict[str, str]
 
 
 class Checker:
@@ -102,9 +92,8 @@ class Checker:
     def check(self, overrides: list[str], multirun: bool) -> Request:
         """Compose what is asked for, every choice of a sweep included. Raises RequestError at the first thing wrong."""
         overrides = self.renamed(overrides)
-        parsed = [self.parse(override) for override in overrides]
-        for override in parsed:
-            self.check_choice(override)
+        parsed = gather(self.parse, overrides)
+        gather(self.check_choice, parsed)
         swept = [override for override in parsed if override.is_sweep_override()]
         mode = {str(override.value()) for override in parsed if override.key_or_group == "hydra.mode"}
         if swept and not multirun and RunMode.MULTIRUN.name not in mode:
@@ -124,11 +113,7 @@ class Checker:
                 if not listed[override.key_or_group]:
                     self.refuse_unlisted(override, str(hydra.sweeper.get("_target_")))
             requests.append((hydra, *self.checked(config, hydra, overrides)))
-            rules = constraints_of(hydra)
-            for line in itertools.chain.from_iterable(by_key):
-                key, value = self.parse(line).key_or_group, as_plain(self.parse(line).value())
-                if key in rules:
-                    rules[key].check(key, value)
+            gather(partial(self.check_line, constraints_of(hydra)), itertools.chain.from_iterable(by_key))
         hydra, values, choices = requests[0]
         if hydra.job.chdir:
             raise RequestError(
@@ -143,9 +128,21 @@ class Checker:
             raise RequestError(f"{place}: {' '.join(str(error).split())}") from error
         keys = [override.key_or_group for override in parsed if override not in swept]
         sweeper = str(hydra.sweeper["_target_"])
-        known = sweep and sweeper.endswith(".BasicSweeper") and not hydra.sweeper.get("params")
-        jobs = planned(parsed, listed) if known else []
-        return Request(values, choices, sweep, folder, keys, jobs, sweeper, overrides)
+        plugins = not sweeper.endswith(".BasicSweeper") or not hydra.launcher["_target_"].endswith(".BasicLauncher")
+        jobs = planned(parsed, listed) if sweep and not plugins else []
+        env = {str(key): str(value) for key, value in hydra.job.env_set.items()}
+        return Request(values, choices, sweep, folder, keys, jobs, sweeper if plugins else "", overrides, env)
+
+    def check_line(self, rules: Mapping[str, Constraint], line: str) -> None:
+        """Raise RequestError unless the value that override `line` sets fits the constraint of its key."""
+        override = self.parse(line)
+        if rule := rules.get(override.key_or_group):
+            rule.check(override.key_or_group, as_plain(override.value()))
+
+    def job_folder(self, lines: list[str], index: int) -> str:
+        """The name that hydra.sweep.subdir gives to the folder of a job."""
+        _, hydra = compose_files(self.name, [*lines, f"hydra.job.num={index}"])
+        return str(hydra.sweep.subdir)
 
     def listed(self, fixed: list[str], swept: list[Override]) -> dict[str, list[str]]:
         """What swept overrides stand for, by key; none of it is listed before sweep.max_jobs allows the sweep."""
@@ -175,7 +172,7 @@ class Checker:
             pairs = zip(lines, keys, strict=True)
             chosen = [self.parse(rename_line(line, key, key)) for line, key in pairs if key in self.groups]
             texts = [text for override in chosen for text in first(override) or [override.input_line or ""]]
-            rules = constraints_of(self.hydra_compose([text for text in texts if text != NONE])[1])
+            rules = constraints_of(compose_files(self.name, [text for text in texts if text != NONE])[1])
         named = [rename_line(line, key, today(key, rules)) for line, key in zip(lines, keys, strict=True)]
         for line, new in zip(lines, named, strict=True):
             if line != new:
@@ -212,20 +209,13 @@ class Checker:
         return None
 
     def checked(self, config: DictConfig, hydra: DictConfig, lines: Sequence[str]) -> Checked:
-        """`checked`, where the error about a key that one of `lines` sets says how that is to be typed."""
-        try:
-            return check_config(config, hydra)
-        except RequestError as error:
-            key = str(error).split(":")[0]
-            rule = constraints_of(hydra).get(key) if str(error).startswith(f"{key}: must be") else None
-            for line in lines:
-                if (
-                    rule
-                    and self.parse(line).key_or_group == key
-                    and (hint := self.hint(line, partial(rule.check, key)))
-                ):
-                    raise RequestError(f"{error} {hint}") from error
-            raise
+        """`check_config`, where the error about a key that one of `lines` sets says how that is to be typed."""
+
+        def hint(key: str, rule: Constraint) -> str:
+            own = [line for line in lines if self.parse(line).key_or_group == key]
+            return next(filter(None, (self.hint(line, partial(rule.check, key)) for line in own)), "")
+
+        return check_config(config, hydra, hint)
 
     def refuse_unlisted(self, override: Override, sweeper: str) -> None:
         """Raise RequestError when an override stands for no values, unless `sweeper` is one that finds some itself."""
@@ -260,44 +250,40 @@ class Checker:
     def compose(self, lines: list[str]) -> tuple[DictConfig, DictConfig]:
         """The configuration of one run and Hydra's own part of it. Raises RequestError."""
         lines = [line for line in lines if line != NONE]
-        choices = [line for line in lines if self.parse(line).key_or_group in self.groups]
-        config, hydra = self.hydra_compose(choices)
-        if choices == lines:
-            return config, hydra
-        rules = constraints_of(hydra)
-        known = [*rules, *self.groups]
-        there: Any = OmegaConf.to_container(config)
-        strangers = {key for key, _ in leaves(there)} - rules.keys()
-        for line in lines:
-            override = self.parse(line)
-            key = override.key_or_group
-            if key.startswith("hydra") or key in self.groups or (override.is_delete() and key in strangers):
-                continue
-            if key not in rules and not any(rule.startswith(f"{key}.") for rule in rules):
-                raise RequestError(f"{key}: no such key. {suggestion(key, known)}")
-            if override.is_delete():
-                raise RequestError(f"{line}: a key can't be taken away, only changed.")
-        return self.hydra_compose(lines)
+        overrides = [self.parse(line) for line in lines]
+        if not any(override.is_delete() for override in overrides):
+            try:
+                config, hydra = compose_files(self.name, lines)
+                self.refuse_keys(overrides, config, hydra)
+                return config, hydra
+            except RequestError as error:
+                failure = error
+        choices = [override.input_line or "" for override in overrides if override.key_or_group in self.groups]
+        self.refuse_keys(overrides, *compose_files(self.name, choices))  # which says it in fewer words
+        if not any(override.is_delete() for override in overrides):
+            raise failure
+        return compose_files(self.name, lines)
 
-    def hydra_compose(self, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
-        """Hydra's own composition: the configuration, and Hydra's part."""
-        try:
-            config = hydra_compose(self.name, overrides, return_hydra_config=True)
-            hydra = config.hydra
-            with open_dict(config):
-                del config["hydra"]
-            return config, hydra
-        except (HydraException, OmegaConfBaseException) as error:
-            text = " ".join(str(error).split()).partition(" Config search path:")[0]
-            for kind, name in re.findall(r"Could not find 'hydra/(sweeper|launcher)/(\w+)'", text):
-                extra = EXTRAS.get(name.split("_")[0])
-                if extra:
-                    told = f"hydra/{kind}={name}: not installed. Install what it takes: pip install 'mcls[{extra}]'"
-                    raise MachineError(told) from error
-            raise RequestError(f"the configuration does not compose: {text}") from error
-        except Exception as error:  # Hydra leaks others for values that it can't place
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            raise RequestError(f"{' '.join(overrides)}: Hydra can't compose this ({text}).") from error
+    def refuse_keys(self, overrides: Sequence[Override], config: DictConfig, hydra: DictConfig) -> None:
+        """Raise RequestError for keys of the command line that no file defines, and for those that can't be deleted.
+
+        Args:
+            config, hydra: composed of the choices; their keys are those that there are.
+        """
+        rules = constraints_of(hydra)
+        there: Any = OmegaConf.to_container(config)
+        unknown = {key for key, _ in leaves(there)} - rules.keys()
+
+        def check(override: Override) -> None:
+            key = override.key_or_group
+            if key.startswith("hydra") or key in self.groups or (override.is_delete() and key in unknown):
+                return
+            if key not in rules and not any(rule.startswith(f"{key}.") for rule in rules):
+                raise RequestError(f"{key}: no such key. {suggestion(key, [*rules, *self.groups])}")
+            if override.is_delete():
+                raise RequestError(f"{override.input_line}: a key can't be taken away, only changed.")
+
+        gather(check, overrides)
 
 
 def as_plain(value: Any) -> Any:
@@ -310,20 +296,5 @@ def as_plain(value: Any) -> Any:
 @contextlib.contextmanager
 def checker(config_dir: Path | str | None = None, name: str = "train") -> Iterator[Checker]:
     """A Checker over mcls's own configuration files and those in `config_dir`."""
-    path = create_automatic_config_search_path(calling_file=None, calling_module=None, config_path=f"pkg://{CONFIGS}")
-    if config_dir is not None:
-        folder = Path(config_dir).absolute()
-        if not folder.is_dir():
-            raise RequestError(f"--config-dir: no folder {folder}.")
-        refuse_duplicates(folder)
-        if name.removesuffix(".yaml") == "config" and (folder / "run.json").is_file():
-            again = shlex.join(["mcls", "train", *map(str, read_json(folder / "run.json").get("overrides", []))])
-            raise RequestError(f"--config-name: {config_dir} is a run's folder. To train the same again: {again}")
-        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    instance = GlobalHydra.instance()
-    instance.clear()
-    version.setbase("1.3")
-    try:
-        yield Checker(Hydra.create_main_hydra2("train", path).config_loader, name)
-    finally:
-        instance.clear()
+    with config_loader(config_dir, name) as loader:
+        yield Checker(loader, name)

@@ -131,18 +131,12 @@ def first(override: Override) -> list[str]:
 
 
 def planned(parsed: Sequence[Override], listed: Mapping[str, list[str]]) -> list[list[str]]:
-    """The overrides of each job of a sweep, in the order of their numbers; none where Hydra alone knows them.
+    """The overrides of each job of a sweep, in the order of their numbers.
 
     Args:
         parsed: the command line.
         listed: what those overrides stand for that have several values, by key.
     """
-    if any(override.key_or_group == "hydra.sweep.subdir" for override in parsed):
-        return []
-    if any("shuffle(" in (override.input_line or "") for override in parsed if override.key_or_group in listed):
-        return []  # Hydra will draw another order
     own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
     lines = [listed.get(override.key_or_group, [override.input_line or ""]) for override in own]
-    if any(RESOLVER.search(line) or ("${" in line and len(values) > 1) for values in lines for line in values):
-        return []  # what is trained, or the names of the folders, depends on more than these lines
     return [list(job) for job in itertools.product(*lines)]

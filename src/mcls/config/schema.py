@@ -14,11 +14,11 @@ itself (`null`, `auto`).
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -28,6 +28,8 @@ KEY = re.compile(r"^( *)([A-Za-z_][\w-]*):")
 CONSTRAINT = re.compile(r"^ *# \((.+?)\) (.+)$")
 LIMIT = re.compile(r"(>=|<=|>|<) *(-?[\d.]+)")
 LIMIT_CHECKS = {">": gt, ">=": ge, "<": lt, "<=": le}
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 LITERALS: dict[str, Any] = {"null": None, "true": True, "false": False}
 
 
@@ -45,6 +47,19 @@ class Constraint:
             if fits:
                 return converted
         raise RequestError(f"{key}: must be {describe_constraint(self.text)}, got {yaml_text(value)}.")
+
+
+def gather(check: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """What `check` returns for each of `items`. Raises one RequestError with a line for each item that is refused."""
+    results, errors = [], []
+    for item in items:
+        try:
+            results.append(check(item))
+        except RequestError as error:
+            errors.append(str(error))
+    if errors:
+        raise RequestError("\n".join(dict.fromkeys(errors)))
+    return results
 
 
 def match(alternative: str, value: Any) -> tuple[bool, Any]:

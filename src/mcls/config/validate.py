@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.instantiate import OWN, check_target
 from mcls.config.overrides import suggestion
-from mcls.config.schema import Constraint, leaves, put, read_constraints, yaml_text
+from mcls.config.schema import Constraint, gather, leaves, put, read_constraints, yaml_text
 from mcls.errors import RequestError
 from mcls.runs.renamed import rename
 
@@ -47,14 +47,17 @@ def read_choice(file: str, prefix: str, hydra: DictConfig) -> dict[str, Constrai
     return {prefix + key: rule for key, rule in read_constraints(path, roots).items()}
 
 
-def check_config(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+def check_config(
+    config: DictConfig, hydra: DictConfig, hint: Callable[[str, Constraint], str] = lambda key, rule: ""
+) -> tuple[dict[str, Any], dict[str, str]]:
     """A composed configuration as plain dictionaries, resolved and checked, and what was chosen from each group.
 
     Args:
         config: without Hydra's own part.
         hydra: that part.
+        hint: how the value of a key that breaks its constraint has to be typed, for the message.
 
-    Raises RequestError, naming the key.
+    Raises RequestError with a line for each key that breaks its constraint.
     """
     choices = {group: str(choice) for group, choice in hydra.runtime.choices.items() if choice and "/" not in group}
     if config.get("experiment") is not None:
@@ -68,8 +71,15 @@ def check_config(config: DictConfig, hydra: DictConfig) -> tuple[dict[str, Any],
     for old, new in rename(values, rules).items():
         log.warning(f"{old} is called {new} now")
     refuse_unknown_keys(values, rules, choices)
-    for key, value in list(leaves(values)):
-        put(values, key, rules[key].check(key, value))
+
+    def check(entry: tuple[str, Any]) -> None:
+        key, value = entry
+        try:
+            put(values, key, rules[key].check(key, value))
+        except RequestError as error:
+            raise RequestError(f"{error} {hint(key, rules[key])}".rstrip()) from error
+
+    gather(check, list(leaves(values)))
     for group in OWN:
         if not isinstance(values.get(group), dict):
             raise RequestError(f"{group}: must be one of the choices of its group, got {yaml_text(values.get(group))}.")

@@ -57,7 +57,7 @@ FILES: dict[str, Any] = {
     "run.json": ABOUT,
     "result.json": RESULT,
     "evaluation.json": {"*": {}},
-    "sweep.json": {"command": "text", "fixed": ["text"], "jobs": [["text"]]},
+    "sweep.json": {"command": "text", "fixed": ["text"], "jobs": [["text"]], "names?": ["text"]},
 }
 ENCODER = {
     **dict.fromkeys(("missing", "unseen"), "text"),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcls.errors import MclsError, RunError
+from mcls.config.overrides import RESOLVER
+from mcls.errors import FolderError, MclsError, RunError
 from mcls.runs.folder import RunFolder, job_name, read_json, relative, shell_path
 from mcls.system import text
 from mcls.system.files import publish, to_json
@@ -24,13 +25,15 @@ class Sweep:
         path: the folder.
         command: what was typed.
         fixed: keys that have one value for all jobs.
-        jobs: the overrides of each job, in the order of their numbers; empty where Hydra alone knows them.
+        jobs: the overrides of each job, in the order of their numbers; empty where a plugin of Hydra's finds them.
+        names: of the jobs' folders, where hydra.sweep.subdir gives them.
     """
 
     path: Path
     command: str
     fixed: Sequence[str]
     jobs: Sequence[Sequence[str]]
+    names: Sequence[str] = ()
 
     @property
     def resume_command(self) -> str:
@@ -39,17 +42,21 @@ class Sweep:
         own = [word for word in words if word.startswith(("trust=", "--config-dir="))]
         for flag in ("--config-dir", "-cd"):
             own += ["--config-dir", words[words.index(flag) + 1]] if flag in words[:-1] else []
-        if self.jobs or "hydra.sweep.dir=" in self.command:
-            return " ".join(["mcls resume", place, *map(shlex.quote, own)]) if self.jobs else self.command
-        return f"{self.command} hydra.sweep.dir={place}"
+        calls = any(RESOLVER.search(line) for job in self.jobs for line in job)  # which only a command line may
+        if self.jobs and not calls:
+            return " ".join(["mcls resume", place, *map(shlex.quote, own)])
+        return self.command if "hydra.sweep.dir=" in self.command else f"{self.command} hydra.sweep.dir={place}"
 
     def write(self) -> None:
         """Publish sweep.json."""
         about = {"command": self.command, "fixed": list(self.fixed), "jobs": [list(job) for job in self.jobs]}
+        about |= {"names": list(self.names)} if self.names else {}
         publish(self.path / "sweep.json", (to_json(about) + "\n").encode())
 
     def folder(self, number: int) -> RunFolder:
-        """The run folder of a job, as Hydra names it."""
+        """The run folder of a job: its number and what it changes, or the name that was asked for."""
+        if self.names:
+            return RunFolder(self.path / self.names[number])
         return RunFolder(self.path / job_name(number, ",".join(sorted(self.changed(self.jobs[number])))))
 
     @property
@@ -69,7 +76,7 @@ class Sweep:
 
     def summarise(self) -> None:
         """Print the table, best first by val, and leave it in sweep.md and sweep.csv. RunError when a job failed."""
-        folders = [RunFolder(path.parent) for path in self.path.glob("*/result.json")]
+        folders = [RunFolder(path.parent) for path in self.path.rglob("result.json")]
         rows = sorted(map(self.row, folders), key=rank_key)
         header = ["job", "changed", "status", "val accuracy", "test accuracy", "epochs", "seconds", "reason"]
         shown = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
@@ -90,7 +97,7 @@ class Sweep:
 
     def ranked(self) -> list[tuple[RunFolder, dict[str, Any]]]:
         """The finished jobs with their results, the best on val first."""
-        folders = [RunFolder(path.parent) for path in self.path.glob("*/result.json")]
+        folders = [RunFolder(path.parent) for path in self.path.rglob("result.json")]
         finished = [(folder, result) for folder in folders if (result := folder.finished()) is not None]
         return sorted(finished, key=lambda job: rank_key(self.row(job[0])))
 
@@ -119,7 +126,11 @@ def rank_key(row: Sequence[Any]) -> tuple[bool, float, str]:
 def read_sweep(path: Path) -> Sweep:
     """The sweep in folder `path`. Raises FolderError when its sweep.json is damaged."""
     about = read_json(path / "sweep.json")
-    return Sweep(path, about["command"], about["fixed"], about["jobs"])
+    names = about.get("names", [])
+    inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts and name for name in names)
+    if not inside or len(names) not in (0, len(about["jobs"])):
+        raise FolderError(f"{path / 'sweep.json'}: refused, its names are not those of folders in it.")
+    return Sweep(path, about["command"], about["fixed"], about["jobs"], names)
 
 
 def record_failure(folder: RunFolder, error: Exception, overrides: Sequence[str]) -> None:
