@@ -146,3 +146,38 @@ def test_every_renamed_key_and_value_exists_under_its_new_name():
     assert all(
         target.rpartition(".")[2] in vars(import_module(target.rpartition(".")[0])) for target in TARGETS.values()
     )
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_predict_and_export_need_the_model_and_the_checkpoint_alone(name):
+    """What else stands in config.yaml may be of another version, or damaged."""
+    folder = RunFolder(Path(name))
+    config = read_yaml(folder.config)
+    dataset = {"_target_": "mcls.datasets.of_another_time", "zap": [1]}
+    folder.write_config({"model": config["model"], "dataset": dataset, "trainer": {"epochs": "many"}, "zap": 1})
+    test_an_old_run_predicts_what_it_predicted(name)
+    assert main(["export", name, "--format", "safetensors"]) == 0
+    assert main(["evaluate", name]) == 5
+    folder.write_config({**config, "model": {**config["model"], "zap": 1}})
+    assert main(["predict", name, INPUTS[name]]) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_old_run_is_exported_to_every_format(name, kind):
+    """The exported file is compared with the model before it is put in its place."""
+    assert main(["export", name, "--format", kind, "--output", f"model.{kind}"]) == 0
+    assert Path(f"model.{kind}").stat().st_size > 1000
+
+
+def test_tensorboard_reads_old_runs():
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for name in INPUTS:
+        events = EventAccumulator(name)
+        events.Reload()
+        epochs = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+        assert [scalar.value for scalar in events.Scalars("val/accuracy")] == pytest.approx(
+            [epoch["val"]["accuracy"] for epoch in epochs]
+        )

@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     from mcls.inference.export import export, input_type
     from mcls.inference.load import load_run
 
-    loaded = load_run(folder, options.checkpoint, "cpu", options.changes)
+    loaded = load_run(folder, options.checkpoint, "cpu", options.changes, model_only=True)
     content, differences = export(loaded, options.format)
     target = options.output or options.run / f"model.{options.format}"
     publish(target, content)

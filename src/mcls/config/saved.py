@@ -62,8 +62,32 @@ def saved_config(folder: RunFolder, changes: Sequence[str] = ()) -> dict[str, An
     return check_saved(read_yaml(folder.config), read_json(folder.about).get("choices"), changes, folder.config)
 
 
+def saved_model(folder: RunFolder, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Like `saved_config`, of the model alone: what else config.yaml says may be damaged or of another version.
+
+    The other parts of the configuration that comes back are mcls's defaults.
+    """
+    stored, about = read_yaml(folder.config), read_json(folder.about)
+    chosen = (about.get("choices") or {}).get("model")
+    if not isinstance(chosen, str) or not isinstance(stored.get("model"), dict):
+        raise FolderError(f"{folder.config}: damaged, it does not say what the model is.")
+    main = yaml.safe_load((Path(str(files(CONFIGS))) / "train.yaml").read_text("utf-8"))["defaults"]
+    choices = {key: str(value) for entry in main if isinstance(entry, dict) for key, value in entry.items()}
+    choices = {group: choice for group, choice in choices.items() if group in OWN} | {"model": chosen}
+    config: dict[str, Any] = {group: {} for group in (*OWN, "trainer")}
+    for key, value in shipped_defaults(choices).items():
+        group, _, name = key.rpartition(".")
+        (config.setdefault(group, {}) if group else config)[name] = value
+    config |= {key: stored[key] for key in ("schema", "precision", "model") if key in stored}
+    config = check_saved(config, choices, changes, folder.config)
+    dataset = stored.get("dataset")
+    if isinstance(dataset, dict) and isinstance(dataset.get("delimiter"), str):  # of new files too, or else "auto"
+        config["dataset"]["delimiter"] = dataset["delimiter"]
+    return config
+
+
 def check_saved(config: dict[str, Any], choices: Any, changes: Sequence[str], source: Path) -> dict[str, Any]:
-    """`config`, read from file `source` of unknown origin, checked like a fresh one; see `stored_config`."""
+    """`config`, read from file `source` of unknown origin, checked like a fresh one; see `saved_config`."""
     if not isinstance(choices, dict) or not all(isinstance(choice, str) for choice in choices.values()):
         raise FolderError(f"{source}: damaged, it is not known what was chosen.")
     rules = shipped_constraints(choices)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mcls.config.instantiate import build
-from mcls.config.saved import saved_config
+from mcls.config.saved import saved_config, saved_model
 from mcls.data import image_io
 from mcls.data.loader import Normalise
 from mcls.errors import DataError, FolderError
@@ -58,18 +58,21 @@ class LoadedRun:
     bits: int
 
 
-def load_run(folder: RunFolder, which: str = "best", device: str = "auto", changes: Sequence[str] = ()) -> LoadedRun:
-    """Open the run in `folder`.
+def load_run(
+    folder: RunFolder, which: str = "best", device: str = "auto", changes: Sequence[str] = (), model_only: bool = False
+) -> LoadedRun:
+    """Load the run in `folder`.
 
     Args:
         which: `best` or `last` checkpoint.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         changes: `key=value` that do not change what was trained, such as `dataset.root=DIR` or `trust=[my_package]`.
+        model_only: look at nothing in the run's configuration but its model: what the data were is in the checkpoint.
 
     Raises FolderError when the folder is no run, has no such checkpoint yet, or is damaged or refused.
     """
     find_run(folder.path)
-    config = saved_config(folder, changes)
+    config = saved_model(folder, changes) if model_only else saved_config(folder, changes)
     path = folder.best if which == "best" else folder.last
     if not path.is_file():
         raise FolderError(f"{path}: no such checkpoint yet. Go on with: mcls resume {shell_path(folder.path)}")

@@ -59,7 +59,7 @@ def from_run(folder: RunFolder, device: str, changes: Sequence[str]) -> Classifi
     from mcls.inference.load import load_run, with_delimiter
     from mcls.training.precision import recorded_autocast
 
-    loaded = load_run(folder, "best", device, changes)
+    loaded = load_run(folder, "best", device, changes, model_only=True)
 
     @torch.inference_mode()
     def probabilities(samples: NumpyArray) -> NumpyArray:
