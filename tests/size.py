@@ -15,8 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 BUDGETS = {
     "commands": 1230,
     "sweep": 270,
-    "inference": 670,
-    "training": 1120,
+    "inference": 890,
+    "training": 1140,
     "config": 900,
     "report": 530,
     "data": 1570,
@@ -26,7 +26,7 @@ BUDGETS = {
     "losses": 50,
     "schedules": 30,
     "augmentations": 40,
-    "system": 390,
+    "system": 400,
     "cli": 110,
 }
 BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

@@ -12,7 +12,7 @@ FILES = sorted((SOURCE / "mcls").rglob("*.py"))
 
 # the rooms, highest first: a package, or a module of its own, imports from the rows below and from itself
 ROWS = [
-    ["__main__"],
+    ["__main__", "mcls"],
     ["cli"],
     ["commands"],
     ["sweep"],
@@ -23,8 +23,7 @@ ROWS = [
     ["data", "runs", "metrics"],
     ["models", "losses", "schedules", "augmentations"],
     ["system"],
-    ["errors"],
-    ["mcls"],
+    ["errors", "version"],
 ]
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 ALLOWED = {

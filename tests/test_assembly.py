@@ -309,7 +309,7 @@ def trained(mcls: Main, tmp_path: Path, *arguments: str) -> dict[str, Any]:
     run = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
     line = ("trainer.epochs=2", "trainer.batch_size=31", "trainer.figures=false", "optimizer.lr=0.01", "device=cpu")
     assert mcls("train", *line, *arguments, f"hydra.run.dir={run}") == 0
-    found: dict[str, Any] = checkpoint.load(run / "last.pt")["model"]
+    found: dict[str, Any] = checkpoint.load_checkpoint(run / "last.pt")["model"]
     return found
 
 

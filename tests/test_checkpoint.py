@@ -16,7 +16,7 @@ from torch import nn
 
 from mcls.errors import FolderError
 from mcls.runs import checkpoint
-from mcls.runs.checkpoint import load, save, seal, weights_digest
+from mcls.runs.checkpoint import load_checkpoint, save, seal, weights_digest
 
 
 def same(one: Any, two: Any) -> bool:
@@ -57,9 +57,9 @@ def path(tmp_path: Path) -> Path:
 def test_what_goes_in_comes_out(path: Path) -> None:
     whole = state()
     save(path, whole)
-    assert same(load(path), whole)
+    assert same(load_checkpoint(path), whole)
     save(path, {"other": 1})
-    assert load(path) == {"other": 1}
+    assert load_checkpoint(path) == {"other": 1}
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -77,7 +77,7 @@ def test_an_optimizer_goes_on_from_it(path: Path) -> None:
     first = torch.optim.Adam([half], lr=0.1)
     train(first, half, 3)
     save(path, {"weight": half.detach(), "optimizer": first.state_dict()})
-    found = load(path)
+    found = load_checkpoint(path)
     weights[1].data.copy_(found["weight"])
     optimizers[1].load_state_dict(found["optimizer"])
     train(optimizers[1], weights[1], 3)
@@ -105,7 +105,7 @@ def test_every_flipped_bit_is_noticed_and_bare_torch_misses_most(path: Path) -> 
         damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
         try:
-            load(path)
+            load_checkpoint(path)
             missed += 1
         except FolderError as error:
             assert str(error).startswith(f"{path}: ")
@@ -128,10 +128,10 @@ def test_every_cut_is_noticed(path: Path) -> None:
     for length in lengths:
         path.write_bytes(whole[:length])
         with pytest.raises(FolderError, match="damaged, its contents do not match its digest"):
-            load(path)
+            load_checkpoint(path)
     path.write_bytes(whole + b"x")
     with pytest.raises(FolderError):
-        load(path)
+        load_checkpoint(path)
 
 
 class Evil:
@@ -150,10 +150,10 @@ def test_code_is_refused_and_not_run(path: Path, tmp_path: Path) -> None:
     torch.save({"model": Evil(target)}, buffer)
     path.write_bytes(seal(buffer.getvalue()))
     with pytest.raises(FolderError, match="refused, it holds more than tensors and plain values"):
-        load(path)
+        load_checkpoint(path)
     path.write_bytes(pickle.dumps(Evil(target)))
     with pytest.raises(FolderError, match="damaged"):
-        load(path)
+        load_checkpoint(path)
     assert not target.exists()
     torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)  # the control: it would have
     assert target.exists()
@@ -161,14 +161,14 @@ def test_code_is_refused_and_not_run(path: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_checkpoint(path: Path) -> None:
     with pytest.raises(FolderError, match=rf"^{path}: cannot be read \(No such file or directory\)\.$"):
-        load(path)
+        load_checkpoint(path)
     with pytest.raises(FolderError, match="cannot be read"):
-        load(path.parent)
+        load_checkpoint(path.parent)
     buffer = io.BytesIO()
     torch.save([1, 2], buffer)
     path.write_bytes(seal(buffer.getvalue()))
     with pytest.raises(FolderError, match="refused, it is no checkpoint of mcls"):
-        load(path)
+        load_checkpoint(path)
     with pytest.raises(ValueError, match="not a zip archive"):
         checkpoint.seal(b"x" * 100)
 

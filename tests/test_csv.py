@@ -583,7 +583,7 @@ def test_an_encoder_is_plain_data_that_a_checkpoint_holds(tmp_path: Path) -> Non
 
     assert all(isinstance(key, str) and plain(value) for key, value in found.items())
     checkpoint.save(tmp_path / "x.pt", {"data": {"encoder": found}})
-    assert checkpoint.load(tmp_path / "x.pt")["data"]["encoder"] == found
+    assert checkpoint.load_checkpoint(tmp_path / "x.pt")["data"]["encoder"] == found
 
 
 ROW = {"size": "1.5", "weight": "2000", "colour": "red"}
@@ -649,7 +649,7 @@ def test_scikit_learns_tables_train(
     assert mcls("train", line.split(), "trainer.figures=false") == 0
     (run,) = find_runs(tmp_path / "out")
     assert (run.read_result() or {})["test"]["accuracy"] >= least
-    data = checkpoint.load(run.best)["data"]
+    data = checkpoint.load_checkpoint(run.best)["data"]
     assert data["encoder"]["target"] == "class" and len(data["encoder"]["columns"]) == table.data.shape[1]
     assert list(data["classes"]) == list(map(str, table.target_names))
     capsys.readouterr()
@@ -692,6 +692,6 @@ def test_the_default_batch_takes_what_a_small_table_has(
     assert "its steps are not those of its epochs" in capsys.readouterr().err
     run.write_json(run.about, about)
     assert mcls("resume", str(run.path), "trainer.epochs=3") == 0
-    assert checkpoint.load(run.last)["progress"]["step"] == 3
+    assert checkpoint.load_checkpoint(run.last)["progress"]["step"] == 3
     assert mcls("train", line.split(), "trainer.batch_size=128") == 2
     assert "batch_size: 128 is more than the 108 training samples. Lower it, or say full." in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_two_processes_train_as_one(more: tuple[str, ...], tmp_path: Path) -> No
         for split in ("train", "val", "test"):
             assert before[split]["accuracy"] == pytest.approx(after[split]["accuracy"], abs=1e-9)
             assert before[split]["loss"] == pytest.approx(after[split]["loss"], rel=1e-5)
-    weights = [checkpoint.load(folder / "best.pt")["model"] for folder in folders]
+    weights = [checkpoint.load_checkpoint(folder / "best.pt")["model"] for folder in folders]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-6)
     assert result(one)["test"]["accuracy"] == result(two)["test"]["accuracy"]
@@ -165,7 +165,7 @@ def test_a_signal_to_any_process_stops_all(whom: str, number: int, status: int, 
     folder = only(tmp_path)
     stopped = result(folder)
     assert stopped["status"] == "stopped"
-    state = checkpoint.load(folder / "last.pt")
+    state = checkpoint.load_checkpoint(folder / "last.pt")
     assert len(state["rng"]) == 2 and not torch.equal(state["rng"][0]["cpu"], state["rng"][1]["cpu"])
 
 
@@ -194,7 +194,7 @@ def test_a_killed_process_ends_the_run_by_name(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("mcls: trainer.devices: process 1: it ended with status -9.")
-    assert checkpoint.load(only(tmp_path) / "last.pt")["progress"]["step"] > 0
+    assert checkpoint.load_checkpoint(only(tmp_path) / "last.pt")["progress"]["step"] > 0
 
 
 @pytest.mark.slow

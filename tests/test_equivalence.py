@@ -232,6 +232,6 @@ def test_the_same_command_twice_gives_the_same_weights(mcls, tmp_path):
     found = []
     for folder, seed in (("one", 4), ("two", 4), ("three", 5)):
         assert mcls(command, f"seed={seed}", f"hydra.run.dir={folder}") == 0
-        found.append(checkpoint.load(tmp_path / folder / "best.pt")["model"])
+        found.append(checkpoint.load_checkpoint(tmp_path / folder / "best.pt")["model"])
     assert equal(found[0], found[1])
     assert not equal(found[0], found[2])

@@ -310,7 +310,9 @@ def test_a_run_keeps_its_bits(tmp_path: Path, mcls: Callable[..., int], capsys: 
     for kind, bits in (("new", "auto"), ("old", "16")):
         assert mcls("train", line.split(), f"dataset.bits={bits}", f"outputs={kind}") == 0
         run = next(tmp_path.glob(f"{kind}/*/*"))
-        assert checkpoint.load(run / "best.pt")["data"].get("bits", "none") == {"new": 12, "old": "none"}[kind]
+        assert (
+            checkpoint.load_checkpoint(run / "best.pt")["data"].get("bits", "none") == {"new": 12, "old": "none"}[kind]
+        )
         text = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(text.replace("bits: 16", "bits: auto"))  # as keys that are missing are filled
         assert mcls("evaluate", str(run)) == 0 and mcls("evaluate", str(run), "--split", "val") == 0

@@ -151,7 +151,7 @@ def test_no_epoch_more_than_those_that_are_done(
     keys = (f"dataset.val_fraction={val_fraction}",)
     run = stopped(mcls, tmp_path, monkeypatch, *keys, step=23)
     done = (run / "metrics.jsonl").read_text().count("\n")
-    step = checkpoint.load(run / "last.pt")["progress"]["step"]
+    step = checkpoint.load_checkpoint(run / "last.pt")["progress"]["step"]
     capsys.readouterr()
     assert mcls("resume", str(run), f"trainer.epochs={done}") == 0
     assert (" are in the weights too" in capsys.readouterr().err) is (val_fraction == 0)

@@ -68,7 +68,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 def assert_finite(folder: Path) -> None:
     for path in folder.rglob("*.pt"):
-        for tensor in tensors_in(checkpoint.load(path)):
+        for tensor in tensors_in(checkpoint.load_checkpoint(path)):
             assert not tensor.is_floating_point() or bool(tensor.isfinite().all()), path
 
 
@@ -128,9 +128,9 @@ def test_what_is_in_a_run_folder(dataset: str, mcls: Main, tmp_path: Path, capsy
     assert result["best_epoch"] == best["epoch"]
     assert result["val"]["accuracy"] == best["val"]["accuracy"]
 
-    weights = checkpoint.load(run / "best.pt")["model"]
+    weights = checkpoint.load_checkpoint(run / "best.pt")["model"]
     assert checkpoint.weights_digest(weights) == result["weights_sha256"]
-    last = checkpoint.load(run / "last.pt")
+    last = checkpoint.load_checkpoint(run / "last.pt")
     assert last["progress"]["epoch"] == 3 and {"model", "optimizer", "rng", "data"} <= set(last)
     assert_finite(run)
 
@@ -259,7 +259,7 @@ def test_training_on_all_of_train(mcls: Main, tmp_path: Path, capsys: pytest.Cap
     result = result_of(run)
     assert result["val"] is None and result["best_epoch"] == 2
     assert all("val" not in line for line in lines_of(run))
-    last = checkpoint.load(run / "last.pt")["model"]
+    last = checkpoint.load_checkpoint(run / "last.pt")["model"]
     assert checkpoint.weights_digest(last) == result["weights_sha256"]
     assert "val " not in capsys.readouterr().out
 
@@ -336,7 +336,7 @@ def test_the_folder_that_the_user_names(mcls: Main, tmp_path: Path, capsys: pyte
 
 
 def test_two_runs_in_one_second_have_two_folders(mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcls.commands.train.timestamp", lambda: "now")
+    monkeypatch.setattr("mcls.training.start.timestamp", lambda: "now")
     for _ in range(2):
         assert mcls("train", *QUICK) == 0
     assert [run.name for run in runs(tmp_path)] == ["now", "now-2"]
@@ -370,7 +370,7 @@ def test_half_precision_that_overflows_at_first(mcls: Main, tmp_path: Path, monk
     poison = [torch.full((size,), 1e30) for size in range(1, 20_000, 7)]
     del poison  # memory that is not zero, for a momentum that nobody writes
     assert mcls("train", *rates, "optimizer.momentum=0.9") == 0
-    state = checkpoint.load(only(tmp_path) / "last.pt")
+    state = checkpoint.load_checkpoint(only(tmp_path) / "last.pt")
     assert state["scaler"]["scale"] < 65536
     assert state["optimizer"]["param_groups"][0]["fused"] is None
     assert_finite(tmp_path)
@@ -761,10 +761,10 @@ def test_a_signal_stops_after_saving(number: int, status: int, tmp_path: Path) -
     assert process.returncode == status
     assert err.splitlines()[-1].startswith("mcls: stopped at step ") and "Traceback" not in err
     run = only(tmp_path)
-    state = checkpoint.load(run / "last.pt")
+    state = checkpoint.load_checkpoint(run / "last.pt")
     assert state["progress"]["step"] > 0 and state["model"]
     assert result_of(run)["status"] == "stopped"
-    assert checkpoint.load(run / "best.pt")["epoch"] == state["progress"]["best_epoch"]
+    assert checkpoint.load_checkpoint(run / "best.pt")["epoch"] == state["progress"]["best_epoch"]
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["epochs"] == 1000000
 
 

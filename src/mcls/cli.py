@@ -5,10 +5,10 @@ import gc
 import os
 import sys
 
-from mcls import __version__
 from mcls.commands import COMMANDS
 from mcls.errors import MachineError, MclsError
 from mcls.system.signals import end_on_signals
+from mcls.version import __version__
 
 HELP = """mcls {version}: train, sweep and honestly measure classifiers.
 

@@ -110,7 +110,7 @@ def state_with(change: Callable[[dict[str, Any]], object]) -> Harm:
 
     def harm(folder: Path, _: Path) -> None:
         for name in ("last.pt", "best.pt"):
-            state = checkpoint.load(folder / name)
+            state = checkpoint.load_checkpoint(folder / name)
             change(state)
             save(folder / name, state)
 
@@ -401,7 +401,7 @@ def mutate(value: Any, draw: random.Random, odd: tuple[Any, ...]) -> Any:
 def mutated(path: Path, draw: random.Random) -> None:
     """One mutation of the file at `path`, which stays a good file of its kind: digest, JSON and YAML are whole."""
     if path.suffix == ".pt":
-        save(path, mutate(listed(checkpoint.load(path)), draw, ODD + TENSORS))
+        save(path, mutate(listed(checkpoint.load_checkpoint(path)), draw, ODD + TENSORS))
     elif path.suffix == ".yaml":
         path.write_text(yaml.safe_dump(mutate(yaml.safe_load(path.read_text()), draw, ODD[:-1]), sort_keys=False))
     elif path.suffix == ".jsonl":

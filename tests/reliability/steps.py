@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
 
 def outcome(folder: Path, curves: bool = True) -> dict[str, Any]:
     """Everything of a finished run that must not depend on how it was run; times left out, curves if asked."""
-    last, best = checkpoint.load(folder / "last.pt"), checkpoint.load(folder / "best.pt")
+    last, best = checkpoint.load_checkpoint(folder / "last.pt"), checkpoint.load_checkpoint(folder / "best.pt")
     found = result(folder)
     measures = {key: found[key] for key in ("status", "epochs", "best_epoch", "steps", "val", "test", "weights_sha256")}
     found = {"last": plain(last), "best": plain(best), "result": measures}
@@ -100,4 +100,4 @@ def finite(folder: Path) -> bool:
             return all(map(good, value))
         return not isinstance(value, float) or math.isfinite(value)
 
-    return all(good(checkpoint.load(path)) for path in folder.glob("*.pt"))
+    return all(good(checkpoint.load_checkpoint(path)) for path in folder.glob("*.pt"))

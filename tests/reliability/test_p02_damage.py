@@ -65,7 +65,7 @@ def test_all_damage_is_noticed(finished: Path, tmp_path: Path, count: Count) -> 
             continue
         path.write_bytes(damaged)
         with pytest.raises(FolderError, match="damaged"):
-            checkpoint.load(path)
+            checkpoint.load_checkpoint(path)
         seen[kind] = seen.get(kind, 0) + 1
         naive += kind == "flip" and accepted(damaged)
     assert seen["flip"] == 600 and seen["cut"] == 400 and seen["zero"] >= 45

@@ -66,7 +66,7 @@ def test_files_may_not_grow(whole: Path, mcls: Run, tmp_path: Path, size: Size, 
         check_refusal(child)
         full += child.status == 4
         for path in root.glob("outputs/*/*/*.pt"):
-            assert checkpoint.load(path)
+            assert checkpoint.load_checkpoint(path)
         assert not list(root.glob("outputs/*/*/.*.part"))
         finish(root, whole, mcls)
     assert full >= number // 2
@@ -78,7 +78,7 @@ def test_full_in_the_middle_keeps_what_was_saved(whole: Path, mcls: Run, tmp_pat
     assert mcls(*TRAIN, setup=ask).status == 143
     original = only_run(tmp_path)
     assert original is not None
-    state = checkpoint.load(original / "last.pt")["progress"]["step"]
+    state = checkpoint.load_checkpoint(original / "last.pt")["progress"]["step"]
     for number, name in enumerate(("last.pt", "best.pt")):
         root = tmp_path / name / "outputs" / "a"
         root.mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_full_in_the_middle_keeps_what_was_saved(whole: Path, mcls: Run, tmp_pat
         check_refusal(child, (4,))
         assert re.search(r"File too large, needs 0\.\d MB, [\d.]+ MB free\.", child.stderr)
         kept = [path for path in (folder / "last.pt", folder / "previous.pt") if path.exists()]
-        assert max(checkpoint.load(path)["progress"]["step"] for path in kept) == state
+        assert max(checkpoint.load_checkpoint(path)["progress"]["step"] for path in kept) == state
         assert mcls("resume", str(folder)).status == 0
         assert same_training(folder, whole)
     count("2 disks that fill up in a resumed run: the step before is kept")
@@ -142,4 +142,4 @@ def test_control_the_usual_way(mcls: Run, tmp_path: Path) -> None:
     folder = only_run(tmp_path)
     assert folder is not None
     with pytest.raises(checkpoint.FolderError):
-        checkpoint.load(folder / "last.pt")
+        checkpoint.load_checkpoint(folder / "last.pt")

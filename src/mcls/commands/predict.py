@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,30 +127,24 @@ def open_model(options: argparse.Namespace) -> "Classifier":
 def classified(model: "Classifier", options: argparse.Namespace, counter: Counter) -> Found:
     """Names and probabilities of everything that is named, a batch at a time."""
     from mcls.data import image_io
-    from mcls.inference import inputs, predict
+    from mcls.inference import predict
+    from mcls.inference.inputs import read_files
 
-    suffixes = {*image_io.suffixes(), ""} if model.image else {".csv", ".tsv"}
-    listed = None if sys.stdin is None else sys.stdin.buffer  # it is None when it is closed
-    files = inputs.paths(options.inputs, suffixes, listed)
-    found: Iterator[Sample]
     if model.image:
         channels, height, width = model.input_shape
         if channels not in image_io.MODES:
             raise RequestError(f"{options.run}: takes {channels} channels, which pictures from files do not have.")
         colours = "grey" if channels == 1 else "RGB"
         log.info(f"pictures are brought to {height} x {width} {colours}: turned by their EXIF data, then stretched")
-        most = options.max_pixels or image_io.MAX_PIXELS
-        found = inputs.read_images(files, model.input_shape, most, model.bits, counter.refuse)
-        found = ((Path(name).name if options.id else name, picture) for name, picture in found)
-    elif model.encoder is not None:
-        unseen = options.handle_unknown or model.encoder["unseen"]
-        found = inputs.rows(
-            files, {**model.encoder, "unseen": unseen}, counter.refuse, options.id and composed(options.id)
-        )
-    elif options.id:
+    elif model.encoder is None and options.id:
         raise RequestError("--id: this run takes rows of numbers, whose columns have no names. Leave it out.")
-    else:
-        found = inputs.vectors(files, model.input_shape, counter.refuse)
+    elif model.encoder is not None and options.handle_unknown:
+        model = replace(model, encoder={**model.encoder, "unseen": options.handle_unknown})
+    listed = None if sys.stdin is None else sys.stdin.buffer  # it is None when it is closed
+    most, column = options.max_pixels or image_io.MAX_PIXELS, options.id and composed(options.id)
+    found: Iterator[Sample] = read_files(model, options.inputs, counter.refuse, listed, most, column)
+    if model.image and options.id:
+        found = ((Path(name).name, picture) for name, picture in found)
     for names, probabilities in predict.classify(model, found, options.batch_size):
         counter.done += len(names)
         yield names, probabilities

@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from mcls.config.compose import NONE, Request, checker
 from mcls.config.overrides import as_path, at_home, first
 from mcls.errors import RequestError, RunError
 from mcls.report.summary import print_result
-from mcls.runs.folder import RunFolder, claim, timestamp
+from mcls.runs.folder import claim, timestamp
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.sweep.plugins import launch, run_plugins
 from mcls.system.console import console
@@ -80,29 +79,16 @@ def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
 def single(request: Request, command: str, stop: StopRequest) -> None:
     """One run: train, then print its result."""
     from mcls.system.distributed import World
-    from mcls.training import run as training_run
+    from mcls.training.run import worker_main
+    from mcls.training.start import train_request
 
-    values, (rank, size) = request.config, rank_and_size()
+    rank, size = rank_and_size()
     if size > 1:
-        values["trainer"]["devices"] = size
+        request.config["trainer"]["devices"] = size
     if rank:
-        training_run.worker_main(World(rank, size), "env://", values, stop, ready=int)
+        worker_main(World(rank, size), "env://", request.config, stop, ready=int)
         return
-    given = None
-    if request.folder is not None:
-        given = RunFolder(Path(request.folder))
-        make_folder(given.path)
-        if given.about.exists():
-            raise RequestError(f"hydra.run.dir: {given.path} already holds a run. Name a new folder.")
-    own = [line for line in request.overrides if not line.lstrip("+~").startswith("hydra")]
-    origin = {"command": command, "overrides": own, "choices": request.choices}
-    print_result(*training_run.train_new(values, origin, partial(new_folder, request, given), stop))
-
-
-def new_folder(request: Request, given: RunFolder | None) -> RunFolder:
-    """The folder that was given, or a new one, `outputs/<dataset>-<model>/<date>_<time>`."""
-    group = f"{request.choices['dataset']}-{request.choices['model']}"
-    return given or claim(Path(request.config["outputs"]) / group, timestamp())
+    print_result(*train_request(request, command, stop))
 
 
 def sweep(request: Request, command: str, arguments: list[str], options: Any, stop: StopRequest) -> None:

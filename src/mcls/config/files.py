@@ -59,10 +59,11 @@ def config_loader(config_dir: Path | str | None, name: str) -> Iterator[ConfigLo
             again = shlex.join(["mcls", "train", *map(str, read_json(folder / "run.json").get("overrides", []))])
             raise RequestError(f"--config-name: {config_dir} is a run's folder. To train the same again: {again}")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    instance = GlobalHydra.instance()
+    instance, settings = GlobalHydra.instance(), HydraConfig.instance()
+    before = instance.hydra, settings.cfg  # of a program that uses Hydra itself
     instance.clear()
     version.setbase("1.3")
     try:
         yield Hydra.create_main_hydra2("train", path).config_loader
     finally:
-        instance.clear()
+        instance.hydra, settings.cfg = before

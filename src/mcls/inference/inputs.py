@@ -18,6 +18,7 @@ from mcls.data.delimited import Records, parse_number, read_records
 from mcls.data.image_tree import ignored, suffix_of
 from mcls.data.table_encoder import INPUTS, UNSEEN, Table, check_names, count_unseen, encode_table
 from mcls.errors import DataError, RequestError
+from mcls.inference.predict import Classifier
 from mcls.system.text import clean, quoted
 
 log = logging.getLogger("mcls")
@@ -49,6 +50,23 @@ def paths(arguments: Iterable[str], suffixes: set[str], listed: IO[bytes] | None
             yield from walk(path, suffixes) if Path(path).is_dir() else [path]
         if not matches:
             raise RequestError(f"{clean(argument)}: no such file or folder, and nothing matches it.")
+
+
+def read_files(
+    model: Classifier,
+    arguments: Iterable[str],
+    refuse: Refuse,
+    listed: IO[bytes] | None = None,
+    max_pixels: int = image_io.MAX_PIXELS,
+    id_column: str | None = None,
+) -> Iterator[Sample]:
+    """Name and array of each sample in the files that `arguments` name (see `paths`), as `model` takes them."""
+    files = paths(arguments, {*image_io.suffixes(), ""} if model.image else {".csv", ".tsv"}, listed)
+    if model.image:
+        return read_images(files, model.input_shape, max_pixels, model.bits, refuse)
+    if model.encoder is not None:
+        return rows(files, model.encoder, refuse, id_column)
+    return vectors(files, model.input_shape, refuse)
 
 
 def walk(folder: str, suffixes: set[str]) -> Iterator[str]:

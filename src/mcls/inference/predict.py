@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from mcls.data.table_encoder import all_numbers
 from mcls.errors import FolderError, MachineError
 from mcls.runs.folder import RunFolder
 from mcls.runs.formats import check_encoder
+
+if TYPE_CHECKING:
+    from mcls.inference.load import LoadedRun
 
 NumpyArray = NDArray[Any]
 
@@ -50,16 +53,21 @@ def classify(
 
 
 def from_run(folder: RunFolder, device: str, changes: Sequence[str]) -> Classifier:
-    """The selected model of the run in `folder`, on `device`; `changes` as `open_run` takes them.
+    """The selected model of the run in `folder`, on `device`; `changes` as `load_run` takes them.
 
-    Raises MclsError as `open_run` does.
+    Raises MclsError as `load_run` does.
     """
+    from mcls.inference.load import load_run
+
+    return run_classifier(load_run(folder, "best", device, changes, model_only=True))
+
+
+def run_classifier(loaded: "LoadedRun") -> Classifier:
+    """The model of a loaded run as a Classifier."""
     import torch
 
-    from mcls.inference.load import load_run, with_delimiter
+    from mcls.inference.load import with_delimiter
     from mcls.training.precision import recorded_autocast
-
-    loaded = load_run(folder, "best", device, changes, model_only=True)
 
     @torch.inference_mode()
     def probabilities(samples: NumpyArray) -> NumpyArray:

@@ -115,7 +115,7 @@ def check_plain(state: Any) -> None:
 
 def load_as(shape: Any, path: Path) -> dict[str, Any]:
     """The state in file `path`, of `shape`, BEST or LAST, and with finite weights. Raises FolderError."""
-    state = load(path)
+    state = load_checkpoint(path)
     check(state, shape, path)
     check_data(state["data"], path)
     for weights in (state["model"], state.get("best")):
@@ -124,7 +124,7 @@ def load_as(shape: Any, path: Path) -> dict[str, Any]:
     return state
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in file `path`, on the CPU. Raises FolderError when it is missing, damaged or not plain data."""
     content = unseal(read(path), path)
     try:

@@ -32,6 +32,7 @@ def console() -> Iterator[None]:
     """The log on stderr, as it comes; of other packages nothing but the warnings of code that is the user's own."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(message)s"))
+    before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -50,5 +51,7 @@ def console() -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
         logging.root.removeHandler(silence)
         warnings.showwarning = shown

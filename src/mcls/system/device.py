@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from mcls import __version__
 from mcls.errors import MachineError, RequestError
 from mcls.system.distributed import SINGLE_PROCESS, World
 from mcls.system.torchrun import rank_and_size
+from mcls.version import __version__
 
 log = logging.getLogger("mcls")
 

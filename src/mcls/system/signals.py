@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from threading import current_thread, main_thread
 from types import FrameType
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -51,9 +52,14 @@ class StopRequest:
 
     There they are remembered, and what is running asks this object. A signal that the process was started to ignore
     (`nohup`, a script's `&`) stays ignored. A second SIGINT always ends the process at once.
+
+    Args:
+        exits: whether the process is mcls's to end. Otherwise a signal that is not remembered goes to the handler that
+            was there before; outside the main thread, where Python has none, no signal is seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exits: bool = True) -> None:
+        self.exits = exits
         self.number = 0
         self.remembers = False
         self.resume_command = ""  # the command that goes on with what was begun
@@ -63,7 +69,7 @@ class StopRequest:
         return StopRequest, ()  # a launcher's worker process has handlers of its own
 
     def __enter__(self) -> "StopRequest":
-        for number in ASKING:
+        for number in ASKING if self.exits or current_thread() is main_thread() else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self.handle)
         return self
@@ -73,12 +79,20 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
         if kind is None and self.before.get(self.number) is end:
             leave(self.number)  # it came too late to stop anything, and still says that nothing more is to follow
+        if kind is None and self.number and not self.exits:
+            signal.raise_signal(self.number)
 
-    def handle(self, number: int, _frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
-        if not self.remembers or (self.number and number == signal.SIGINT):
+        if self.remembers and not (self.number and number == signal.SIGINT):
+            self.number = self.number or number
+        elif self.exits:
             leave(number, self.resume_command)
-        self.number = self.number or number
+        elif callable(before := self.before[number]):
+            before(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
