@@ -18,7 +18,7 @@ BUDGETS = {
     "inference": 890,
     "training": 1140,
     "config": 900,
-    "report": 530,
+    "report": 480,
     "data": 1570,
     "runs": 850,
     "metrics": 200,
