@@ -432,7 +432,7 @@ def test_wrong_arguments_come_without_torch(arguments: list[str], blobs: Path) -
     command = [sys.executable, "-c", script, "evaluate", str(blobs), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "AssertionError" not in done.stderr
-    assert arguments[0] != "--device" or "must be auto, cpu, cuda or cuda:N, got 'gpu'" in done.stderr
+    assert arguments[0] != "--device" or "must be auto, cpu, cuda, cuda:N or mps, got 'gpu'" in done.stderr
 
 
 def test_ordinals() -> None:

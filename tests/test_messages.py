@@ -47,7 +47,7 @@ MESSAGES = [
     ("model.hidden_units=[8,0]", "model.hidden_units: must be list of int > 0, got [8, 0]."),
     ("seed=-1", "seed: must be int >= 0 <= 4294967295, got -1."),
     ("seed=4294967296", "seed: must be int >= 0 <= 4294967295, got 4294967296."),
-    ("device=gpu", "device: must be auto, cpu, cuda or cuda:N, got 'gpu'."),
+    ("device=gpu", "device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'."),
     ("precision=fp8", "precision: must be auto, fp32, fp32_medium, bf16 or fp16, got 'fp8'."),
     ("optimizer=adam optimizer.betas=[0.9]", "optimizer.betas: must be pair of float >= 0 < 1, got [0.9]."),
     ("trust=os", "trust: must be list of text, got 'os'."),

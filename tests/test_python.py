@@ -209,7 +209,7 @@ def test_what_can_not_be_loaded() -> None:
         mcls.load("data")
     with pytest.raises(RequestError, match="checkpoint: must be best or last, got 'newest'"):
         mcls.load(TABLE, checkpoint="newest")
-    with pytest.raises(RequestError, match="device: must be auto, cpu, cuda or cuda:N, got 'gpu'"):
+    with pytest.raises(RequestError, match="device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"):
         mcls.load(TABLE, device="gpu")
     with pytest.raises(RequestError, match="trust: must be a list of packages, got 'mine'"):
         mcls.load(TABLE, trust="mine")

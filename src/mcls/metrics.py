@@ -18,6 +18,11 @@ COUNTED = 1 << 20  # cells of a confusion matrix up to which all are counted; of
 DENSE = 100  # classes up to which result.json has the whole confusion matrix
 
 
+def exact(device: torch.device) -> torch.dtype:
+    """The type of sums on `device`: float64, but for Macs' GPUs, which have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class RunningLoss:
     """Losses and hits of training steps, kept on the device until `flush` reads them in one go.
 
@@ -55,7 +60,8 @@ class RunningLoss:
             return [], [], 0
         if self.waiting:
             self.count()
-        found = torch.cat([torch.stack(self.losses).double(), self.hits.double()[None]])
+        dtype = exact(self.losses[0].device)
+        found = torch.cat([torch.stack(self.losses).to(dtype), self.hits.to(dtype)[None]])
         *losses, correct = world.sum(found).tolist()
         sizes = self.sizes
         self.losses, self.sizes, self.hits = [], [], torch.tensor(0)
@@ -74,7 +80,7 @@ class EvalAccumulator:
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes, self.device = num_classes, device
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss = torch.zeros((), dtype=exact(device), device=device)
         self.waiting: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.predicted: list[Tensor] = []
@@ -95,7 +101,7 @@ class EvalAccumulator:
         logits, targets = torch.cat(self.waiting).float(), torch.cat(self.targets[-len(self.waiting) :])
         log_probabilities = functional.log_softmax(logits.t().contiguous(), dim=0)  # 3 x faster down columns
         best, predicted = log_probabilities.max(dim=0)
-        self.loss -= log_probabilities.gather(0, targets[None]).sum(dtype=torch.float64)
+        self.loss -= log_probabilities.gather(0, targets[None]).sum(dtype=self.loss.dtype)
         self.predicted.append(predicted)
         self.confidence.append(best.exp())
         self.waiting.clear()
@@ -113,8 +119,10 @@ class EvalAccumulator:
         targets = torch.cat([predicted[:0], *self.targets])
         cells, counts = self.pairs(targets * self.num_classes + predicted, world)
         place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
-        rows = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).to(confidence)]).double()
-        bins = torch.zeros(3, BINS, dtype=torch.float64, device=self.device).index_add_(1, place, rows)
+        rows = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).to(confidence)]).to(
+            self.loss
+        )
+        bins = torch.zeros(3, BINS, dtype=rows.dtype, device=self.device).index_add_(1, place, rows)
         truth, guess = (cells // self.num_classes).tolist(), (cells % self.num_classes).tolist()
         cells_of = list(zip(truth, guess, counts.tolist(), strict=True))
         loss = world.sum(self.loss.clone()).item() / max(int(counts.sum()), 1)

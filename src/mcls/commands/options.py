@@ -8,8 +8,8 @@ from pathlib import Path
 
 def device(text: str) -> str:
     """The name of a device, as it is. Raises ArgumentTypeError for what is none."""
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text) is None:
-        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:N, got {text!r}")
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:N or mps, got {text!r}")
     return text
 
 
@@ -47,5 +47,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option that names a device."""
     parser.add_argument(
-        "--device", type=device, default="auto", help="auto (default), cpu, cuda or cuda:N; auto takes a GPU if any"
+        "--device",
+        type=device,
+        default="auto",
+        help="auto (default), cpu, cuda, cuda:N, mps; auto takes a GPU if any",
     )

@@ -1,7 +1,6 @@
 """Data sets: each function takes a root folder or parameters and returns a `Dataset`; configs/dataset names it."""
 
 import contextlib
-import fcntl
 import http.client
 import io
 import logging
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import lock_descriptor
 
 from mcls.data.splits import check_labels, split_train_val
 from mcls.data.types import Dataset, Split
@@ -156,7 +156,7 @@ def fetch(reader: Any, root: Path, folder: Path) -> None:
     part, top = root / f".{reader.__name__}.part", folder.relative_to(root).parts[0]
     silence = socket.getdefaulttimeout()
     with (root / f".{reader.__name__}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_descriptor(lock.fileno())
         try:
             reader(str(root), train=True)
             return  # another process was faster

@@ -116,7 +116,7 @@ def load(
 
     Args:
         path: the run folder, `outputs/...`.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:N` or `mps`.
         checkpoint: `best`, the selected weights, or `last`, the newest ones.
         trust: your own packages that the run's model comes from.
 
@@ -124,8 +124,8 @@ def load(
     """
     if checkpoint not in ("best", "last"):
         raise RequestError(f"checkpoint: must be best or last, got {checkpoint!r}.")
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
-        raise RequestError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}.")
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) is None:
+        raise RequestError(f"device: must be auto, cpu, cuda, cuda:N or mps, got {device!r}.")
     if isinstance(trust, str):
         raise RequestError(f"trust: must be a list of packages, got {trust!r}.")
     folder = RunFolder(Path(path).expanduser())

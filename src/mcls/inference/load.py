@@ -65,7 +65,7 @@ def load_run(
 
     Args:
         which: `best` or `last` checkpoint.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         changes: `key=value` that do not change what was trained, such as `dataset.root=DIR` or `trust=[my_package]`.
         model_only: look at nothing in the run's configuration but its model: what the data were is in the checkpoint.
 

@@ -1,18 +1,19 @@
 """The run folder: its name, what is in it, and how it is read back. A run folder is data: nothing in it is ever run."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import lock_descriptor
 
 from mcls.errors import FolderError, MachineError
 from mcls.runs.formats import EPOCH, FILES, FINISHED, MAX_DEPTH, check, too_deep
@@ -136,15 +137,19 @@ def as_yaml(config: dict[str, Any]) -> str:
 def next_free(descriptor: int, folder: Path) -> None:
     """Lock the open lock file of `folder` and say in it who holds it. Raises MachineError when another process does."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
-        raise MachineError(f"{folder}: in use by {holder}. Stop that one first.") from error
+        free = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         raise MachineError(f"{folder}: cannot be locked ({error.strerror}). Choose another folder.") from error
+    if not free:
+        holder = b""
+        with contextlib.suppress(OSError):  # Windows lets nobody read what is locked
+            holder = os.read(descriptor, 200)
+        name = holder.decode("utf-8", "replace").strip() or "another process"
+        raise MachineError(f"{folder}: in use by {name}. Stop that one first.")
     with contextlib.suppress(OSError):  # a full disk is found out by what matters
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
 
 
 def let_go() -> None:
@@ -154,7 +159,8 @@ def let_go() -> None:
 
 
 HELD: set[int] = set()  # descriptors of lock files
-os.register_at_fork(after_in_child=let_go)
+if hasattr(os, "register_at_fork"):  # a system without has no fork
+    os.register_at_fork(after_in_child=let_go)
 
 
 def claim(parent: Path, name: str) -> RunFolder:
@@ -270,9 +276,10 @@ def locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
+        for _ in range(3):  # another process may be asking the same at this moment
+            if lock_descriptor(descriptor, blocking=False):
+                return False
+            time.sleep(0.002)
         return True
     finally:
         os.close(descriptor)

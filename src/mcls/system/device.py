@@ -17,6 +17,7 @@ from mcls.version import __version__
 
 log = logging.getLogger("mcls")
 
+WINDOWS_MEMORY = 8_000_000_000  # bytes that are taken to be there where the system is not asked
 PACKAGES = (
     "torch",
     "torchvision",
@@ -31,16 +32,23 @@ PACKAGES = (
 
 
 def resolve_device(name: str, world: World = SINGLE_PROCESS) -> torch.device:
-    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; a process of a team gets a GPU of its own.
+    """The device called `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; a process of a team gets a GPU of its own.
+
+    `auto` takes CUDA, else the GPU of a Mac (MPS), else the CPU.
 
     Raises MachineError for a GPU that is not there.
     """
     if world.size > 1:
         return device_of(world, name)
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
+        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda:0" if torch.cuda.is_available() else other)
+    if name == "cpu" or (name == "mps" and torch.backends.mps.is_available()):
+        return torch.device(name)
+    if name == "mps":
+        raise MachineError(
+            f"device: mps asked for, but there is none. device=auto would take {resolve_device('auto')}."
+        )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(name if ":" in name else f"{name}:0")
     if device.index >= count:
@@ -57,7 +65,7 @@ def device_of(world: World, name: str) -> torch.device:
         if world.size > 4 * cores and not launched:
             raise MachineError(f"trainer.devices: {world.size} processes on {cores} cores. Lower it.")
         return torch.device("cpu")
-    if ":" in name:
+    if ":" in name or name == "mps":
         raise RequestError(f"device: {name} is one GPU, trainer.devices={world.size} wants as many. Say device=cuda.")
     gpus = torch.cuda.device_count()
     if not launched and gpus < world.size:
@@ -71,6 +79,10 @@ def memory_bytes(device: torch.device) -> int:
     """Memory of the device, or the machine's limit for this process on the CPU."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    if not hasattr(os, "sysconf"):  # Windows
+        return WINDOWS_MEMORY
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
@@ -86,7 +98,26 @@ def device_name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return "cpu"
+        return platform.processor() or "cpu"
+
+
+def rng_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of torch's random numbers on the CPU and on `device`."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_rng_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Go back to `states`, as `rng_states` gave them; those of another kind of device are left."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
 def environment() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from mcls.system.signals import UNFINISHED
 
 NUMBERS = re.compile(r'\[\n[^][{}"]*\]')  # a list without texts, lists and objects
 IMPOSSIBLE = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
+# flags of os.open, those that the system has
+PLAIN = sum(getattr(os, f"O_{name}", 0) for name in ("NOFOLLOW", "NONBLOCK", "CLOEXEC", "BINARY"))
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -85,7 +88,9 @@ def move(path: Path, target: Path) -> None:
 
 def open_plain(path: Path, flags: int) -> int:
     """A descriptor of `path`, opened with `os.open`'s `flags`. Raises OSError unless it is a plain file and no link."""
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
+        raise OSError(errno.ELOOP, "a link")
+    descriptor = os.open(path, flags | PLAIN, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a plain file")
@@ -93,7 +98,9 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Make the names in `folder` durable, where a folder can be opened."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -106,8 +113,7 @@ def describe_os_error(path: Path, error: OSError, needed: int) -> str:
     if error.errno not in FULL:
         return f"{path}: cannot be written ({error.strerror or error}). Choose another folder or mend its permissions."
     try:
-        state = os.statvfs(path.parent)
-        free = f"{state.f_bavail * state.f_frsize / 1e6:.1f} MB free"
+        free = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
     except OSError:
         free = "free space unknown"
     return f"{path}: {error.strerror}, needs {needed / 1e6:.1f} MB, {free}. Make room; what was saved before is intact."

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from threading import current_thread, main_thread
 from types import FrameType
 
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# those of these that the system has: Windows knows no SIGHUP
+ASKING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 UNFINISHED: set[str] = set()  # temporary files that are being written
 main_process = 0  # the one that was started from a command line; those that it forks say nothing
 

@@ -53,6 +53,8 @@ def launch_workers(
         with world.init_process_group("env://", device):
             yield
         return
+    if not hasattr(signal, "pthread_sigmask"):
+        raise MachineError(f"trainer.devices: {world.size} processes, which mcls can't start on Windows. Set it to 1.")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")  # this machine's alone
     helpers: list[Worker] = []
     with tempfile.TemporaryDirectory(prefix="mcls-") as folder, contextlib.ExitStack() as ends:
@@ -86,7 +88,7 @@ def worker_output(helper: Worker) -> IO[str]:
 
 
 def stop_workers(helpers: list[Worker]) -> None:
-    """Wait until the processes have ended, and no longer than PATIENCE: nothing is their own."""
+    """Wait until the processes have ended, and no longer than END_TIMEOUT: nothing is their own."""
     deadline = time.monotonic() + END_TIMEOUT
     for helper in helpers:
         try:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from mcls.data.loader import Loader
 from mcls.errors import RunError, Stopped
 from mcls.metrics import Metrics, RunningLoss
+from mcls.system.device import rng_states, set_rng_states
 from mcls.system.distributed import SINGLE_PROCESS, World
 from mcls.training.optim import LRScheduler, raw_step
 from mcls.training.precision import autocast, evaluate_loader
@@ -304,16 +305,13 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, as tensors and plain values. Every process of a team has to ask for it."""
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "model": self.model.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
-            "rng": self.world.all_gather(rng),
+            "rng": self.world.all_gather(rng_states(self.device)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -324,7 +322,4 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
         self.best_is_new = self.best is not None  # best.pt may be older than this, or damaged: it is written again
-        rng = state["rng"][self.world.rank]
-        torch.set_rng_state(rng["cpu"])
-        if "cuda" in rng and self.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        set_rng_states(state["rng"][self.world.rank], self.device)
