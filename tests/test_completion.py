@@ -1,5 +1,6 @@
 """What the TAB key offers, asked for as bash asks for it."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,12 @@ def test_flags_and_their_choices_are_offered(line: str, offered: list[str]) -> N
 def test_every_command_has_its_help_offered() -> None:
     for command in COMMANDS:
         assert "--help" in following(f"mcls {command} -"), command
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("train", "resume")])
+def test_every_command_has_a_parser(command: str) -> None:
+    module = importlib.import_module(f"mcls.commands.{command}")
+    assert module.parser().prog == f"mcls {command}" and module.parser() is not module.parser()
 
 
 def test_torch_is_not_imported() -> None:

@@ -1,4 +1,7 @@
-"""One file a command; each has `run(arguments) -> exit status`. They never import each other."""
+"""One file per command: `parser()` is its command line, `run(arguments)` returns the exit status.
+
+Commands never import each other.
+"""
 
 COMMANDS = {
     "train": "train a classifier, or sweep over many: mcls train [key=value ...] [-m]",

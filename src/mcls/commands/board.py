@@ -22,17 +22,22 @@ IMAGES = 100  # steps of an image that are kept; TensorBoard's own 10 would drop
 INTERVAL = 0.2  # seconds between two looks for a signal
 
 
-def run(arguments: list[str]) -> int:
-    """Serve until a signal comes. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="mcls board",
         description="TensorBoard for the runs in a folder, on this machine alone: val/accuracy on top, a colour for "
         "each data set and model, nothing smoothed. Ctrl-C ends it.",
     )
-    parser.add_argument("folder", nargs="?", type=path, metavar="DIR", help="default outputs")
-    parser.add_argument("--port", type=int, help="default: 6006 or the next one that is free")
-    parser.add_argument("--open", action="store_true", help="open the browser")
-    options = parser.parse_args(arguments)
+    command.add_argument("folder", nargs="?", type=path, metavar="DIR", help="default outputs")
+    command.add_argument("--port", type=int, help="default: 6006 or the next one that is free")
+    command.add_argument("--open", action="store_true", help="open the browser")
+    return command
+
+
+def run(arguments: list[str]) -> int:
+    """Serve until a signal comes. Returns the exit status."""
+    options = parser().parse_args(arguments)
     folder = options.folder or Path("outputs")
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such folder. Begin with mcls train, or name the folder: mcls board DIR.")

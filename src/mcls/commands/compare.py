@@ -23,7 +23,7 @@ COMPARED_METRICS = ("loss", "f1_macro", "ece")
 
 def run(arguments: list[str]) -> int:
     """Compare two runs. Returns the exit status."""
-    options = parse_arguments(arguments)
+    options = parser().parse_intermixed_args(arguments)
     folders = [find_run(options.a), find_run(options.b)]
     for folder in folders:
         folder.read_finished()
@@ -46,23 +46,25 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         prog="mcls compare",
         description="Hold two finished runs against each other: the keys that differ, the measures with their "
         "intervals, McNemar's exact test on the same samples, and which samples flipped. The test is about these two "
         "sets of weights; about two recipes it says little: train several seeds of each and see mcls runs.",
     )
-    parser.add_argument("a", type=path, metavar="A", help="a run's folder")
-    parser.add_argument("b", type=path, metavar="B", help="another's")
-    parser.add_argument(
+    command.add_argument("a", type=path, metavar="A", help="a run's folder")
+    command.add_argument("b", type=path, metavar="B", help="another's")
+    command.add_argument(
         "changes", nargs="*", type=override, metavar="key=value", help="for both, for example dataset.root=DIR"
     )
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="default test")
-    add_device(parser)
-    parser.add_argument("--output", type=path, metavar="DIR", help="for the list and the pictures; default A/compare/B")
-    return parser.parse_intermixed_args(arguments)
+    command.add_argument("--split", choices=("test", "val"), default="test", help="default test")
+    add_device(command)
+    command.add_argument(
+        "--output", type=path, metavar="DIR", help="for the list and the pictures; default A/compare/B"
+    )
+    return command
 
 
 def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 from pathlib import Path
+from typing import cast
 
 from mcls.commands import COMMANDS
 
@@ -23,15 +24,20 @@ complete -o nospace -o default -F _mcls_complete mcls
 """
 
 
-def run(arguments: list[str]) -> int:
-    """Print the script, or what may follow a line. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="mcls completion",
         description='Completion by the TAB key. Put this in ~/.bashrc or ~/.zshrc: eval "$(mcls completion bash)"',
     )
-    parser.add_argument("shell", nargs="?", choices=["bash", "zsh"], default="bash")
-    parser.add_argument("--line", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    command.add_argument("shell", nargs="?", choices=["bash", "zsh"], default="bash")
+    command.add_argument("--line", help=argparse.SUPPRESS)
+    return command
+
+
+def run(arguments: list[str]) -> int:
+    """Print the script, or what may follow a line. Returns the exit status."""
+    options = parser().parse_args(arguments)
     print(SCRIPT if options.line is None else "\n".join(following(options.line)), end="")
     return 0
 
@@ -46,21 +52,24 @@ def following(line: str) -> list[str]:
     if command not in COMMANDS:
         return []
     if begun.startswith("-") or last.startswith("-") or (len(words) == 1 and command in ("data", "completion")):
-        parser = parser_of(command)
-        flags = {flag: one for one in parser._actions for flag in one.option_strings if one.help != argparse.SUPPRESS}
+        actions = parser_of(command)._actions
+        flags = {flag: one for one in actions for flag in one.option_strings if one.help != argparse.SUPPRESS}
         if begun.startswith("-"):
             return [flag for flag in flags if flag.startswith(begun)]
         if last in flags and flags[last].nargs != 0:
             return list(flags[last].choices or [])
         if len(words) == 1:
-            return [choice for one in parser._actions if not one.option_strings for choice in one.choices or []]
+            return [choice for one in actions if not one.option_strings for choice in one.choices or []]
     if command in ("train", "data"):
         return overrides(words[1 if command == "train" else 2 :], begun)
     return run_folders(begun)
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser that a command makes, taken from it when it is about to parse."""
+    """The parser of a command; of one without `parser()` that which it makes, taken when it is about to parse."""
+    module = importlib.import_module(f"mcls.commands.{command}")
+    if hasattr(module, "parser"):
+        return cast(argparse.ArgumentParser, module.parser())
     found = []
 
     def take(parser: argparse.ArgumentParser, *_: object) -> None:
@@ -72,7 +81,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         for name in methods:
             setattr(argparse.ArgumentParser, name, take)
         with contextlib.suppress(SystemExit):
-            importlib.import_module(f"mcls.commands.{command}").run([])
+            module.run([])
     finally:
         for name, method in methods.items():
             setattr(argparse.ArgumentParser, name, method)

@@ -24,20 +24,25 @@ UNEVEN = 10  # largest class to smallest, from which on weights are suggested
 HASH_CHUNK = 256  # samples read at a time
 
 
-def run(arguments: list[str]) -> int:
-    """Check one data set. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="mcls data",
         description="Look at a data set without training: samples of each class, images that can't be read, samples "
         "in two splits, a grid of pictures. Takes what mcls train takes. Exit status 3 when something is wrong.",
     )
-    parser.add_argument("what", choices=["check"], help="the only thing to do so far")
-    parser.add_argument(
+    command.add_argument("what", choices=["check"], help="the only thing to do so far")
+    command.add_argument(
         "overrides", nargs="*", type=override, metavar="key=value", help="for example dataset=csv dataset.path=FILE"
     )
-    parser.add_argument("--output", type=path, metavar="DIR", help="folder for the grid of pictures, of images alone")
-    parser.add_argument("--config-dir", type=path, metavar="DIR", help="folder with configuration files of your own")
-    options = parser.parse_intermixed_args(arguments)
+    command.add_argument("--output", type=path, metavar="DIR", help="folder for the grid of pictures, of images alone")
+    command.add_argument("--config-dir", type=path, metavar="DIR", help="folder with configuration files of your own")
+    return command
+
+
+def run(arguments: list[str]) -> int:
+    """Check one data set. Returns the exit status."""
+    options = parser().parse_intermixed_args(arguments)
     with checker(options.config_dir) as check:
         config = check.check(options.overrides, False).config
     with console():

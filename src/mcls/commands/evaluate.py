@@ -23,22 +23,27 @@ MACRO = {"precision, macro": "precision_macro", "balanced accuracy": "balanced_a
 CLASS_ROWS = 40  # classes up to which all are printed
 
 
-def run(arguments: list[str]) -> int:
-    """Evaluate one run. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="mcls evaluate",
         description="Measure a run on a split of the data it was trained with. Everything is in its folder "
         "afterwards: evaluation.json, figures/evaluation-*.png. Each opening of the test set is counted.",
     )
-    parser.add_argument("run", type=path, metavar="RUN", help="the run's folder")
-    parser.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example dataset.root=DIR")
-    parser.add_argument(
+    command.add_argument("run", type=path, metavar="RUN", help="the run's folder")
+    command.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example dataset.root=DIR")
+    command.add_argument(
         "--split", choices=("train", "val", "test"), default="test", help="test (default), val or train"
     )
-    add_checkpoint(parser)
-    add_device(parser)
-    parser.add_argument("--mistakes", action="store_true", help="list the samples whose label the model doubts most")
-    options = parser.parse_intermixed_args(arguments)
+    add_checkpoint(command)
+    add_device(command)
+    command.add_argument("--mistakes", action="store_true", help="list the samples whose label the model doubts most")
+    return command
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluate one run. Returns the exit status."""
+    options = parser().parse_intermixed_args(arguments)
     folder = find_run(options.run)
     with console():
         measure(folder, options)

@@ -9,9 +9,9 @@ from mcls.system.files import publish
 FORMATS = ("onnx", "pt2", "safetensors")
 
 
-def run(arguments: list[str]) -> int:
-    """Export one run. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="mcls export",
         description="Write a run's model as one file for other programs, class names in its metadata. onnx and pt2 "
         "hold preprocessing and softmax: uint8 images N x C x H x W, or vectors of a table's numbers as they are, in, "
@@ -19,12 +19,19 @@ def run(arguments: list[str]) -> int:
         "metadata says; mcls predict does. safetensors holds the weights. The file is checked against the run's model "
         "before it is put in its place.",
     )
-    parser.add_argument("run", type=path, metavar="RUN", help="the run's folder")
-    parser.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example trust=[my_package]")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
-    parser.add_argument("--output", type=path, metavar="FILE", help="where; default RUN/model.FORMAT")
-    add_checkpoint(parser)
-    options = parser.parse_intermixed_args(arguments)
+    command.add_argument("run", type=path, metavar="RUN", help="the run's folder")
+    command.add_argument(
+        "changes", nargs="*", type=override, metavar="key=value", help="for example trust=[my_package]"
+    )
+    command.add_argument("--format", choices=FORMATS, required=True, help="what to write")
+    command.add_argument("--output", type=path, metavar="FILE", help="where; default RUN/model.FORMAT")
+    add_checkpoint(command)
+    return command
+
+
+def run(arguments: list[str]) -> int:
+    """Export one run. Returns the exit status."""
+    options = parser().parse_intermixed_args(arguments)
     folder = find_run(options.run)
     from mcls.inference.export import export, input_type
     from mcls.inference.load import load_run

@@ -52,38 +52,44 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """The options on the command line."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="mcls predict",
         description="Classify pictures, or the rows of CSV files for a run that was trained on numbers. A file or "
         "a row that is wrong is named on stderr and skipped; skipped rows make the exit status 3. The model is a "
         "run's selected one, or a file of mcls export.",
     )
-    parser.add_argument("run", type=path, metavar="RUN", help="the run's folder, or an exported .onnx file")
+    command.add_argument("run", type=path, metavar="RUN", help="the run's folder, or an exported .onnx file")
     named = "files, folders, patterns; - reads a list from stdin; and trust=[my_package] for a model of yours"
-    parser.add_argument("inputs", nargs="+", type=expanded, metavar="INPUT", help=named)
-    parser.add_argument("--top", type=positive, default=1, metavar="K", help="how many classes to name (default 1)")
+    command.add_argument("inputs", nargs="+", type=expanded, metavar="INPUT", help=named)
+    command.add_argument("--top", type=positive, default=1, metavar="K", help="how many classes to name (default 1)")
     wide = "what to write (default csv); wide is a CSV with a column for each class, in full precision"
-    parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help=wide)
+    command.add_argument("--format", choices=tuple(WRITERS), default="csv", help=wide)
     named = "the column of the table that names the rows; what is written begins with it (pictures: their file's name)"
-    parser.add_argument("--id", metavar="COLUMN", help=named)
+    command.add_argument("--id", metavar="COLUMN", help=named)
     unknown = (
         "a category that train does not have is wrong, or counts as none (default: dataset.handle_unknown of the run)"
     )
-    parser.add_argument("--handle-unknown", choices=("error", "ignore"), help=unknown)
-    parser.add_argument("--output", type=path, metavar="FILE", help="write there, whole or not at all, not to stdout")
-    parser.add_argument("--strict", action="store_true", help="a wrong file or row is an error, exit status 3")
-    add_device(parser)
-    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default 64)")
-    parser.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 64 million)")
-    parser.add_argument("--trust", action="append", default=[], help=argparse.SUPPRESS)  # as it was once said
-    options = parser.parse_intermixed_args(arguments)
+    command.add_argument("--handle-unknown", choices=("error", "ignore"), help=unknown)
+    command.add_argument("--output", type=path, metavar="FILE", help="write there, whole or not at all, not to stdout")
+    command.add_argument("--strict", action="store_true", help="a wrong file or row is an error, exit status 3")
+    add_device(command)
+    command.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default 64)")
+    command.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 64 million)")
+    command.add_argument("--trust", action="append", default=[], help=argparse.SUPPRESS)  # as it was once said
+    return command
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """The options on the command line."""
+    command = parser()
+    options = command.parse_intermixed_args(arguments)
     options.changes = [f"trust={json.dumps(options.trust)}"] if options.trust else []
     options.changes += [word for word in options.inputs if word.startswith("trust=")]
     options.inputs = [word for word in options.inputs if not word.startswith("trust=")]
     if not options.inputs:
-        parser.error("the following arguments are required: INPUT")
+        command.error("the following arguments are required: INPUT")
     return options
 
 

@@ -9,17 +9,22 @@ from mcls.runs.folder import find_run, relative
 from mcls.system.files import publish
 
 
-def run(arguments: list[str]) -> int:
-    """Write the page. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="mcls report",
         description="One HTML file with the result, the curves, the confusion matrix, the measures of each class, "
         "samples, the configuration, the environment and the command that repeats it. It needs no other file and "
         "runs no script.",
     )
-    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--output", type=path, metavar="FILE", help="default RUN/report.html")
-    options = parser.parse_args(arguments)
+    command.add_argument("run", type=path, metavar="RUN", help="a run's folder")
+    command.add_argument("--output", type=path, metavar="FILE", help="default RUN/report.html")
+    return command
+
+
+def run(arguments: list[str]) -> int:
+    """Write the page. Returns the exit status."""
+    options = parser().parse_args(arguments)
     folder = find_run(options.run)
     target = options.output or folder.path / "report.html"
     if options.output is None and target.is_symlink():

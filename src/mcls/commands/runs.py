@@ -34,7 +34,7 @@ WIDTH = 60  # characters of a cell on the terminal
 
 def run(arguments: list[str]) -> int:
     """Print the table. Returns the exit status."""
-    options = split_arguments(arguments)
+    options = parser().parse_intermixed_args(arguments)
     root, words = place(options.words)
     everything = [*(read_row(folder) for folder in find_runs(root)), *unstarted(root)]
     rows = chosen(everything, words, options.all)
@@ -56,9 +56,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def split_arguments(arguments: list[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         prog="mcls runs",
         description="Every run and every job of a sweep in a folder, the best on val first. Columns are the "
         "hyper-parameters that differ, on a terminal those that fit. Finished runs that differ in the seed alone are "
@@ -66,16 +66,16 @@ def split_arguments(arguments: list[str]) -> argparse.Namespace:
         epilog="Filters compare with = != > < >= <=, for example: dataset=cifar10 'val/accuracy>0.9' status=finished. "
         "Those on measures and status see the means.",
     )
-    parser.add_argument(
+    command.add_argument(
         "words", nargs="*", type=expanded, metavar="DIR or FILTER", help="the folder, outputs if none is named"
     )
-    parser.add_argument("--sort", default="val/accuracy", metavar="KEY", help="a column's key; default val/accuracy")
-    parser.add_argument("--all", action="store_true", help="one row a run, seeds not averaged")
-    shape = parser.add_mutually_exclusive_group()
+    command.add_argument("--sort", default="val/accuracy", metavar="KEY", help="a column's key; default val/accuracy")
+    command.add_argument("--all", action="store_true", help="one row a run, seeds not averaged")
+    shape = command.add_mutually_exclusive_group()
     shape.add_argument("--csv", action="store_true", help="exact numbers, comma-separated")
     shape.add_argument("--json", action="store_true", help="everything, as a JSON list")
     shape.add_argument("--md", action="store_true", help="a Markdown table")
-    return parser.parse_intermixed_args(arguments)
+    return command
 
 
 def place(words: Sequence[str]) -> tuple[Path, list[str]]:
