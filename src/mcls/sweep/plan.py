@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcls.config.overrides import RESOLVER
 from mcls.errors import FolderError, MclsError, RunError
 from mcls.runs.folder import RunFolder, job_name, read_json, relative, shell_path
 from mcls.system import text
@@ -42,6 +41,8 @@ class Sweep:
         own = [word for word in words if word.startswith(("trust=", "--config-dir="))]
         for flag in ("--config-dir", "-cd"):
             own += ["--config-dir", words[words.index(flag) + 1]] if flag in words[:-1] else []
+        from mcls.config.overrides import RESOLVER  # with Hydra, which mcls runs does without
+
         calls = any(RESOLVER.search(line) for job in self.jobs for line in job)  # which only a command line may
         if self.jobs and not calls:
             return " ".join(["mcls resume", place, *map(shlex.quote, own)])
