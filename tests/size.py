@@ -20,7 +20,7 @@ BUDGETS = {
     "config": 900,
     "report": 480,
     "data": 1570,
-    "runs": 850,
+    "runs": 860,
     "metrics": 200,
     "models": 160,
     "losses": 50,

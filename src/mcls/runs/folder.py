@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import lock_descriptor
 
 from mcls.errors import FolderError, MachineError
 from mcls.runs.formats import EPOCH, FILES, FINISHED, MAX_DEPTH, check, too_deep
@@ -136,6 +135,8 @@ def as_yaml(config: dict[str, Any]) -> str:
 
 def next_free(descriptor: int, folder: Path) -> None:
     """Lock the open lock file of `folder` and say in it who holds it. Raises MachineError when another process does."""
+    from filelock import lock_descriptor  # takes 20 ms, which a wrong command line need not wait for
+
     try:
         free = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
@@ -275,6 +276,8 @@ def locked(path: Path) -> bool:
         descriptor = open_plain(path, os.O_RDONLY)
     except OSError:
         return False
+    from filelock import lock_descriptor
+
     try:
         for _ in range(3):  # another process may be asking the same at this moment
             if lock_descriptor(descriptor, blocking=False):
