@@ -16,7 +16,7 @@ BUDGETS = {
     "commands": 1230,
     "sweep": 270,
     "inference": 890,
-    "training": 1140,
+    "training": 1160,
     "config": 900,
     "report": 480,
     "data": 1570,

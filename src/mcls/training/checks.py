@@ -1,6 +1,7 @@
 """What the parts of a training must keep to, tried before anything is trained: one line says what does not fit."""
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +9,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcls.data.types import Dataset
 from mcls.errors import MclsError, RequestError
 
+log = logging.getLogger("mcls")
+
 PASS_THROUGH = (MclsError, MemoryError, torch.OutOfMemoryError)  # what is not the fault of the part that raises it
+
+
+def check_components(
+    config: dict[str, Any],
+    dataset: Dataset,
+    model: nn.Module,
+    augment: Any,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> Tensor | None:
+    """Raise RequestError unless what was built from `config` goes together. Returns the class weights of the loss."""
+    shape, num_classes, settings = dataset.input_shape, len(dataset.classes), config["trainer"]
+    if settings["patience"] is not None and dataset.val is None:
+        raise RequestError("trainer.patience: there is no val to wait for. Raise dataset.val_fraction, or say null.")
+    check_model(model, config["model"]["_target_"], shape, num_classes, device)
+    check_augment(augment, config["augment"]["_target_"], shape)
+    class_weights = check_loss(loss, config["loss"]["_target_"], dataset.train.targets, num_classes, device)
+    check_optimizer(optimizer, config["optimizer"]["_target_"])
+    if settings["class_balanced_sampling"] and config["loss"].get("class_weights") == "balanced":
+        log.warning(
+            "loss    class_weights=balanced and trainer.class_balanced_sampling=true do the same twice. Use one."
+        )
+    return class_weights
 
 
 @torch.no_grad()

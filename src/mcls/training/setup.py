@@ -14,7 +14,7 @@ from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MachineError, RequestError
 from mcls.system.device import memory_bytes, resolve_device
 from mcls.system.distributed import SINGLE_PROCESS, World
-from mcls.training.checks import check_augment, check_loss, check_model, check_optimizer, may_fuse
+from mcls.training.checks import check_components, may_fuse
 from mcls.training.optim import LRScheduler, skip_compiler_import
 from mcls.training.precision import resolve_precision, set_matrix_products
 from mcls.training.trainer import Settings
@@ -68,21 +68,24 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     world = World(rank, config["trainer"]["devices"])
     device, precision = prepare_machine(config, world)
     settings, trust, seed = config["trainer"], config["trust"], config["seed"]
+    # build
     dataset = open_dataset(config, device, world)
     shape, num_classes = dataset.input_shape, len(dataset.classes)
-    if settings["patience"] is not None and dataset.val is None:
-        raise RequestError("trainer.patience: there is no val to wait for. Raise dataset.val_fraction, or say null.")
     torch.manual_seed(seed)
     model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)
-    check_model(model, config["model"]["_target_"], shape, num_classes, device)
+    augment = build("augment", config["augment"], trust)
+    loss = build_loss(config, dataset, device)
+    optimizer = build_optimizer(config, model, device, precision)
+    schedule = build("schedule", config["schedule"], trust)
+    # check
+    class_weights = check_components(config, dataset, model, augment, loss, optimizer, device)
+    size = resolve_batch_size(settings["batch_size"], len(dataset.train), model, world.size)
+    # prepare
     channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if settings["compile"]:
         model.compile()
-    augment = build("augment", config["augment"], trust)
-    check_augment(augment, config["augment"]["_target_"], shape)
-    size = resolve_batch_size(settings["batch_size"], len(dataset.train), model, world.size)
     serve = {
         "device": device,
         "normalise": Normalise(dataset.mean, dataset.std, device),
@@ -97,20 +100,14 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     train = Loader(
         dataset.train, size, augment=augment, seed=seed, balanced=settings["class_balanced_sampling"], **serve
     )
-    loss, class_weights = build_loss(config, dataset, device)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
     torch.manual_seed(seed + rank)  # of dropout
-    skip_compiler_import()
-    fused = may_fuse(config["optimizer"], device, precision)
-    optimizer = build("optimizer", config["optimizer"], trust, params=weights, fused=fused)
-    check_optimizer(optimizer, config["optimizer"]["_target_"])
     return Components(
         dataset=dataset,
         model=model,
         loss=loss,
         class_weights=class_weights,
         optimizer=optimizer,
-        rates=LRScheduler(optimizer, build("schedule", config["schedule"], trust), settings["epochs"] * len(train)),
+        rates=LRScheduler(optimizer, schedule, settings["epochs"] * len(train)),
         settings=Settings(**{field.name: settings[field.name] for field in fields(Settings)}),
         train=train,
         val=load(dataset.val) if dataset.val is not None else None,
@@ -122,18 +119,24 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     )
 
 
-def build_loss(
-    config: dict[str, Any], dataset: Dataset, device: torch.device
-) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor | None]:
-    """The loss of `config`, and the class weights by which it is a mean."""
-    targets, num_classes, name = dataset.train.targets, len(dataset.classes), config["loss"]["_target_"]
-    loss = build("loss", config["loss"], config["trust"], counts=torch.bincount(targets, minlength=num_classes))
-    loss = loss.to(device) if isinstance(loss, nn.Module) else loss
-    if config["trainer"]["class_balanced_sampling"] and config["loss"].get("class_weights") == "balanced":
-        log.warning(
-            "loss    class_weights=balanced and trainer.class_balanced_sampling=true do the same twice. Use one."
-        )
-    return loss, check_loss(loss, name, targets, num_classes, device)
+def build_loss(config: dict[str, Any], dataset: Dataset, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of `config`; one that weighs the classes is given how many samples each has."""
+    counts = torch.bincount(dataset.train.targets, minlength=len(dataset.classes))
+    loss: Callable[[Tensor, Tensor], Tensor] = build("loss", config["loss"], config["trust"], counts=counts)
+    return loss.to(device) if isinstance(loss, nn.Module) else loss
+
+
+def build_optimizer(
+    config: dict[str, Any], model: nn.Module, device: torch.device, precision: str
+) -> torch.optim.Optimizer:
+    """The optimizer of `config` over the weights of `model` that are trained."""
+    skip_compiler_import()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    fused = may_fuse(config["optimizer"], device, precision)
+    optimizer: torch.optim.Optimizer = build(
+        "optimizer", config["optimizer"], config["trust"], params=weights, fused=fused
+    )
+    return optimizer
 
 
 def prepare_machine(config: dict[str, Any], world: World) -> tuple[torch.device, str]:
