@@ -13,7 +13,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1230,
+    "commands": 1160,
     "sweep": 270,
     "inference": 890,
     "training": 1160,

@@ -1,7 +1,6 @@
 """`mcls completion bash`: prints what makes TAB complete a command line in bash (and zsh)."""
 
 import argparse
-import contextlib
 import importlib
 from pathlib import Path
 from typing import cast
@@ -66,26 +65,8 @@ def following(line: str) -> list[str]:
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command; of one without `parser()` that which it makes, taken when it is about to parse."""
-    module = importlib.import_module(f"mcls.commands.{command}")
-    if hasattr(module, "parser"):
-        return cast(argparse.ArgumentParser, module.parser())
-    found = []
-
-    def take(parser: argparse.ArgumentParser, *_: object) -> None:
-        found.append(parser)
-        raise SystemExit
-
-    methods = {name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_intermixed_args")}
-    try:
-        for name in methods:
-            setattr(argparse.ArgumentParser, name, take)
-        with contextlib.suppress(SystemExit):
-            module.run([])
-    finally:
-        for name, method in methods.items():
-            setattr(argparse.ArgumentParser, name, method)
-    return found[0]
+    """The parser of a command."""
+    return cast(argparse.ArgumentParser, importlib.import_module(f"mcls.commands.{command}").parser())
 
 
 def overrides(words: list[str], begun: str) -> list[str]:

@@ -18,18 +18,23 @@ from mcls.system.torchrun import rank_and_size
 log = logging.getLogger("mcls")
 
 
-def run(arguments: list[str]) -> int:
-    """Resume one run, or what is missing of a sweep. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
         prog="mcls resume",
         description="Go on where a run stopped, however it stopped: the result is the uninterrupted run's, bit for bit "
         "on the CPU. Keys that do not change what is trained may be changed, and trainer.epochs and trainer.patience, "
         "to go on for longer or to end earlier.",
     )
-    parser.add_argument("run", type=path, metavar="RUN", help="folder of a run or of a sweep")
-    parser.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example trainer.epochs=30")
-    parser.add_argument("--config-dir", type=path, metavar="DIR", help="of a sweep that was begun with it")
-    options = parser.parse_intermixed_args(arguments)
+    made.add_argument("run", type=path, metavar="RUN", help="folder of a run or of a sweep")
+    made.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example trainer.epochs=30")
+    made.add_argument("--config-dir", type=path, metavar="DIR", help="of a sweep that was begun with it")
+    return made
+
+
+def run(arguments: list[str]) -> int:
+    """Resume one run, or what is missing of a sweep. Returns the exit status."""
+    options = parser().parse_intermixed_args(arguments)
     rank, size = rank_and_size()
     if (options.run / "sweep.json").is_file():
         if size > 1:

@@ -1,5 +1,6 @@
 """`mcls train`: one run, or a sweep of many."""
 
+import argparse
 import logging
 import os
 import shlex
@@ -52,17 +53,22 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
-    """Hydra's flags parsed, and the arguments with the flags before the overrides, which Hydra's parser insists on."""
-    parser = get_args_parser()
-    parser.prog = "mcls train"
+def parser() -> argparse.ArgumentParser:
+    """The command line: Hydra's."""
+    made: argparse.ArgumentParser = get_args_parser()
+    made.prog = "mcls train"
 
     def refuse(message: str) -> None:
         raise RequestError(f"{message}. See mcls train --help.")
 
+    made.error = refuse  # type: ignore[method-assign, assignment]
+    return made
+
+
+def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
+    """Hydra's flags parsed, and the arguments with the flags before the overrides, which Hydra's parser insists on."""
     arguments = [at_home(word) if word.startswith("--config-dir=") else word for word in arguments]
-    parser.error = refuse  # type: ignore[method-assign, assignment]
-    options = parser.parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     if options.experimental_rerun is not None:
         raise RequestError(
             "--experimental-rerun: refused, it would run a pickle. Use the command in the run's run.json."
@@ -135,8 +141,3 @@ def check_search(request: Request) -> None:
 
         has_val = open_dataset(request.config, torch.device("cpu")).val is not None
     check_selection(request.config, has_val, sampler)
-
-
-def new_sweep_folder(values: dict[str, Any]) -> Path:
-    """A new folder `outputs/sweeps/<date>_<time>`."""
-    return claim(Path(values["outputs"]) / "sweeps", timestamp()).path
