@@ -138,7 +138,7 @@ def write_in_place() -> None:
             replace(source, target, **keys)
 
     checkpoint.save = lambda path, state: torch.save(state, path)
-    checkpoint.load = load_naively
+    checkpoint.load_checkpoint = load_naively
     os.replace = keep
 
 
@@ -297,17 +297,17 @@ def forget_nothing() -> None:
 
 def same_second(naive: bool) -> None:
     """The clock stands still; `naive` makes the folder as everybody does."""
-    from mcls.commands import train
     from mcls.runs.folder import RunFolder
+    from mcls.training import start
 
-    train.timestamp = lambda: "now"
+    start.timestamp = lambda: "now"
 
     def shared(parent: Path, name: str) -> RunFolder:
         (parent / name).mkdir(parents=True, exist_ok=True)
         return RunFolder(parent / name)
 
     if naive:
-        train.claim = shared
+        start.claim = shared
 
 
 def fail_for_seeds(failures: dict[str, str]) -> None:
@@ -448,7 +448,7 @@ def load_pickles() -> None:
 
     from mcls.runs import checkpoint
 
-    checkpoint.load = lambda path: torch.load(path, weights_only=False)
+    checkpoint.load_checkpoint = lambda path: torch.load(path, weights_only=False)
 
 
 def follow_links() -> None:
