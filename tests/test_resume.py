@@ -357,3 +357,11 @@ def test_a_sweep_with_a_package_of_ones_own(
     run = tmp_path / "sweep" / "1_seed=2"
     assert mcls("resume", str(run), "trust=[ones_own]", "trainer.epochs=4") == 0
     assert result_of(run)["epochs"] == 4
+
+
+def test_a_resumed_run_keeps_the_batch_size_that_auto_stood_for(mcls: Main, tmp_path: Path) -> None:
+    assert mcls("train", *QUICK, "hydra.run.dir=run") == 0
+    before = json.loads((tmp_path / "run" / "run.json").read_text())["hyperparameters"]
+    assert mcls("resume", "run", "trainer.epochs=4") == 0
+    after = json.loads((tmp_path / "run" / "run.json").read_text())["hyperparameters"]
+    assert after == {**before, "trainer.epochs": 4} and isinstance(after["trainer.batch_size"], int)

@@ -76,7 +76,6 @@ def train_new(
     parts = build_components(config)
     if origin.get("test_closed"):
         check_selection(config, parts.val is not None)
-    resolved = {"trainer.batch_size": parts.train.batch_size} if config["trainer"]["batch_size"] == "auto" else {}
     about = {
         **origin,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,7 +86,7 @@ def train_new(
         "channels_last": parts.channels_last,
         "batch_size": parts.train.batch_size,
         "environment": environment(),
-        "hyperparameters": hyperparameters(config, origin["choices"]) | resolved,
+        "hyperparameters": {**hyperparameters(config, origin["choices"]), "trainer.batch_size": parts.train.batch_size},
     }
     with stop.patient(), (folder := make_folder()).lock(), log_to_folder(folder):
         folder.write_config(config)
@@ -118,7 +117,8 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
             tell_length(config, read_yaml(folder.config)["trainer"]["epochs"], state["progress"], parts)
         with stop.patient():
             folder.write_config(config)
-            about["hyperparameters"] = hyperparameters(config, about["choices"])
+            resolved = {"trainer.batch_size": parts.train.batch_size}
+            about["hyperparameters"] = {**hyperparameters(config, about["choices"]), **resolved}
             folder.write_json(folder.about, about)
             return train_and_record(RunContext(folder, parts, wanted, about, state, stop), started)
 
