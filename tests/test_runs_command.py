@@ -376,3 +376,24 @@ def test_a_thousand_runs_in_a_second(tmp_path: Path) -> None:
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert len(done.stdout.splitlines()) == 1001
     assert min(seconds) < 1
+
+
+def test_runs_on_other_data_are_kept_apart_and_repeats_are_counted(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    """The same file name and configuration; the rows in it have changed, and val with them."""
+    line = [
+        "train",
+        "dataset=csv",
+        "dataset.path=t.csv",
+        "dataset.target=y",
+        "trainer.epochs=1",
+        "trainer.figures=false",
+    ]
+    (tmp_path / "t.csv").write_text("x,y\n" + "1,a\n2,b\n" * 40)
+    assert mcls(*line, "hydra.run.dir=runs/first") == mcls(*line, "hydra.run.dir=runs/again") == 0
+    (tmp_path / "t.csv").write_text("x,y\n" + "1,a\n2,b\n9,b\n" * 30)
+    assert mcls(*line, "hydra.run.dir=runs/other") == 0
+    capsys.readouterr()
+    assert mcls("runs", "runs") == 0
+    out, err = capsys.readouterr()
+    assert "runs/other" in out and len(out.strip().splitlines()) == 3
+    assert err.startswith("2 of 3 runs in runs") and "1 older repeats of the same configuration and seed: --all" in err

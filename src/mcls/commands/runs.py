@@ -52,6 +52,8 @@ def run(arguments: list[str]) -> int:
     more = f"; {left} more columns: --csv" if left else ""
     if not (options.json or options.csv) and any(row.get(MEASURED[0]) is not None for row in rows):
         more += f"; {MEASURED[0]}: selected on val, so too high on average"
+    if not options.all and (repeats := len(everything) - sum(len(row.folders) for row in average(everything))):
+        more += f"; {repeats} older repeats of the same configuration and seed: --all"
     print(f"{count} of {len(everything)} runs in {relative(root)}{more}", file=sys.stderr)
     return 0
 

@@ -76,8 +76,12 @@ def read_row(folder: RunFolder) -> RunRow:
         method = ""
         if folder.config.is_file():
             method, targets = method_of(read_text(folder.config))
+            seen = ((result or {}).get("fingerprints") or {}).get("val")
             precision = about.get("precision", settings.get("precision"))
-            settings, method = {**settings, **targets, "precision": precision}, f"{method}precision: {precision}"
+            settings, method = (
+                {**settings, **targets, "precision": precision},
+                f"{method}precision: {precision}\ndata: {seen}",
+            )
         return RunRow((folder.path,), status, settings, values, {}, str((result or {}).get("reason") or ""), method)
     except (FolderError, OSError, ValueError, TypeError, AttributeError) as error:
         return RunRow((folder.path,), "damaged", reason=str(error))
