@@ -118,7 +118,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
 
 CASES = [
-    ("loss", "torch.nn.NLLLoss", "torch.nn.NLLLoss wants log-probabilities, and models return logits. Say loss=nll."),
+    ("loss", "torch.nn.NLLLoss", "torch.nn.NLLLoss expects log-probabilities, but models return logits. Set loss=nll."),
     (
         "loss",
         "torch.nn.MSELoss",
@@ -131,19 +131,19 @@ CASES = [
         "loss",
         "mynet.Sum",
         "mynet.Sum must return the mean over the samples of a batch: got 12.18 for a batch whose parts have 6.087 and "
-        "6.098. Say reduction: mean.",
+        "6.098. Set reduction: mean.",
     ),
     ("loss", "mynet.Word", "mynet.Word must return one number with a gradient, got small."),
-    ("model", "mynet.Asserts", "mynet.Asserts does not take samples of shape 2: AssertionError."),
+    ("model", "mynet.Asserts", "mynet.Asserts does not accept samples of shape 2: AssertionError."),
     (
         "model",
         "mynet.Looks",
-        "mynet.Looks does not take samples of shape 2: AttributeError: 'Looks' object has no attribute 'nothing'.",
+        "mynet.Looks does not accept samples of shape 2: AttributeError: 'Looks' object has no attribute 'nothing'.",
     ),
     (
         "model",
         "mynet.Unwritten",
-        "mynet.Unwritten does not take samples of shape 2: NotImplementedError: "
+        "mynet.Unwritten does not accept samples of shape 2: NotImplementedError: "
         'Module [Unwritten] is missing the required "forward" function.',
     ),
     (
@@ -154,12 +154,12 @@ CASES = [
     (
         "optimizer",
         "torch.optim.LBFGS",
-        "torch.optim.LBFGS wants the loss several times a step, and gets it once. Choose another.",
+        "torch.optim.LBFGS evaluates the loss several times per step, which is not supported. Choose another.",
     ),
     (
         "optimizer",
         "torch.optim.SparseAdam",
-        "torch.optim.SparseAdam wants sparse gradients, and models have dense ones. Choose another.",
+        "torch.optim.SparseAdam requires sparse gradients, but models have dense ones. Choose another.",
     ),
 ]
 
@@ -365,8 +365,11 @@ def test_a_sum_is_refused_whatever_the_processes(
     [
         ("foreach", ""),
         ("fused", ""),
-        ("capturable", "optimizer.capturable: true is for GPUs, and this run is on the CPU. Set it to false."),
-        ("differentiable", "optimizer.differentiable: true is for gradients of the optimizer itself. Set it to false."),
+        ("capturable", "optimizer.capturable: true is for GPUs, but this run is on the CPU. Set it to false."),
+        (
+            "differentiable",
+            "optimizer.differentiable: true is for differentiating through the optimizer. Set it to false.",
+        ),
     ],
 )
 def test_optimizers_take_the_keys_of_their_own(
@@ -423,6 +426,6 @@ def test_the_other_splits_go_with_train() -> None:
         Dataset(("a", "b"), good, None, lambda: other).open_test()
     with pytest.raises(DataError, match=r"^dataset: test must be a Split, got tuple\.$"):
         Dataset(("a", "b"), good, None, lambda: (POINTS, LABELS)).open_test()  # type: ignore[arg-type,return-value]
-    with pytest.raises(DataError, match=r"^dataset: wants two classes or more"):
+    with pytest.raises(DataError, match=r"^dataset: requires two or more classes"):
         Dataset(("a",), good, None, lambda: good)
     Dataset(("a", "b"), Split(IMAGES, LABELS), None, lambda: good, (0.5,) * 3, (0.5,) * 3)

@@ -57,7 +57,7 @@ def test_an_absent_class_weighs_nothing_and_is_told(caplog: pytest.LogCaptureFix
 def test_numbers_are_taken_as_they_are_and_none_weighs_all_alike() -> None:
     assert weights_of([1, 2.5, 3], torch.tensor(COUNTS)).tolist() == [1, 2.5, 3]  # type: ignore[union-attr]
     assert weights_of(None, torch.tensor(COUNTS)) is None
-    message = r"^loss\.class_weights: 2 numbers for 3 classes\. Give one a class\.$"
+    message = r"^loss\.class_weights: 2 values for 3 classes\. Give one per class\.$"
     with pytest.raises(RequestError, match=message):
         weights_of([1, 2], torch.tensor(COUNTS))
 
@@ -139,7 +139,7 @@ def test_the_keys_reach_the_loss_and_the_loader(caplog: pytest.LogCaptureFixture
     assert parts.loss.weight.tolist() == pytest.approx((counts.sum() / (4 * counts)).tolist())
     plain = build_components(config())
     assert plain.loss.weight is None and not plain.train.balanced
-    with pytest.raises(RequestError, match=r"^loss\.class_weights: 2 numbers for 4 classes\. "):
+    with pytest.raises(RequestError, match=r"^loss\.class_weights: 2 values for 4 classes\. "):
         build_components(config("loss.class_weights=[1,2]"))
     for wrong in ("[1,0]", "even", "[-1]"):
         with pytest.raises(

@@ -124,14 +124,14 @@ def test_takes_the_next_free_port_or_says_that_one_is_taken(mcls: Main, outputs:
         command = [sys.executable, "-m", "mcls", "board", str(outputs), "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr == f"mcls: --port: {port} is taken. Leave --port away to get the next one that is free.\n"
+    assert done.stderr == f"mcls: --port: {port} is in use. Omit --port to use the next free one.\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "outputs: no such folder. Begin with mcls train, or name the folder: mcls board DIR."),
-        (["nowhere"], "nowhere: no such folder. Begin with mcls train, or name the folder: mcls board DIR."),
+        ([], "outputs: no such folder. Start with mcls train, or name the folder: mcls board DIR."),
+        (["nowhere"], "nowhere: no such folder. Start with mcls train, or name the folder: mcls board DIR."),
         ([".", "--port", "70000"], "--port: must be 0 to 65535, got 70000."),
     ],
 )
@@ -142,7 +142,7 @@ def test_wrong_requests(mcls: Main, capsys: Capture, arguments: list[str], messa
 
 def test_an_empty_folder_is_served(tmp_path: Path) -> None:
     with board(tmp_path, "--port", "0") as (process, address):
-        assert first_line(process.stderr) == f"{tmp_path}: no runs yet, they will appear as they come."
+        assert first_line(process.stderr) == f"{tmp_path}: no runs yet; they appear once they start."
         assert address.startswith("http://127.0.0.1:")
 
 

@@ -192,28 +192,28 @@ def test_a_model_of_torchvision_by_yaml_alone() -> None:
         (
             "optimizer",
             {"_target_": "torch.optim.SGD", "learning_rate": 1},
-            r"^optimizer\.learning_rate: torch\.optim\.SGD takes no such argument\. It takes params, lr, momentum, ",
+            r"^optimizer\.learning_rate: torch\.optim\.SGD has no such argument\. It has params, lr, momentum, ",
         ),
         (
             "model",
             {"_target_": "mcls.models.MLP", "hidden": [3]},
-            r"^model\.hidden: mcls\.models\.MLP takes no such argument\. "
-            r"It takes input_shape, num_classes, hidden_units, dropout\.$",
+            r"^model\.hidden: mcls\.models\.MLP has no such argument\. "
+            r"It has input_shape, num_classes, hidden_units, dropout\.$",
         ),
         (
             "model",
             {"_target_": "mcls.models.MLP"},
-            r"^model\.hidden_units: mcls\.models\.MLP needs it, and the configuration does not have it\.$",
+            r"^model\.hidden_units: mcls\.models\.MLP requires it, but the configuration does not have it\.$",
         ),
         (
             "schedule",
             {"_target_": "mcls.schedules.constant", "warm": 0},
-            r"^schedule\.warm: mcls\.schedules\.constant takes no such argument\. It takes progress, warmup_fr",
+            r"^schedule\.warm: mcls\.schedules\.constant has no such argument\. It has progress, warmup_fr",
         ),
         (
             "schedule",
             {"_target_": "mcls.schedules.constant"},
-            r"^schedule\.warmup_fraction: mcls\.schedules\.constant needs it, and the configuration does not have",
+            r"^schedule\.warmup_fraction: mcls\.schedules\.constant requires it, but the configuration does not have",
         ),
         (
             "optimizer",
@@ -256,7 +256,7 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 def test_a_package_of_the_users_own_is_taken_when_trusted_and_only_then(own_package: str) -> None:
     node = {"_target_": f"{own_package}.nets.Net", "width": 5}
     for trust in ([], ["other"], [own_package[:-1]], [f"{own_package}.other"], [""]):
-        with pytest.raises(RequestError, match=rf"say trust=\[{own_package}\] on the command line\.$"):
+        with pytest.raises(RequestError, match=rf"set trust=\[{own_package}\] on the command line\.$"):
             build("model", node, trust, num_classes=2)
     assert own_package not in sys.modules
     model = build("model", node, [own_package], num_classes=2, input_shape=(5,))

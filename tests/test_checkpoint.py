@@ -127,7 +127,7 @@ def test_every_cut_is_noticed(path: Path) -> None:
     lengths = [0, 1, 70, 71, 72, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(94))]
     for length in lengths:
         path.write_bytes(whole[:length])
-        with pytest.raises(FolderError, match="damaged, its contents do not match its digest"):
+        with pytest.raises(FolderError, match="damaged, its contents do not match its checksum"):
             load_checkpoint(path)
     path.write_bytes(whole + b"x")
     with pytest.raises(FolderError):
@@ -167,7 +167,7 @@ def test_what_is_no_checkpoint(path: Path) -> None:
     buffer = io.BytesIO()
     torch.save([1, 2], buffer)
     path.write_bytes(seal(buffer.getvalue()))
-    with pytest.raises(FolderError, match="refused, it is no checkpoint of mcls"):
+    with pytest.raises(FolderError, match="refused, not a checkpoint of mcls"):
         load_checkpoint(path)
     with pytest.raises(ValueError, match="not a zip archive"):
         checkpoint.seal(b"x" * 100)

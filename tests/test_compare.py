@@ -105,7 +105,7 @@ def test_each_opening_of_the_test_set_is_counted(mcls: Main, runs: Path, capsys:
     for times in (2, 3):
         assert mcls("compare", str(a), str(b), "--device", "cpu") == 0
         said = capsys.readouterr().out.splitlines()[-1]
-        assert said == f"This opened the test set again: of A {times} times now, of B {times} times."
+        assert said == f"The test set was evaluated again: {times} times for A, {times} times for B."
         assert [result(a)["test_openings"], result(b)["test_openings"]] == [times, times]
     assert mcls("compare", str(a), str(b), "--split", "val") == 0
     assert "This opened" not in capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_a_copy_flips_nothing(mcls: Main, runs: Path, capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert "the same configuration\n" in out
     assert "A alone is right on 0 samples, B alone on 0, of 100.\n" in out
-    assert "p = 1, which chance explains well enough: neither is shown to be better.\n" in out
+    assert "p = 1, not significant at the 5 % level: no evidence that either is better.\n" in out
     assert [path.name for path in (a / "compare" / "mnist_copy").iterdir()] == ["test_flipped.csv"]
 
 
@@ -145,7 +145,7 @@ def test_other_samples_under_the_same_name(
     shutil.copytree(data_root / "FashionMNIST", tmp_path / "other" / "MNIST")
     alter(b / "config.yaml", f"root: {data_root}", f"root: {tmp_path / 'other'}")
     assert mcls("compare", str(a), str(b)) == 2
-    expected = f"mcls: dataset: {a} and {b} have different test samples, such runs can't be compared.\n"
+    expected = f"mcls: dataset: {a} and {b} have different test samples, so the runs can't be compared.\n"
     assert capsys.readouterr().err == expected
 
 
@@ -157,9 +157,9 @@ def test_other_samples_under_the_same_name(
             "dataset._target_: 'mcls.datasets.mnist' and 'mcls.datasets.blobs'. "
             "Runs on different data can't be compared.",
         ),
-        ("blobs/a", "blobs/../blobs/a", 2, "RUNS/blobs/a and RUNS/blobs/../blobs/a: one and the same run. Name two."),
-        ("blobs/a", "blobs", 5, "RUNS/blobs: no run folder, it has no run.json."),
-        ("nowhere", "blobs", 5, "RUNS/nowhere: no run folder, it has no run.json."),
+        ("blobs/a", "blobs/../blobs/a", 2, "RUNS/blobs/a and RUNS/blobs/../blobs/a: the same run. Name two."),
+        ("blobs/a", "blobs", 5, "RUNS/blobs: not a run folder, it has no run.json."),
+        ("nowhere", "blobs", 5, "RUNS/nowhere: not a run folder, it has no run.json."),
     ],
 )
 def test_refusals(mcls: Main, runs: Path, capsys: Capture, first: str, second: str, status: int, message: str) -> None:
@@ -197,7 +197,7 @@ def test_another_cut_of_a_table_is_refused_before_the_test_set_is_opened(
     b = train(tmp_path / "b", data_root, *lines, "dataset.val_fraction=0.2")
     capsys.readouterr()
     assert mcls("compare", str(a), str(b)) == 2
-    assert "each run encodes the table as its own train has it" in capsys.readouterr().err
+    assert "each run encodes the table by its own train split" in capsys.readouterr().err
     assert [result(a)["test_openings"], result(b)["test_openings"]] == [1, 1]
 
 
@@ -205,7 +205,7 @@ def test_no_val_to_compare_on(mcls: Main, runs: Path, capsys: Capture) -> None:
     whole = runs / "blobs" / "whole"
     copy = shutil.copytree(whole, runs / "blobs" / "copy")
     assert mcls("compare", str(whole), str(copy), "--split", "val") == 2
-    assert "--split val: the run has none" in capsys.readouterr().err
+    assert "--split val: the run has no validation split" in capsys.readouterr().err
 
 
 def test_unfinished_and_damaged_runs(mcls: Main, runs: Path, capsys: Capture) -> None:
@@ -213,7 +213,7 @@ def test_unfinished_and_damaged_runs(mcls: Main, runs: Path, capsys: Capture) ->
     whole = (b / "result.json").read_text()
     (b / "result.json").write_text('{"status": "stopped"}')
     assert mcls("compare", str(a), str(b)) == 5
-    assert capsys.readouterr().err == f"mcls: {b}: not finished, stopped. Go on with: mcls resume {b}\n"
+    assert capsys.readouterr().err == f"mcls: {b}: not finished, stopped. Continue with: mcls resume {b}\n"
     (b / "result.json").write_text(whole)
     (b / "best.pt").unlink()
     assert mcls("compare", str(a), str(b)) == 5
@@ -226,7 +226,7 @@ def test_nothing_is_written_through_a_link(mcls: Main, runs: Path, tmp_path: Pat
     (tmp_path / "elsewhere").mkdir()
     (a / "compare").symlink_to(tmp_path / "elsewhere")
     assert mcls("compare", str(a), str(b)) == 5
-    expected = f"mcls: {a}/compare/blobs_b: refused, it leads out of the run's folder. Name another with --output.\n"
+    expected = f"mcls: {a}/compare/blobs_b: refused, it is outside the run's folder. Name another with --output.\n"
     assert capsys.readouterr().err == expected
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert mcls("compare", str(a), str(b), "--output", str(tmp_path / "elsewhere")) == 0

@@ -240,7 +240,7 @@ def test_missing_classes_are_no_class(tmp_path: Path, word: str, caplog: pytest.
     body[3][4] = body[8][4] = word
     body[9][1] = "NaN"
     path = write(tmp_path / "t.csv", body)
-    with pytest.raises(DataError, match=r"row 5, column 'kind': no class.* \(2 such rows\)\. Fill it in, or say "):
+    with pytest.raises(DataError, match=r"row 5, column 'kind': no class.* \(2 such rows\)\. Fill it in, or set "):
         read(path, missing_values_strategy="mean")
     found = read(path, missing_values_strategy="drop")
     assert found.classes == ("no", "yes") and sum(map(len, splits(found))) == 57
@@ -255,7 +255,7 @@ def test_missing_cells_that_are_filled_are_counted(tmp_path: Path, caplog: pytes
     body[3][1] = body[8][3] = "NULL"
     path = write(tmp_path / "t.csv", body)
     read(path, missing_values_strategy="mean")
-    assert f"data    {path}: missing, 2 such cells; they get the mean, or no category" in caplog.text
+    assert f"data    {path}: missing, 2 such cells; replaced by the mean, or no category" in caplog.text
 
 
 def test_names_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -266,7 +266,7 @@ def test_names_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptur
     ]
     path = write(tmp_path / "t.csv", body)
     assert len(read(path).classes) == 5
-    end = "count as different. If they are one, write them alike."
+    end = "are different classes. If they are the same, use one spelling."
     assert [record.getMessage() for record in caplog.records] == [
         f"data    {path}, column 'kind': '1', '1.0' {end}",
         f"data    {path}, column 'kind': 'Cat', 'cat' {end}",
@@ -288,8 +288,8 @@ def test_numbers_of_rows_that_give_the_classes_away_are_told(
     path = write(tmp_path / "t.csv", body, ["Unnamed: 0", *HEADER[1:]])
     read(path)
     message = (
-        f"data    {path}: column 'Unnamed: 0' numbers the rows, and the classes come in its order: "
-        "it gives them away (a leak). Name it in dataset.drop_columns."
+        f"data    {path}: column 'Unnamed: 0' numbers the rows, and the classes are in its order: "
+        "a leak. Name it in dataset.drop_columns."
     )
     assert [record.getMessage() for record in caplog.records] == [message]
     caplog.clear()
@@ -320,7 +320,7 @@ def test_numbers_that_are_written_otherwise_are_no_categories(tmp_path: Path, ce
     path = write(tmp_path / "t.csv", body)
     with pytest.raises(DataError) as caught:
         read(path)
-    message = f"column 'weight': '{cells[0]}' looks like a number, but is not written as one ("
+    message = f"column 'weight': '{cells[0]}' looks like a number but is not one ("
     assert message in str(caught.value) and str(caught.value).endswith(
         "or name the column in dataset.categorical_columns."
     )
@@ -353,14 +353,14 @@ def test_a_column_with_one_value_is_harmless(tmp_path: Path) -> None:
 
 
 # what is done to a healthy file, and what is said of it
-ELSE = "If something else stands between cells, say dataset.delimiter."
+ELSE = "If cells are separated by something else, set dataset.delimiter."
 QUOTE = f"Is a quote or a delimiter too many or too few? {ELSE}"
-CELLS = "cells). Mend it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
+CELLS = "cells). Fix it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
 COLUMNS = "It has 'id', 'size', 'weight', 'colour', 'kind'."
 FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "empty": (lambda text: "", "FILE: empty. The first row must be a header of column names."),
     "a mark alone": (lambda text: "\ufeff", "FILE: empty. The first row must be a header of column names."),
-    "no rows": (lambda text: text.split("\n")[0] + "\n", "FILE: a header and no rows."),
+    "no rows": (lambda text: text.split("\n")[0] + "\n", "FILE: a header without rows."),
     "short row": (
         lambda text: text.replace("\n7,", "\n", 1),
         f"FILE, row 9: 4 cells, the header has 5. {QUOTE}",
@@ -371,16 +371,16 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "unclosed quote": (
         lambda text: text.replace("\n7,", '\n"7,', 1),
-        "FILE, row 9: unexpected end of data. Is a quote never closed?",
+        "FILE, row 9: unexpected end of data. Is a quote not closed?",
     ),
     "text after a quote": (
         lambda text: text.replace("\n7,", '\n"7"x,', 1),
-        "FILE, row 9: ',' expected after '\"'. Is a quote never closed?",
+        "FILE, row 9: ',' expected after '\"'. Is a quote not closed?",
     ),
     "NUL": (lambda text: text.replace("\n7,", "\n7\0,", 1), "FILE, row 9: a NUL byte. Is this a text file?"),
     "huge field": (
         lambda text: text.replace("\n7,", "\n" + "7" * 200_000 + ",", 1),
-        "FILE, row 9: field larger than field limit (131072). Is a quote never closed?",
+        "FILE, row 9: field larger than field limit (131072). Is a quote not closed?",
     ),
     "latin-1": (
         lambda text: text.replace("blue", "bl\xfcu").encode("latin-1"),
@@ -396,31 +396,31 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "no header": (
         lambda text: text.split("\n", 1)[1],
-        "FILE, row 1: data and no header ('0', '0.942', '7000', 'blue', 'no'). Put a row of column names before it; "
+        "FILE, row 1: data without a header ('0', '0.942', '7000', 'blue', 'no'). Put a row of column names before it; "
         "if these are names, put a letter before their numbers.",
     ),
     "no header, of texts": (
         lambda text: "\n".join(line.split(",", 3)[3] for line in text.splitlines()[1:]),
-        "FILE, row 1: data and no header ('blue', 'no'). Put a row of column names before it; "
+        "FILE, row 1: data without a header ('blue', 'no'). Put a row of column names before it; "
         "if these are names, put a letter before their numbers.",
     ),
     "R's header": (
         lambda text: text.removeprefix("id,"),
-        "FILE, row 1: the header has 4 names, the rows have 5 cells. R writes names of rows so: say row.names=FALSE "
+        "FILE, row 1: the header has 4 names, the rows have 5 cells. R writes names of rows so: set row.names=FALSE "
         "there, or put a name before the first.",
     ),
     "R's table": (
         lambda text: text.removeprefix("id,").replace(",", " "),
-        "FILE, row 1: the header has 4 names, the rows have 5 cells. R writes names of rows so: say row.names=FALSE "
+        "FILE, row 1: the header has 4 names, the rows have 5 cells. R writes names of rows so: set row.names=FALSE "
         "there, or put a name before the first.",
     ),
     "delimiter after the header": (
         lambda text: text.replace("kind", "kind,", 1),
-        "FILE, row 1: the header ends with a ',' too many, the rows don't. Take it out.",
+        "FILE, row 1: the header ends with an extra ',', the rows do not. Remove it.",
     ),
     "delimiter after the rows": (
         lambda text: text.replace("no\n", "no,\n").replace("yes\n", "yes,\n"),
-        "FILE, row 1: the rows end with a ',' too many, the header doesn't. Put one there too.",
+        "FILE, row 1: the rows end with an extra ',', the header does not. Add one there.",
     ),
     "duplicate header": (
         lambda text: text.replace("weight", "size", 1),
@@ -432,11 +432,11 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "empty label": (
         lambda text: text.replace("no\n", " \n", 2),
-        "FILE, row 2, column 'kind': no class (2 such rows). Fill it in, or say dataset.missing_values_strategy=drop.",
+        "FILE, row 2, column 'kind': no class (2 such rows). Fill it in, or set dataset.missing_values_strategy=drop.",
     ),
     "missing label": (
         lambda text: text.replace("no\n", "NA\n", 2),
-        "FILE, row 2, column 'kind': no class, got 'NA' (2 such rows). Fill it in, or say "
+        "FILE, row 2, column 'kind': no class, got 'NA' (2 such rows). Fill it in, or set "
         "dataset.missing_values_strategy=drop. If 'NA' is a class, leave it out of dataset.missing_values.",
     ),
     "no number": (
@@ -449,12 +449,12 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "one class": (
         lambda text: text.replace("yes", "no"),
-        "FILE, column 'kind': only one class, 'no'. A classifier needs two.",
+        "FILE, column 'kind': only one class, 'no'. A classifier needs at least two.",
     ),
     "HTML": (
         lambda text: "<!DOCTYPE html>\n<html>404</html>\n",
         "dataset.target: FILE has no column 'kind'. It has '<!DOCTYPE html>'. "
-        "Is it cut by something else? Say dataset.delimiter.",
+        "Is it cut by something else? Set dataset.delimiter.",
     ),
 }
 
@@ -484,7 +484,7 @@ def test_wrong_files(tmp_path: Path, kind: str) -> None:
     [
         (
             {"target": "id"},
-            "FILE: column 'id' has 60 different values in 60 rows; these are no classes. "
+            "FILE: column 'id' has 60 different values in 60 rows; too many for classes. "
             "Name another column in dataset.target.",
         ),
         (
@@ -493,20 +493,20 @@ def test_wrong_files(tmp_path: Path, kind: str) -> None:
         ),
         (
             {"drop_columns": HEADER[:4]},
-            "FILE: no columns besides 'kind', 'id', 'size', 'weight', 'colour', nothing to learn from.",
+            "FILE: no columns besides 'kind', 'id', 'size', 'weight', 'colour', so there is nothing to learn.",
         ),
         (
             {"categorical_columns": ["id"], "max_categories": 40},
-            "FILE: column 'id' has 43 different texts in train, more than dataset.max_categories=40. "
-            "Name it in dataset.drop_columns, or raise that.",
+            "FILE: column 'id' has 43 different values in train, more than dataset.max_categories=40. "
+            "Name it in dataset.drop_columns, or raise the limit.",
         ),
         (
             {"missing_values": list(COLOURS), "missing_values_strategy": "mean"},
-            "FILE: column 'colour' has no cell filled in train. Name it in dataset.drop_columns.",
+            "FILE: column 'colour' has no value in train. Name it in dataset.drop_columns.",
         ),
         (
             {"missing_values": list(COLOURS), "missing_values_strategy": "drop"},
-            "FILE: column 'colour' has no cell filled. Name it in dataset.drop_columns.",
+            "FILE: column 'colour' has no value. Name it in dataset.drop_columns.",
         ),
     ],
 )
@@ -522,11 +522,11 @@ def test_what_is_no_file_and_what_is_not_said(tmp_path: Path) -> None:
         read(tmp_path / "nowhere.csv")
     with pytest.raises(DataError, match=r": not a plain file\.$"):
         read(tmp_path)
-    with pytest.raises(RequestError, match=r"^dataset\.path: say which CSV file, dataset\.path=FILE\.$"):
+    with pytest.raises(RequestError, match=r"^dataset\.path: must be set to the CSV file, dataset\.path=FILE\.$"):
         read(None)
     path = write(tmp_path / "t.csv", rows())
     with pytest.raises(
-        RequestError, match=r"^dataset\.target: say which column holds the classes, dataset\.target=COLUMN\.$"
+        RequestError, match=r"^dataset\.target: must be set to the column of the classes, dataset\.target=COLUMN\.$"
     ):
         read(path, None)
     with pytest.raises(
@@ -593,17 +593,17 @@ ROW = {"size": "1.5", "weight": "2000", "colour": "red"}
     ("change", "keys", "message"),
     [
         ({"size": "big"}, {}, f"column 'size': 'big' is not a number (1 of 2 {CELLS}"),
-        ({"size": "nan "}, {}, "column 'size': missing, got 'nan'. The model has not learnt what to do."),
+        ({"size": "nan "}, {}, "column 'size': missing, got 'nan'. The model was trained without missing values."),
         (
             {"colour": ""},
             {"missing_values_strategy": "drop"},
-            "column 'colour': missing, got ''. The model has not learnt what to do.",
+            "column 'colour': missing, got ''. The model was trained without missing values.",
         ),
         (
             {"colour": "mauve\n"},
             {},
-            "column 'colour': 'mauve' is a category that train does not have; it has 'blue', 'green', 'red'. "
-            "Fix it, or let it count as none: dataset.handle_unknown=ignore, or for predict --handle-unknown ignore.",
+            "column 'colour': 'mauve' is a category that does not occur in train, which has 'blue', 'green', 'red'. "
+            "Fix it, or encode it as none: dataset.handle_unknown=ignore, or for predict --handle-unknown ignore.",
         ),
     ],
 )
@@ -694,4 +694,6 @@ def test_the_default_batch_takes_what_a_small_table_has(
     assert mcls("resume", str(run.path), "trainer.epochs=3") == 0
     assert checkpoint.load_checkpoint(run.last)["progress"]["step"] == 3
     assert mcls("train", line.split(), "trainer.batch_size=128") == 2
-    assert "batch_size: 128 is more than the 108 training samples. Lower it, or say full." in capsys.readouterr().err
+    assert (
+        "batch_size: 128 is more than the 108 training samples. Lower it, or set it to full." in capsys.readouterr().err
+    )

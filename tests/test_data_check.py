@@ -51,7 +51,7 @@ def test_a_leak_is_counted_with_examples(tmp_path: Path, mcls: Main, capsys: Cap
     shutil.copy(root / "train" / "cat" / "4.png", root / "train" / "cat" / "44.png")
     assert mcls(*line) == 3
     out, err = capsys.readouterr()
-    assert "doubles     1 of 31 in train are there before" in out
+    assert "doubles     1 of 31 in train occur earlier in the split" in out
     assert "leak        2 of 15 in test are in train too, 1 of them with another label" in out
     assert "            test/cat/x.png = train/cat/3.png; test/dog/y.png = train/cat/4.png" in out
     assert "leak        1 of 15 in test are in val too\n            test/cat/z.png = val/cat/0.png" in out
@@ -75,7 +75,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_looked_at(tmp_path: Path, 
     assert mcls(*line) == 3
     out, err = capsys.readouterr()
     assert out.count("unreadable") == 21 and "unreadable  and 12 more" in out and "samples" not in out
-    assert err.splitlines()[-1].startswith("mcls: own/cat/3.png: empty (32 of 210 images). Fix or remove them, or say ")
+    assert err.splitlines()[-1].startswith("mcls: own/cat/3.png: empty (32 of 210 images). Fix or remove them, or set ")
 
 
 def test_uneven_classes_are_told(tmp_path: Path, mcls: Main, capsys: Capture) -> None:
@@ -96,7 +96,7 @@ def test_a_table(tmp_path: Path, mcls: Main, capsys: Capture) -> None:
     assert "samples     43 train, 5 val, 12 test; 5, float32" in out
     assert "\ncolumn  kind    in train\nsize    number  mean " in out
     assert "\ncolour  text    3 categories: blue, green, red\n" in out
-    assert err == "columns 2 of numbers, standardised, 1 of text as 3 categories\n"
+    assert err == "columns 2 numeric, standardised, 1 of text as 3 categories\n"
     assert not (tmp_path / "look").exists()
     write_csv(tmp_path / "own.csv", [*body, *([str(100 + n), *body[0][1:]] for n in range(12))])
     assert mcls(*line) == 0  # rows may be equal by chance: told, not a fault
@@ -114,7 +114,7 @@ def test_data_sets_of_mcls_itself(mcls: Main, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
-        ("dataset=image_folder", 2, "dataset.root: say which folder holds the images, dataset.root=DIR."),
+        ("dataset=image_folder", 2, "dataset.root: must be set to the folder of the images, dataset.root=DIR."),
         ("dataset.rot=x", 2, "dataset.rot: no such key. Did you mean dataset.test_seed?"),
         ("dataset=csv dataset.path=x.csv dataset.target=y", 3, "x.csv: no such file."),
         ("--config-dir /no/such/folder", 2, "--config-dir: no folder /no/such/folder."),

@@ -110,7 +110,7 @@ def test_blobs_keep_part_of_train_for_val():
 
 
 def test_blobs_with_a_class_without_a_point_are_refused():
-    with pytest.raises(RequestError, match=r"^dataset\.n_samples: 10 points leave a class of 10 without one\."):
+    with pytest.raises(RequestError, match=r"^dataset\.n_samples: 10 points leave one of 10 classes empty\."):
         datasets.blobs(**{**BLOBS, "n_samples": 10, "centers": 10}, **TEST, val_fraction=0.0, val_seed=0)
 
 

@@ -241,7 +241,7 @@ def test_no_process_outlives_a_killed_leader(tmp_path: Path) -> None:
         ),
         (
             ["trainer.devices=2", "device=cuda:0"],
-            "device: cuda:0 is one GPU, trainer.devices=2 wants as many. Say device=cuda.",
+            "device: cuda:0 is one GPU, but trainer.devices=2 needs as many. Set device=cuda.",
         ),
     ],
 )
@@ -256,7 +256,10 @@ def test_what_can_not_be_shared_out(
     ("keys", "said"),
     [
         (["trainer.devices=256", "device=cpu"], rf"mcls: trainer\.devices: 256 processes on {os.cpu_count()} cores\."),
-        (["trainer.devices=200", "device=cuda"], r"mcls: trainer\.devices: 200 GPUs asked for, this machine has \d+\."),
+        (
+            ["trainer.devices=200", "device=cuda"],
+            r"mcls: trainer\.devices: 200 GPUs requested, but this machine has \d+\.",
+        ),
     ],
 )
 def test_what_the_machine_has_too_little_of(

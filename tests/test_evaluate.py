@@ -90,7 +90,7 @@ def test_the_same_numbers_as_training_and_every_opening_counted(mcls: Main, blob
     trained = json.loads((blobs / "result.json").read_text())
     for number in ("2nd", "3rd"):
         assert mcls("evaluate", str(blobs)) == 0
-        assert f"test set opened for the {number} time" in capsys.readouterr().out
+        assert f"test set evaluated for the {number} time" in capsys.readouterr().out
     assert mcls("evaluate", str(blobs), "--split", "val") == 0
     out = capsys.readouterr().out
     assert "opened" not in out and out.startswith(
@@ -175,11 +175,15 @@ def test_the_arithmetic_is_that_of_the_training(
 @pytest.mark.parametrize(
     ("key", "recorded", "told"),
     [
-        ("precision", "fp16", "precision: the run was trained in fp16, which cpu does not compute; here it is fp32.\n"),
+        (
+            "precision",
+            "fp16",
+            "precision: the run was trained in fp16, which cpu does not support; fp32 is used here.\n",
+        ),
         (
             "precision",
             "fp32_medium",
-            "precision: the run was trained in fp32_medium, which cpu does not compute; here ",
+            "precision: the run was trained in fp32_medium, which cpu does not support; fp32 ",
         ),
         ("nothing", "fp16", ""),
     ],
@@ -221,9 +225,9 @@ def test_no_temperature_where_none_can_be_fitted(mcls: Main, tmp_path: Path, dat
     capsys.readouterr()
     assert mcls("evaluate", str(folder)) == 0
     fitted = written(folder, "test")["temperature"]
-    assert fitted == {"value": None, "fitted_on": "val", "reason": "no sample of it is mistaken"}
+    assert fitted == {"value": None, "fitted_on": "val", "reason": "no misclassified sample"}
     out = capsys.readouterr().out
-    assert "temperature" in out and "none can be fitted on val: no sample of it is mistaken" in out
+    assert "temperature" in out and "cannot be fitted on val: no misclassified sample" in out
     assert "log-loss at it" not in out
 
 
@@ -243,7 +247,7 @@ def test_mistakes(mcls: Main, mnist: Path, capsys: Capture) -> None:
     doubts = [float(row["probability"]) for row in rows]
     assert doubts == sorted(doubts)
     assert all(row["label"] != row["predicted"] and row["its probability"] >= row["probability"] for row in rows)
-    assert f"{len(rows)} of 270 labels doubted" in capsys.readouterr().out
+    assert f"{len(rows)} of 270 labels are doubtful" in capsys.readouterr().out
     with Image.open(mnist / "figures" / "evaluation-train-mistakes.png") as drawn:
         assert drawn.width > 300 and drawn.height > 100
 
@@ -286,10 +290,10 @@ def test_no_mistakes_at_all(mcls: Main, tmp_path: Path, data_root: Path, capsys:
         tmp_path / "easy", data_root, "dataset.cluster_std=0.01", "dataset.val_fraction=0", "trainer.epochs=40"
     )
     assert mcls("evaluate", str(folder), "--mistakes") == 0
-    assert "0 of 200 labels doubted" in capsys.readouterr().out
+    assert "0 of 200 labels are doubtful" in capsys.readouterr().out
     assert written(folder, "test")["temperature"]["fitted_on"] == "test"
     assert mcls("evaluate", str(folder), "--split", "val") == 2
-    message = "mcls: --split val: the run has none, it was trained on all of train. Say --split test.\n"
+    message = "mcls: --split val: the run has no validation split. Use --split test.\n"
     assert capsys.readouterr().err == message
 
 
@@ -331,7 +335,7 @@ def test_another_test_set_is_not_the_runs_own(
 
     same = tmp_path / "same"
     shutil.copytree(own, same)
-    assert "test set opened for the 2nd time" in evaluated(same)[0]
+    assert "test set evaluated for the 2nd time" in evaluated(same)[0]
     mine = written(folder, "test")
     fewer, swapped, redrawn = (Path(shutil.copytree(own, tmp_path / name)) for name in ("fewer", "swapped", "redrawn"))
     (fewer / "test" / "a" / "03.png").unlink()
@@ -374,7 +378,7 @@ def test_data_of_a_relative_path_are_asked_for_elsewhere(
     capsys.readouterr()
     for change in ([], ["dataset.path=none.csv"]):
         assert mcls("evaluate", str(folder), change) == 3
-        told = " The run was trained with dataset.path=t/table.csv; say dataset.path=FILE.\n"
+        told = " The run was trained with dataset.path=t/table.csv; set dataset.path=FILE.\n"
         assert capsys.readouterr().err.endswith(told)
     assert mcls("evaluate", str(folder), "dataset.path=../t/table.csv") == 0
 
@@ -384,9 +388,9 @@ def test_folders_that_are_refused(mcls: Main, blobs: Path, tmp_path: Path, capsy
         assert mcls("evaluate", *arguments) == status
         assert capsys.readouterr().err == f"mcls: {message}\n"
 
-    refused(5, f"{tmp_path}/none: no run folder, it has no run.json.", f"{tmp_path}/none")
+    refused(5, f"{tmp_path}/none: not a run folder, it has no run.json.", f"{tmp_path}/none")
     (blobs / "last.pt").unlink()
-    going_on = f"Go on with: mcls resume {blobs}"
+    going_on = f"Continue with: mcls resume {blobs}"
     refused(5, f"{blobs}/last.pt: no such checkpoint yet. {going_on}", str(blobs), "--checkpoint", "last")
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -410,7 +414,7 @@ def test_a_run_that_was_stopped_is_measured_and_labelled(
     capsys.readouterr()
     assert mcls("evaluate", str(folder)) == 0
     told = capsys.readouterr().out
-    assert "the run is not finished: stopped after 2 of 5 epochs\ntest set opened for the 1st time\n" in told
+    assert "the run is not finished: stopped after 2 of 5 epochs\ntest set evaluated for the 1st time\n" in told
     report = written(folder, "test")
     assert report["unfinished"] == "stopped after 2 of 5 epochs"
     assert (report["checkpoint"] == "best") is (val_fraction > 0)
@@ -421,7 +425,7 @@ def test_a_run_that_was_stopped_is_measured_and_labelled(
     assert "unfinished" not in written(folder, "test")
     (folder / "result.json").unlink()
     assert mcls("evaluate", str(folder)) == 2
-    assert capsys.readouterr().err.endswith(f"{folder}: never started. Go on with: mcls resume {folder}\n")
+    assert capsys.readouterr().err.endswith(f"{folder}: never started. Continue with: mcls resume {folder}\n")
 
 
 @pytest.mark.parametrize("arguments", [["--device", "gpu"], ["--split", "all"], ["--checkpoint", "first"]])
@@ -449,5 +453,5 @@ def test_a_folder_that_cannot_be_written_to(
     assert mcls("evaluate", str(blobs)) == 0
     out, err = capsys.readouterr()
     assert out.startswith("test ") and "log-loss" in out and "everything is in" not in out
-    assert err.splitlines()[-1].endswith("blobs: can't be written to, so that nothing of this is saved or counted.")
+    assert err.splitlines()[-1].endswith("blobs: not writable; the results are neither saved nor counted.")
     assert {path: path.stat().st_mtime_ns for path in blobs.rglob("*")} == before

@@ -98,8 +98,8 @@ def test_numbers_of_a_table_are_standardised_inside(
     capsys.readouterr()
     assert mcls("export", str(folder), "--format", form) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[1] == "float64 N x 2 in, probabilities N x 2 out; class names are in its metadata"
-    assert said[2] == "in are the numbers of the table as they are, its columns as in mcls.encoder in the metadata"
+    assert said[1] == "input: float64 N x 2; output: probabilities N x 2; class names are in the metadata"
+    assert said[2] == "input: the raw numeric columns of the table, in the order of mcls.encoder in the metadata"
     encoder = load_run(RunFolder(folder), device="cpu").encoder
     assert encoder is not None and encoder["columns"] == ["time", "size"]
     wanted = expected(folder, ((numbers - encoder["means"]) / encoder["stds"]).astype(np.float32))
@@ -127,8 +127,8 @@ def test_columns_of_text_are_encoded_outside(mcls: Main, tmp_path: Path, data_ro
     capsys.readouterr()
     assert mcls("export", str(folder), "--format", "onnx") == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[1].startswith("float32 N x 3 in")
-    assert said[2] == "in are not the table's cells but encoded columns, as mcls.encoder in the metadata says"
+    assert said[1].startswith("input: float32 N x 3;")
+    assert said[2] == "input: the encoded columns of the table, as described by mcls.encoder in the metadata"
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_a_copy_that_differs_is_not_written(
 
     monkeypatch.setitem(export.FORMS, "pt2", wrong)
     assert mcls("export", str(blobs), "--format", "pt2", "--output", str(tmp_path / "m.pt2")) == 1
-    message = "the copy's probabilities are up to 2.0e-04 from the model's, more than 0.0001. Nothing was written."
+    message = "the copy's probabilities are up to 2.0e-04 from the model's, more than 0.0001. No file was written."
     assert capsys.readouterr().err == f"mcls: --format pt2: {message}\n"
     assert not (tmp_path / "m.pt2").exists()
 
@@ -206,7 +206,7 @@ def test_a_missing_extra(
 
 def test_what_is_refused(mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture) -> None:
     assert mcls("export", str(tmp_path), "--format", "onnx") == 5
-    assert capsys.readouterr().err == f"mcls: {tmp_path}: no run folder, it has no run.json.\n"
+    assert capsys.readouterr().err == f"mcls: {tmp_path}: not a run folder, it has no run.json.\n"
     folder = Path(shutil.copytree(blobs, tmp_path / "run"))
     (folder / "best.pt").unlink()
     assert mcls("export", str(folder), "--format", "onnx") == 5

@@ -149,7 +149,8 @@ def test_names_that_no_font_has_are_numbers_with_one_line_that_says_so(caplog: p
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "#1", "Żółw"]
     assert axes.get_title() == "run ?"
     assert [record.getMessage() for record in caplog.records] == [
-        f"figures no installed font has these names of classes, so they are drawn as numbers: #1 {strange}dog. "
+        "figures no installed font has the characters of these class names, so they are shown as numbers: #1 "
+        f"{strange}dog. "
         "A package with such a font is fonts-noto-core (Debian, Ubuntu)."
     ]
 

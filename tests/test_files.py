@@ -50,7 +50,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(
         assert text.endswith(" MB free. Make room; what was saved before is intact.")
     else:
         assert text == (
-            f"{path}: cannot be written ({os.strerror(code)}). Choose another folder or mend its permissions."
+            f"{path}: cannot be written ({os.strerror(code)}). Choose another folder or fix its permissions."
         )
     assert caught.value.status == 4
     assert path.read_bytes() == b"old"

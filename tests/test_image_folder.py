@@ -178,7 +178,7 @@ def test_pictures_of_a_split_without_classes_are_left_alone(
     assert sizes(read(tmp_path, **keys, test_fraction=0.4 if part == "test" else 0.2)) == expected
     place = tmp_path / part / part
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"data    {place}: its 7 images are not in folders of classes and are not used; {part} is cut from train. "
+        f"data    {place}: its 7 images are not in class folders and are not used; {part} is split off from train. "
         f"To classify them: mcls predict RUN {place}"
     ]
 
@@ -237,7 +237,7 @@ def test_statistics_are_those_of_the_training_images(tmp_path: Path) -> None:
     assert found.std == pytest.approx(values.std(dim=1, correction=0).tolist(), rel=1e-12)
     assert read(tmp_path, mean=[0.1, 0.2, 0.3]).mean == (0.1, 0.2, 0.3)
     with pytest.raises(
-        RequestError, match=r"^dataset\.std: 1 numbers for 3 channels\. Give one a channel, or say auto\.$"
+        RequestError, match=r"^dataset\.std: 1 numbers for 3 channels\. Give one per channel, or auto\.$"
     ):
         read(tmp_path, std=[0.5])
 
@@ -425,7 +425,7 @@ def test_hidden_folders_loose_files_and_other_suffixes_are_left_out_and_told(
     assert told.count("data    hidden and system folders are not looked into: "
                       "'.ipynb_checkpoints', '.thumbs', '@eaDir', '__MACOSX'") == 1  # fmt: skip
     assert "data    files that are not images are not used: 2 .dcm, 1 .txt" in told
-    assert "data    1 images outside the folders of classes are not used" in told
+    assert "data    1 images outside the class folders are not used" in told
 
 
 def test_links_are_followed_but_never_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -435,7 +435,7 @@ def test_links_are_followed_but_never_twice(tmp_path: Path, caplog: pytest.LogCa
         (tmp_path / "linked" / name).symlink_to(tmp_path / "real" / name)
     (tmp_path / "real" / "cat" / "loop").symlink_to(tmp_path / "real" / "cat")
     assert sum(sizes(read(tmp_path / "linked"))) == 20
-    assert "1 links to folders that were looked into already are not followed" in caplog.text
+    assert "1 links to folders that were scanned already are not followed" in caplog.text
 
 
 def test_names_that_are_not_utf_8_or_hold_control_characters_are_escaped(tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "too many pixels": (
         lambda path: image(0, (60, 60)).save(path),
-        r"refused, 60 x 60 pixels are more than max_pixels, 3,000",
+        r"refused, 60 x 60 pixels exceed max_pixels, 3,000",
     ),
 }
 
@@ -492,7 +492,7 @@ def test_a_bad_image_is_named(tmp_path: Path, kind: str) -> None:
     started = time.monotonic()
     with pytest.raises(DataError) as caught:
         read(tmp_path, **keys)
-    advice = r"Fix or remove it, or say dataset\.bad_images=skip dataset\.max_bad_fraction=0\.02\."
+    advice = r"Fix or remove it, or set dataset\.bad_images=skip dataset\.max_bad_fraction=0\.02\."
     wanted = rf"{path}: {reason} \(1 of 60 images\)\. {advice}"
     assert re.fullmatch(wanted, str(caught.value))
     assert time.monotonic() - started < 5
@@ -502,7 +502,7 @@ def test_all_bad_images_are_counted_and_noted(tmp_path: Path) -> None:
     tree(tmp_path)
     for number in (3, 5):
         (tmp_path / "cat" / f"{number}.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"3\.png: empty \(2 of 60 images\)\. Fix or remove them, or say ") as caught:
+    with pytest.raises(DataError, match=r"3\.png: empty \(2 of 60 images\)\. Fix or remove them, or set ") as caught:
         read(tmp_path)
     assert [note.split("/")[-1] for note in caught.value.__notes__] == ["3.png: empty.", "5.png: empty."]
 
@@ -513,7 +513,7 @@ def test_bad_images_are_skipped_up_to_a_limit(tmp_path: Path, caplog: pytest.Log
     found = read(tmp_path, bad_images="skip")
     assert sum(sizes(found)) == 99
     assert "a/3.png" not in {name for split in splits(found).values() for name in split.names}
-    assert "images  1 of 100 skipped, they can't be read, the first: " in caplog.text
+    assert "images  1 of 100 skipped because they can't be read, the first: " in caplog.text
     (tmp_path / "b" / "3.png").write_bytes(b"")
     with pytest.raises(
         DataError,
@@ -531,7 +531,7 @@ def test_bad_images_are_skipped_up_to_a_limit(tmp_path: Path, caplog: pytest.Log
     ("counts", "message"),
     [
         ((1, 1, 1), "Add samples, two of a class at least."),
-        ((4, 1, 1), "Say dataset.test_fraction=0.09."),
+        ((4, 1, 1), "Set dataset.test_fraction=0.09."),
     ],
 )
 def test_advice_for_too_few_images_to_test_on_helps(tmp_path: Path, counts: tuple[int, ...], message: str) -> None:
@@ -603,7 +603,7 @@ def test_huge_images_are_refused_by_their_header_without_a_warning(tmp_path: Pat
     Image.new("1", (10_000, 9_000)).save(tmp_path / "cat" / "bomb.png")
     with warnings.catch_warnings(action="error"):
         with pytest.raises(
-            DataError, match=r"bomb\.png: refused, 10000 x 9000 pixels are more than max_pixels, 64,000,000 \("
+            DataError, match=r"bomb\.png: refused, 10000 x 9000 pixels exceed max_pixels, 64,000,000 \("
         ):
             read(tmp_path)
         assert (
@@ -660,7 +660,7 @@ TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "one class": (
         lambda root: write(root / "x" / "cat", 3),
         "x",
-        "ROOT/x: only one class, 'cat'. A classifier needs two.",
+        "ROOT/x: only one class, 'cat'. A classifier needs at least two.",
     ),
     "other files": (
         lambda root: [
@@ -675,7 +675,7 @@ TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         lambda root: cut_tree(root / "up" / "a b" / "x-ray", train=3, test=3),
         "up",
         r"ROOT/up: only one class, 'a b', which holds the folders 'test', 'train'\. "
-        r"Say \"dataset\.root='ROOT/up/a b/x-ray'\"\.",
+        r"Set \"dataset\.root='ROOT/up/a b/x-ray'\"\.",
     ),
     "pictures without classes": (
         lambda root: write(root / "cut" / "train", 3),
@@ -690,7 +690,7 @@ TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "nothing in test": (
         lambda root: (cut_tree(root / "cut", train=3), (root / "cut" / "test").mkdir()),
         "cut",
-        rf"ROOT/cut/test: no image in it\. Remove the folder, or fill it\. {FOLDER_LAYOUT}",
+        rf"ROOT/cut/test: no image in it\. Remove the folder, or add images to it\. {FOLDER_LAYOUT}",
     ),
 }
 
@@ -705,7 +705,9 @@ def test_wrong_trees(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_root_must_be_given() -> None:
-    with pytest.raises(RequestError, match=r"^dataset\.root: say which folder holds the images, dataset\.root=DIR\.$"):
+    with pytest.raises(
+        RequestError, match=r"^dataset\.root: must be set to the folder of the images, dataset\.root=DIR\.$"
+    ):
         read(None)
 
 
@@ -785,7 +787,7 @@ def test_a_tree_trains_and_is_drawn(
     assert mcls("train", line.split()) == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        "mcls: own/cat/3.png: empty (1 of 60 images). Fix or remove it, or say dataset.bad_images=skip "
+        "mcls: own/cat/3.png: empty (1 of 60 images). Fix or remove it, or set dataset.bad_images=skip "
         "dataset.max_bad_fraction=0.02."
     )
     assert len(list(tmp_path.glob("out/*/*"))) == 1

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mcls.cli import COMMANDS
+from message_snapshot import SNAPSHOT, snapshot
 
 Main = Callable[..., int]
 OPTIMIZERS = "There are adam, adamw, rmsprop, sgd."
@@ -89,13 +90,13 @@ MESSAGES = [
 COMBINATIONS = [  # seen when the parts are built
     (
         "model=resnet18 trainer.epochs=1",
-        "model=resnet18 wants images, this data set has samples of shape 2. Try model=mlp.",
+        "model=resnet18 requires images, but this data set has samples of shape 2. Try model=mlp.",
     ),
     (
         "model=resnet18-finetune model.weights=null",
-        "model=resnet18-finetune wants images, this data set has samples of shape 2. Try model=mlp.",
+        "model=resnet18-finetune requires images, but this data set has samples of shape 2. Try model=mlp.",
     ),
-    ("augment=crop_flip", "augment: wants images, this data set has samples of shape 2. Say augment=none."),
+    ("augment=crop_flip", "augment: requires images, but this data set has samples of shape 2. Set augment=none."),
     ("precision=fp16 device=cpu", "precision: fp16 is for GPUs, got device cpu. Use bf16 or fp32."),
     (
         "optimizer.nesterov=true optimizer.momentum=0",
@@ -103,15 +104,16 @@ COMBINATIONS = [  # seen when the parts are built
     ),
     (
         "dataset.n_samples=10 dataset.centers=9",
-        "dataset.n_samples: 10 points leave a class of 9 without one. Ask for more.",
+        "dataset.n_samples: 10 points leave one of 9 classes empty. Increase it.",
     ),
     (
         "dataset.n_samples=20 dataset.val_fraction=0.01",
-        "dataset.val_fraction: 0.01 of 16 samples leaves none to validate on. Say dataset.val_fraction=0.04, or say 0.",
+        "dataset.val_fraction: 0.01 of 16 samples leaves none to validate on. Set dataset.val_fraction=0.04, or set "
+        "it to 0.",
     ),
     (
         "trainer.patience=1 dataset.val_fraction=0",
-        "trainer.patience: there is no val to wait for. Raise dataset.val_fraction, or say null.",
+        "trainer.patience: requires a validation split. Raise dataset.val_fraction, or set null.",
     ),
 ]
 
@@ -155,7 +157,7 @@ def test_memory_that_is_not_there(
 
     monkeypatch.setattr("mcls.training.run.build_components", fail)
     assert mcls("train") == 4
-    told = "CUDA out of memory. Tried to allocate 2.00 GiB. Ask for less data or a smaller batch."
+    told = "CUDA out of memory. Tried to allocate 2.00 GiB. Use less data or a smaller batch."
     assert capsys.readouterr().err == f"mcls: not enough memory: {told}\n"
 
 
@@ -214,7 +216,7 @@ def test_a_gpu_that_is_not_there(mcls: Main, tmp_path: Path, capsys: pytest.Capt
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert mcls("train", "device=cuda") == 4
-    message = "mcls: device: cuda asked for, but there is no usable GPU here. device=auto would take cpu.\n"
+    message = "mcls: device: cuda requested, but there is no usable GPU here. device=auto would use cpu.\n"
     assert capsys.readouterr() == ("", message)
     assert left_in(tmp_path) == []
 
@@ -248,3 +250,10 @@ def test_every_wrong_key_and_value_is_told_at_once(mcls: Main, capsys: pytest.Ca
     assert [line.split(":")[1] for line in capsys.readouterr().err.splitlines()] == [" optimizer=sdg", " model=mpl"]
     assert mcls("train", "optimizer.rl=1", "trainer.epoch=1") == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_messages_are_those_of_the_snapshot() -> None:
+    changed = sorted(set(snapshot().splitlines()) ^ set(SNAPSHOT.read_text("utf-8").splitlines()))
+    assert not changed, (
+        "messages changed; run: python tests/message_snapshot.py --update, and review tests/messages.snap"
+    )

@@ -117,11 +117,13 @@ def test_samples_that_are_no_images_are_refused(name):
     build = {"resnet18": resnet18, "resnet18-finetune": lambda *given: resnet18_finetune(*given, None, False)}[name]
     with pytest.raises(RequestError) as caught:
         build((2,), 4)
-    assert str(caught.value) == f"model={name} wants images, this data set has samples of shape 2. Try model=mlp."
+    assert (
+        str(caught.value) == f"model={name} requires images, but this data set has samples of shape 2. Try model=mlp."
+    )
 
 
 def test_two_channels_are_refused_for_fine_tuning():
-    with pytest.raises(RequestError, match=r"^model=resnet18-finetune wants images of 1 or 3 channels, got 2\."):
+    with pytest.raises(RequestError, match=r"^model=resnet18-finetune requires images with 1 or 3 channels, got 2\."):
         resnet18_finetune((2, 32, 32), 10, None, False)
 
 
@@ -166,7 +168,7 @@ def test_weights_by_name_without_a_network_fail_in_one_line(cache):
     assert message.startswith(
         f"model.weights: IMAGENET1K_V1 is not in {cache / URL.rsplit('/', 1)[1]} and could not be"
     )
-    assert f"Bring {URL} there, give model.weights=FILE, or model.weights=null" in message
+    assert f"Put {URL} there, or set model.weights=FILE, or model.weights=null" in message
     assert "\n" not in message
 
 
@@ -223,7 +225,7 @@ def test_a_file_of_weights_with_code_in_it_is_refused_and_not_run(tmp_path, pret
     with pytest.raises(DataError) as caught:
         resnet18_finetune((3, 32, 32), 10, str(path), False)
     message = str(caught.value)
-    assert message.startswith(f"model.weights: {path} is not a state dict of tensors alone (")
+    assert message.startswith(f"model.weights: {path} is not a state dict that holds only tensors (")
     assert "\n" not in message
     assert not mark.exists()
 
@@ -232,7 +234,7 @@ def test_a_file_of_weights_with_code_in_it_is_refused_and_not_run(tmp_path, pret
 def test_a_file_that_holds_no_weights_is_refused(tmp_path, content):
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"is not a state dict of tensors alone"):
+    with pytest.raises(DataError, match=r"is not a state dict that holds only tensors"):
         resnet18_finetune((3, 32, 32), 10, str(path), False)
 
 

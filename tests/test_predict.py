@@ -27,7 +27,7 @@ from trained import train
 
 Main = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
-SAID = "pictures are brought to 28 x 28 grey: turned by their EXIF data, then stretched"
+SAID = "images are rotated by EXIF and resized to 28 x 28 grey"
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
         SAID,
         f"skipped {place}/cut.png: cannot be read (image file is truncated).",
         f"skipped {place}/evil\\x1b[31m\\n.png: cannot be read (not a picture).",
-        f"skipped {place}/huge.png: refused, 9000 x 8000 pixels are more than max_pixels, 64,000,000.",
+        f"skipped {place}/huge.png: refused, 9000 x 8000 pixels exceed max_pixels, 64,000,000.",
         f"skipped {place}/page.jpg: cannot be read (not a picture).",
         f"skipped {place}/pipe.png: not a plain file.",
         f"skipped {place}/ps.png: cannot be read (not a picture).",
@@ -256,10 +256,10 @@ BAD_ROWS = [
     ("1,two\n", "row 1: 'two' is not a number."),
     ("x,y\n1,nan\n", "row 2: 'nan' is not a number."),
     ("x,y\n1,\n", "row 2: '' is not a number."),
-    ('1,2\n3,"4\n', "row 2: unexpected end of data. Is a quote never closed? What follows is not read."),
+    ('1,2\n3,"4\n', "row 2: unexpected end of data. Is a quote not closed? The rest is not read."),
     (
         "1,2\n\xff,4\n",
-        "row 2: not UTF-8 (byte 0xff). Save it as UTF-8, Excel's 'CSV UTF-8'. What follows is not read.",
+        "row 2: not UTF-8 (byte 0xff). Save it as UTF-8, Excel's 'CSV UTF-8'. The rest is not read.",
     ),
 ]
 
@@ -287,7 +287,7 @@ def test_rows_that_are_wrong_are_named_skipped_and_counted(
     assert err.splitlines()[:3] == [
         f"skipped {one}, row 3: 'two' is not a number.",
         f"skipped {one}, row 4: 1 cells, the model takes 2 numbers.",
-        f"skipped {one}, row 6: unexpected end of data. Is a quote never closed? What follows is not read.",
+        f"skipped {one}, row 6: unexpected end of data. Is a quote not closed? The rest is not read.",
     ]
     assert err.splitlines()[-1] == "mcls: 6 wrong rows or files are left out of 12."
     place = tmp_path / "found.out"
@@ -323,7 +323,7 @@ def test_rows_through_an_encoder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.stack([values for _, values in found[-2:]]), [[-1, 0, 1], [2, 1, 0]])
     with path.open("a") as file:
         file.write("green;3;60\n")
-    with pytest.raises(DataError, match="row 602, column 'colour': 'green' is a category that train does not have"):
+    with pytest.raises(DataError, match="row 602, column 'colour': 'green' is a category that does not occur in train"):
         list(inputs.rows([str(path)], ENCODER, fail))
 
 
@@ -345,10 +345,10 @@ def test_wrong_rows_and_files_of_a_table_cost_no_others(tmp_path: Path) -> None:
         f"{files[3]}, row 1: two columns are called 'age'. Rename one.",
     ]
     starts = [
-        f"{path}, row 207: unexpected end of data. Is a quote never closed? What follows is not read.",
+        f"{path}, row 207: unexpected end of data. Is a quote not closed? The rest is not read.",
         f"{path}, row 203: 2 cells, the header has 3.",
-        f"{path}, row 202, column 'colour': 'green' is a category that train does not have",
-        f"{path}, row 204, column 'age': 'old' is not a number. Mend it, or",
+        f"{path}, row 202, column 'colour': 'green' is a category that does not occur in train",
+        f"{path}, row 204, column 'age': 'old' is not a number. Fix it, or",
         f"{path}, row 205, column 'age': missing, got 'NA'.",
     ]
     for text, start in zip(said[4:], starts, strict=True):
@@ -443,9 +443,9 @@ def test_an_encoder_from_a_strange_folder_is_checked(tmp_path: Path) -> None:
         {**ENCODER, "categories": [[], "ab"], "columns": None},
     ]
     for encoder in wrong:
-        with pytest.raises(FolderError, match=r"does not fit|must be|it lacks"):
+        with pytest.raises(FolderError, match=r"inconsistent|must be|it lacks"):
             check_encoder(encoder, (3,), tmp_path)
-    with pytest.raises(FolderError, match=r"does not fit|must be|it lacks"):
+    with pytest.raises(FolderError, match=r"inconsistent|must be|it lacks"):
         check_encoder(ENCODER, (4,), tmp_path)
 
 
@@ -481,7 +481,7 @@ def test_onnx_files_that_are_refused(mcls: Main, tmp_path: Path, mnist_onnx: Pat
     del model.metadata_props[:]
     onnx.save(model, path)
     assert mcls("predict", str(path), str(tmp_path)) == 5
-    assert "refused, it does not say what its classes and inputs are" in capsys.readouterr().err
+    assert "refused, its metadata lack classes and inputs" in capsys.readouterr().err
     assert mcls("predict", str(mnist_onnx), str(tmp_path), "--device", "cuda") == 4
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)
@@ -492,7 +492,7 @@ def test_onnx_files_that_are_refused(mcls: Main, tmp_path: Path, mnist_onnx: Pat
 def test_runs_and_requests_that_are_refused(mcls: Main, mnist: Path, tmp_path: Path, capsys: Capture) -> None:
     capsys.readouterr()
     assert mcls("predict", str(tmp_path), "x") == 5
-    assert capsys.readouterr().err == f"mcls: {tmp_path}: no run folder, it has no run.json.\n"
+    assert capsys.readouterr().err == f"mcls: {tmp_path}: not a run folder, it has no run.json.\n"
     run = Path(shutil.copytree(mnist, tmp_path / "run"))
     (run / "best.pt").unlink()
     assert mcls("predict", str(run), "x") == 5
@@ -539,13 +539,13 @@ def test_standard_input_may_be_closed(
     monkeypatch.setattr(sys, "stdin", None)
     capsys.readouterr()
     assert mcls("predict", str(blobs), "-") == 2
-    message = "mcls: -: standard input is closed. Give it a list of files, one a line.\n"
+    message = "mcls: -: standard input is closed. Pipe a list of files, one per line.\n"
     assert capsys.readouterr().err == message
     (tmp_path / "a.csv").write_text("1,2\n")
     assert mcls("predict", str(blobs), str(tmp_path / "a.csv")) == 0
     capsys.readouterr()
     assert mcls("predict", str(blobs), str(tmp_path / "a.csv"), "--id", "id") == 2
-    message = "mcls: --id: this run takes rows of numbers, whose columns have no names. Leave it out.\n"
+    message = "mcls: --id: this run takes unnamed numeric columns. Omit it.\n"
     assert capsys.readouterr().err == message
 
 
@@ -602,7 +602,7 @@ def test_a_run_on_a_table(mcls: Main, tmp_path: Path, data_root: Path, capsys: C
         np.testing.assert_allclose([float(row["probability"]) for row in found], expected.max(dim=1).values, atol=2e-6)
         new.write_text(new.read_text() + "green;x;1\n")
         assert mcls("predict", str(model), str(new), "--strict") == 3
-        message = f"mcls: {new}, row 122, column 'colour': 'green' is a category that train does not have"
+        message = f"mcls: {new}, row 122, column 'colour': 'green' is a category that does not occur in train"
         assert capsys.readouterr().err.startswith(message)
         assert mcls("predict", str(model), str(new)) == 3
         said = capsys.readouterr()

@@ -78,7 +78,7 @@ def test_everything_is_on_the_page(mcls: Main, run: Path, capsys: Capture) -> No
     assert mcls("report", str(run)) == 0
     path = run / "report.html"
     page = path.read_text()
-    assert capsys.readouterr().out == f"mnist/run/report.html, {len(page.encode()) / 1e6:.1f} MB, needs no other file\n"
+    assert capsys.readouterr().out == f"mnist/run/report.html, {len(page.encode()) / 1e6:.1f} MB, self-contained\n"
     result = json.loads((run / "result.json").read_text())
     words = " ".join(Seen(page).words)
     low, high = (bound * 100 for bound in result["test"]["interval"])
@@ -164,7 +164,7 @@ def test_damaged_curves(mcls: Main, run: Path, capsys: Capture, line: str) -> No
 
 def test_what_is_no_run(mcls: Main, run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert mcls("report", str(tmp_path)) == 5
-    assert capsys.readouterr().err == f"mcls: {tmp_path}: no run folder, it has no run.json.\n"
+    assert capsys.readouterr().err == f"mcls: {tmp_path}: not a run folder, it has no run.json.\n"
 
 
 def test_a_run_that_is_not_finished(mcls: Main, run: Path) -> None:

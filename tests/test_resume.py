@@ -131,7 +131,7 @@ def test_a_stopped_run_can_end_with_the_epochs_that_are_done(
     run = stopped(mcls, tmp_path, monkeypatch, "schedule=cosine", epochs=6, step=33)  # in the fourth
     before = (run / "result.json").read_bytes()
     assert mcls("resume", str(run), "trainer.epochs=2") == 2
-    told = "mcls: trainer.epochs: 3 are done, 2 would take some back. Give 3 or more.\n"
+    told = "mcls: trainer.epochs: 3 are done, 2 would remove some. Give 3 or more.\n"
     assert capsys.readouterr().err.endswith(told)
     assert (run / "result.json").read_bytes() == before
     assert mcls("resume", str(run), "trainer.epochs=4") == 0
@@ -171,9 +171,9 @@ def test_patience_of_a_stopped_run_can_be_changed(mcls: Main, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("device", "cuda:0", "device: the run began with cuda, here it is cpu. Resume it where it began."),
-        ("precision", "bf16", "precision: the run began with bf16, here it is fp32. Resume it where it began."),
-        ("channels_last", True, "channels_last: the run began with True, here it is False. Resume it where it began."),
+        ("device", "cuda:0", "device: the run was started with cuda, got cpu. Resume it with cuda."),
+        ("precision", "bf16", "precision: the run was started with bf16, got fp32. Resume it with bf16."),
+        ("channels_last", True, "channels_last: the run was started with True, got False. Resume it with True."),
     ],
 )
 def test_another_machine_is_an_error(
@@ -196,7 +196,7 @@ def test_data_of_another_size_are_refused(mcls: Main, tmp_path: Path, capsys: py
     run = only(tmp_path)
     capsys.readouterr()
     assert mcls("resume", str(run), "trainer.epochs=4") == 5
-    told = f"mcls: {run}: refused, the data set's classes, shape, statistics or sizes are others.\n"
+    told = f"mcls: {run}: refused, the data set's classes, shape, statistics or sizes differ.\n"
     assert capsys.readouterr().err.endswith(told)
 
 

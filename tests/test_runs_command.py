@@ -331,19 +331,22 @@ def test_damaged_and_hostile_folders_are_rows(mcls: Main, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "outputs: no such folder. Begin with mcls train, or name the folder: mcls runs DIR."),
-        (["nowhere"], "nowhere: no such folder. Begin with mcls train, or name the folder: mcls runs DIR."),
+        ([], "outputs: no such folder. Start with mcls train, or name the folder: mcls runs DIR."),
+        (["nowhere"], "nowhere: no such folder. Start with mcls train, or name the folder: mcls runs DIR."),
         (["made", "odd"], "odd: neither a folder nor a filter such as dataset=cifar10 or 'val/accuracy>0.9'."),
-        (["model=mlp", "none"], "none: no such folder. Begin with mcls train, or name the folder: mcls runs DIR."),
-        (["made", "model=mlp", "made/a"], "made/a: a second folder beside made. Name one, that which holds both."),
-        (["made", "val/accuracy=>0.5"], "val/accuracy=>0.5: no such comparison. There are = != > < >= <=."),
+        (["model=mlp", "none"], "none: no such folder. Start with mcls train, or name the folder: mcls runs DIR."),
+        (
+            ["made", "model=mlp", "made/a"],
+            "made/a: a second folder beside made. Name only one, the one that contains both.",
+        ),
+        (["made", "val/accuracy=>0.5"], "val/accuracy=>0.5: no such comparison operator. Available: = != > < >= <=."),
         (
             ["made", "test/accuracy>abc"],
-            "test/accuracy>abc: test/accuracy is a number, got 'abc'. Say for example 'test/accuracy>0.5'.",
+            "test/accuracy>abc: test/accuracy is a number, got 'abc'. Use for example 'test/accuracy>0.5'.",
         ),
-        (["made", "modle=mlp"], "modle: no run has this. Did you mean model?"),
-        (["made", "accuracy>1"], "accuracy: no run has this. Did you mean val/accuracy or test/accuracy?"),
-        (["made", "--sort", "qqqq"], "qqqq: no run has this."),
+        (["made", "modle=mlp"], "modle: no run has this key. Did you mean model?"),
+        (["made", "accuracy>1"], "accuracy: no run has this key. Did you mean val/accuracy or test/accuracy?"),
+        (["made", "--sort", "qqqq"], "qqqq: no run has this key."),
     ],
 )
 def test_wrong_requests(mcls: Main, tmp_path: Path, capsys: Capture, arguments: list[str], message: str) -> None:

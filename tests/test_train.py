@@ -526,7 +526,7 @@ def test_a_sweep_opens_the_test_set_for_every_job_or_none(
     page = (job / "report.html").read_text()
     assert ("test accuracy on" in page, "val accuracy on" in page) == (which == "all", which == "none")
     assert mcls("resume", str(job), "trainer.epochs=4") == 0
-    assert ("test  closed" in capsys.readouterr().out) == (which == "none")
+    assert ("test  not evaluated" in capsys.readouterr().out) == (which == "none")
 
 
 @pytest.mark.parametrize(
@@ -633,7 +633,7 @@ def test_resume_says_where_the_data_were(
     monkeypatch.chdir(tmp_path / "other")
     assert mcls("resume", "../run", "trainer.epochs=4") == 3
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.endswith("The run was trained with dataset.path=t.csv; say dataset.path=FILE.")
+    assert last.endswith("The run was trained with dataset.path=t.csv; set dataset.path=FILE.")
     assert mcls("resume", "../run", "trainer.epochs=4", "dataset.path=../t.csv") == 0
 
 
@@ -794,7 +794,7 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
     err = capsys.readouterr().err
     message = err.splitlines()[-1]
     assert message.startswith("mcls: trainer.workers: a process that reads the data ended (DataLoader worker (pid")
-    assert message.endswith("lower trainer.workers and go on with mcls resume.") and "Traceback" not in err
+    assert message.endswith("lower trainer.workers and continue with mcls resume.") and "Traceback" not in err
     run = only(tmp_path / "outputs")
     assert result_of(run)["status"] == "failed" and f"mcls: {result_of(run)['reason']}" == message
     assert mcls("resume", str(run)) == 0
@@ -810,7 +810,7 @@ def test_a_model_that_does_not_fit_the_data_is_told_before_training(
     assert mcls("train", "--config-dir", "mine", "model=squeeze", "dataset=mnist") == 2
     message = capsys.readouterr().err
     assert message.startswith(
-        "mcls: model: torchvision.models.squeezenet1_1 does not take samples of shape 1 x 28 x 28: "
+        "mcls: model: torchvision.models.squeezenet1_1 does not accept samples of shape 1 x 28 x 28: "
     )
     assert message.count("\n") == 1
 

@@ -100,10 +100,10 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
             return 4
         if out_of_memory(error):
             reason = [*str(error).splitlines(), "the system gives no more"][0].rstrip(".")
-            print(f"mcls: not enough memory: {reason}. Ask for less data or a smaller batch.", file=sys.stderr)
+            print(f"mcls: not enough memory: {reason}. Use less data or a smaller batch.", file=sys.stderr)
             return 4
         print(
-            f"mcls: a bug in mcls: {type(error).__name__}: {error}. Run it again with --debug to see where.",
+            f"mcls: a bug in mcls: {type(error).__name__}: {error}. Run it again with --debug for the traceback.",
             file=sys.stderr,
         )
         return 1

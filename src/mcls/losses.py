@@ -47,7 +47,7 @@ def weights_of(class_weights: str | Sequence[float] | None, counts: Tensor | Non
     if not isinstance(class_weights, str):
         if len(class_weights) != len(counts):
             raise RequestError(
-                f"loss.class_weights: {len(class_weights)} numbers for {len(counts)} classes. Give one a class."
+                f"loss.class_weights: {len(class_weights)} values for {len(counts)} classes. Give one per class."
             )
         return torch.tensor(class_weights, dtype=torch.float32)
     absent = int((counts == 0).sum())

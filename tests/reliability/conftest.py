@@ -119,7 +119,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
     header = (
         f"Last run: {model}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}; "
-        "`make reliability`. Each row says what was found when its promise was last tested in full, and when.\n"
+        "`make reliability`. Each row gives the result and date of the last full test of its guarantee.\n"
     )
     page = ROOT / "RELIABILITY.md"
     before, _, rest = page.read_text().partition("<!-- counts -->\n")
@@ -128,6 +128,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     for promise, counts in COUNTS.items():
         found = f"| {promise} | {shown(counts)} | {SECONDS.get(promise, 0):.0f} | {date.today().isoformat()} |"
         rows[int(promise[1:])] = found
-    head = ["| promise | found | seconds | date |", "| --- | --- | ---: | --- |"]
+    head = ["| guarantee | result | seconds | date |", "| --- | --- | ---: | --- |"]
     table = "\n".join([*head, *(rows[number] for number in sorted(rows))])
     page.write_text(f"{before}<!-- counts -->\n{header}\n{table}\n<!-- end of counts -->\n{after}")

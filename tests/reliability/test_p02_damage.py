@@ -96,7 +96,7 @@ def test_the_one_before_is_used_and_both_are_named(finished: Path, mcls: Run, tm
         (folder / "last.pt").write_bytes(damaged if number else damaged[:1000])
         child = mcls("resume", str(folder))
         assert child.status == 0, child.stderr
-        assert f"{folder}/last.pt: damaged" in child.stderr and f"Going on from {folder}/previous.pt" in child.stderr
+        assert f"{folder}/last.pt: damaged" in child.stderr and f"Continuing from {folder}/previous.pt" in child.stderr
         assert outcome(folder) == outcome(finished)
         done += 1
     count(f"{done} runs resumed from the checkpoint before a damaged one, equal bit for bit")

@@ -117,7 +117,7 @@ def test_curves_that_can_not_be_written_stop_nothing(
 ) -> None:
     child = mcls(*TRAIN, setup=[["refuse_at_call", WRITER, first, code, 1_000_000]])
     assert child.status == 0, child.stderr
-    assert child.stderr.count("curves are not recorded any more") == 1
+    assert child.stderr.count("curves are no longer recorded") == 1
     assert "Traceback" not in child.stderr and "Logging error" not in child.stderr
     folder = only_run(tmp_path)
     assert folder is not None and same_training(folder, whole)
@@ -128,7 +128,7 @@ def test_logs_on_a_full_device(whole: Path, mcls: Run, tmp_path: Path) -> None:
     """Everything that only tells is larger than it may be; checkpoints are not."""
     child = mcls(*TRAIN, setup=[["full_logs"]])
     assert child.status == 0, child.stderr
-    assert child.stderr.count("curves are not recorded any more") == 1
+    assert child.stderr.count("curves are no longer recorded") == 1
     assert "Traceback" not in child.stderr and "Logging error" not in child.stderr
     folder = only_run(tmp_path)
     assert folder is not None and same_training(folder, whole)

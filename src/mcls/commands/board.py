@@ -26,11 +26,11 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="mcls board",
-        description="TensorBoard for the runs in a folder, on this machine alone: val/accuracy on top, a colour for "
-        "each data set and model, nothing smoothed. Ctrl-C ends it.",
+        description="Start TensorBoard for the runs in a folder, on this machine only: val/accuracy on top, one "
+        "colour per data set and model, no smoothing. Ctrl-C ends it.",
     )
     command.add_argument("folder", nargs="?", type=path, metavar="DIR", help="default outputs")
-    command.add_argument("--port", type=int, help="default: 6006 or the next one that is free")
+    command.add_argument("--port", type=int, help="default: 6006 or the next free port")
     command.add_argument("--open", action="store_true", help="open the browser")
     return command
 
@@ -40,20 +40,20 @@ def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     folder = options.folder or Path("outputs")
     if not folder.is_dir():
-        raise RequestError(f"{folder}: no such folder. Begin with mcls train, or name the folder: mcls board DIR.")
+        raise RequestError(f"{folder}: no such folder. Start with mcls train, or name the folder: mcls board DIR.")
     if options.port is not None and not 0 <= options.port <= 65535:
         raise RequestError(f"--port: must be 0 to 65535, got {options.port}.")
     if next(find_runs(folder), None) is None:
-        print(f"{folder}: no runs yet, they will appear as they come.", file=sys.stderr)
+        print(f"{folder}: no runs yet; they appear once they start.", file=sys.stderr)
     with StopRequest() as stop, stop.patient():
         url = serve(folder, options.port)
         print(address(url, folder), flush=True)
         if "SSH_CONNECTION" in os.environ:
             port = urlsplit(url).port
-            print(f"from your own machine first: ssh -L {port}:127.0.0.1:{port} HOST", file=sys.stderr)
+            print(f"from your own machine, first run: ssh -L {port}:127.0.0.1:{port} HOST", file=sys.stderr)
         print("Ctrl-C ends it.", file=sys.stderr)
         if options.open and not webbrowser.open(address(url, folder)):
-            print("no browser could be opened, open the address above.", file=sys.stderr)
+            print("no browser could be opened; open the address above.", file=sys.stderr)
         while not stop():
             time.sleep(INTERVAL)
         stop.number = 0  # it is how this ends
@@ -72,7 +72,7 @@ def serve(folder: Path, port: int | None) -> str:
         with contextlib.redirect_stderr(io.StringIO()):  # it advertises its data server
             url: str = board.launch()
     except program.TensorBoardPortInUseError as error:
-        raise MachineError(f"--port: {port} is taken. Leave --port away to get the next one that is free.") from error
+        raise MachineError(f"--port: {port} is in use. Omit --port to use the next free one.") from error
     except program.TensorBoardServerException as error:
         raise MachineError(f"--port: {error.msg}. Name another one.") from error
     return url

@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     for folder in folders:
         folder.read_finished()
     if folders[0].path.resolve() == folders[1].path.resolve():
-        raise RequestError(f"{options.a} and {options.b}: one and the same run. Name two.")
+        raise RequestError(f"{options.a} and {options.b}: the same run. Name two.")
     configs = [dict(leaves(saved_config(folder, options.changes))) for folder in folders]
     differ = differing_keys(configs[0], configs[1])
     check_same_data(differ, options.split)
@@ -50,20 +50,18 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="mcls compare",
-        description="Hold two finished runs against each other: the keys that differ, the measures with their "
-        "intervals, McNemar's exact test on the same samples, and which samples flipped. The test is about these two "
+        description="Compare two finished runs: the keys that differ, the metrics with their intervals, McNemar's "
+        "exact test on the same samples, and the samples whose prediction changed. The test is about these two "
         "sets of weights; about two recipes it says little: train several seeds of each and see mcls runs.",
     )
     command.add_argument("a", type=path, metavar="A", help="a run's folder")
     command.add_argument("b", type=path, metavar="B", help="another's")
     command.add_argument(
-        "changes", nargs="*", type=override, metavar="key=value", help="for both, for example dataset.root=DIR"
+        "changes", nargs="*", type=override, metavar="key=value", help="for both runs, for example dataset.root=DIR"
     )
     command.add_argument("--split", choices=("test", "val"), default="test", help="default test")
     add_device(command)
-    command.add_argument(
-        "--output", type=path, metavar="DIR", help="for the list and the pictures; default A/compare/B"
-    )
+    command.add_argument("--output", type=path, metavar="DIR", help="for the list and the figures; default A/compare/B")
     return command
 
 
@@ -86,7 +84,7 @@ def make_target(options: argparse.Namespace) -> Path:
     """The folder for what flipped, made. Raises MachineError, or FolderError for a link in a run's folder."""
     target: Path = options.output or options.a / "compare" / slug(RunFolder(options.b.resolve()).name)
     if options.output is None and (target.is_symlink() or target.parent.is_symlink()):
-        raise FolderError(f"{target}: refused, it leads out of the run's folder. Name another with --output.")
+        raise FolderError(f"{target}: refused, it is outside the run's folder. Name another with --output.")
     make_folder(target)
     return target
 
@@ -110,7 +108,7 @@ def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
     written = write_flips(target / f"{options.split}_flipped", split, mine, theirs, first.classes, title)
     print(f"which: {', '.join(relative(path) for path in written)}")
     if any(openings):
-        print(f"This opened the test set again: of A {openings[0]} times now, of B {openings[1]} times.")
+        print(f"The test set was evaluated again: {openings[0]} times for A, {openings[1]} times for B.")
 
 
 def metric_table(split: str, first: "Metrics", second: "Metrics", classes: tuple[str, ...]) -> str:
@@ -127,5 +125,5 @@ def metric_table(split: str, first: "Metrics", second: "Metrics", classes: tuple
 def verdict(only_first: int, only_second: int, p: float) -> str:
     """The test in words."""
     if p >= 0.05:
-        return "which chance explains well enough: neither is shown to be better."
-    return f"which chance rarely does: {'A' if only_first > only_second else 'B'} is better on this data."
+        return "not significant at the 5 % level: no evidence that either is better."
+    return f"significant at the 5 % level: {'A' if only_first > only_second else 'B'} is better on this data."

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="mcls completion",
-        description='Completion by the TAB key. Put this in ~/.bashrc or ~/.zshrc: eval "$(mcls completion bash)"',
+        description='TAB completion. Put this in ~/.bashrc or ~/.zshrc: eval "$(mcls completion bash)"',
     )
     command.add_argument("shell", nargs="?", choices=["bash", "zsh"], default="bash")
     command.add_argument("--line", help=argparse.SUPPRESS)

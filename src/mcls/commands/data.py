@@ -28,14 +28,15 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="mcls data",
-        description="Look at a data set without training: samples of each class, images that can't be read, samples "
-        "in two splits, a grid of pictures. Takes what mcls train takes. Exit status 3 when something is wrong.",
+        description="Check a data set without training: samples of each class, unreadable images, samples in two "
+        "splits, a grid of images. Takes the overrides of mcls train. The exit status is 3 if something is "
+        "wrong.",
     )
-    command.add_argument("what", choices=["check"], help="the only thing to do so far")
+    command.add_argument("what", choices=["check"], help="the action; only check is available")
     command.add_argument(
         "overrides", nargs="*", type=override, metavar="key=value", help="for example dataset=csv dataset.path=FILE"
     )
-    command.add_argument("--output", type=path, metavar="DIR", help="folder for the grid of pictures, of images alone")
+    command.add_argument("--output", type=path, metavar="DIR", help="folder for the grid (image data only)")
     command.add_argument("--config-dir", type=path, metavar="DIR", help="folder with configuration files of your own")
     return command
 
@@ -133,7 +134,7 @@ def check_duplicates(splits: "dict[str, Split]", images: bool, faults: list[str]
     places = {name: sample_digests(split) for name, split in splits.items()}
     for name, split in splits.items():
         if again := len(split) - len(set(places[name])):
-            print(f"doubles     {again:,} of {len(split):,} in {name} are there before")
+            print(f"doubles     {again:,} of {len(split):,} in {name} occur earlier in the split")
     for earlier, later in itertools.combinations(splits, 2):
         first = {digest: index for index, digest in reversed(list(enumerate(places[earlier])))}
         pairs = [(index, first[digest]) for index, digest in enumerate(places[later]) if digest in first]

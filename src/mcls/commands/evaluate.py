@@ -27,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="mcls evaluate",
-        description="Measure a run on a split of the data it was trained with. Everything is in its folder "
-        "afterwards: evaluation.json, figures/evaluation-*.png. Each opening of the test set is counted.",
+        description="Evaluate a run on a split of its data. The results are written to its folder: evaluation.json, "
+        "figures/evaluation-*.png. Each evaluation on the test set is counted.",
     )
     command.add_argument("run", type=path, metavar="RUN", help="the run's folder")
     command.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example dataset.root=DIR")
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_checkpoint(command)
     add_device(command)
-    command.add_argument("--mistakes", action="store_true", help="list the samples whose label the model doubts most")
+    command.add_argument("--mistakes", action="store_true", help="list the samples with the most doubtful labels")
     return command
 
 
@@ -69,7 +69,7 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     order = evaluate.doubted(found) if options.mistakes else None
     print_evaluation(report, openings, classes)
     if not os.access(folder.path, os.W_OK):
-        log.warning(f"{relative(folder.path)}: can't be written to, so that nothing of this is saved or counted.")
+        log.warning(f"{relative(folder.path)}: not writable; the results are neither saved nor counted.")
         return
     evaluate.draw_evaluation(found, folder, classes, order)
     path = folder.path / "evaluation.json"
@@ -85,14 +85,14 @@ def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, 
     if "unfinished" in report:
         print(f"the run is not finished: {report['unfinished']}")
     if openings:
-        print(f"test set opened for the {ordinal(openings)} time")
+        print(f"test set evaluated for the {ordinal(openings)} time")
     scaled = report["temperature"]
     rows: list[tuple[str, str]] = [("top-5 accuracy", f"{report['top_5']:.4f}")] if "top_5" in report else []
     rows += [(name, f"{report[key]:.4f}") for name, key in MACRO.items()]
     rows += [("log-loss", f"{report['loss']:.4f}"), ("Brier score", f"{report['brier']:.4f}")]
     rows += [("ECE", f"{report['ece']:.4f}")]
     if scaled["value"] is None:
-        rows += [("temperature", f"none can be fitted on {scaled['fitted_on']}: {scaled['reason']}")]
+        rows += [("temperature", f"cannot be fitted on {scaled['fitted_on']}: {scaled['reason']}")]
     else:
         rows += [("temperature", f"{scaled['value']:.3f}, fitted on {scaled['fitted_on']}")]
         rows += [("log-loss at it", f"{scaled['loss']:.4f}"), ("ECE at it", f"{scaled['ece']:.4f}")]
@@ -121,7 +121,8 @@ def print_doubts(found: "Evaluation", rows: list[list[object]], folder: RunFolde
     path = folder.path / f"mistakes-{split}.csv"
     publish(path, text.comma_separated(header, rows).encode())
     print(
-        f"\n{len(rows):,} of {len(found.split):,} labels doubted, the most doubted first; all are in {relative(path)}"
+        f"\n{len(rows):,} of {len(found.split):,} labels are doubtful, the most doubtful first; all are in "
+        f"{relative(path)}"
     )
     if rows:
         print(text.plain_table(header, rows[:DOUBTS_SHOWN]))

@@ -45,13 +45,15 @@ def run(arguments: list[str]) -> int:
     kind = input_type(loaded)
     print(f"{relative(target)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {loaded.epoch}")
     if options.format == "safetensors":
-        print("the weights; classes, shape, mean and std are in its metadata")
+        print("weights only; classes, shape, mean and std are in the metadata")
     else:
-        print(f"{kind} {shape} in, probabilities N x {len(loaded.classes)} out; class names are in its metadata")
+        print(
+            f"input: {kind} {shape}; output: probabilities N x {len(loaded.classes)}; class names are in the metadata"
+        )
         if kind == "float64":
-            print("in are the numbers of the table as they are, its columns as in mcls.encoder in the metadata")
+            print("input: the raw numeric columns of the table, in the order of mcls.encoder in the metadata")
         elif loaded.encoder is not None:
-            print("in are not the table's cells but encoded columns, as mcls.encoder in the metadata says")
+            print("input: the encoded columns of the table, as described by mcls.encoder in the metadata")
     print(f"largest difference from the run's model: {checked}")
     if (measured := read_json(folder.about).get("precision")) in ("bf16", "fp16"):
         print(f"computes in fp32; the run was measured in {measured}")

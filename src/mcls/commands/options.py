@@ -50,5 +50,5 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         type=device,
         default="auto",
-        help="auto (default), cpu, cuda, cuda:N, mps; auto takes a GPU if any",
+        help="auto (default), cpu, cuda, cuda:N or mps; auto uses a GPU if there is one",
     )

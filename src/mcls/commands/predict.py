@@ -56,9 +56,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="mcls predict",
-        description="Classify pictures, or the rows of CSV files for a run that was trained on numbers. A file or "
-        "a row that is wrong is named on stderr and skipped; skipped rows make the exit status 3. The model is a "
-        "run's selected one, or a file of mcls export.",
+        description="Classify images, or the rows of CSV files if the run was trained on a table. An invalid file "
+        "or row is reported on stderr and skipped; skipped rows make the exit status 3. The model is the "
+        "selected one of a run, or a file written by mcls export.",
     )
     command.add_argument("run", type=path, metavar="RUN", help="the run's folder, or an exported .onnx file")
     named = "files, folders, patterns; - reads a list from stdin; and trust=[my_package] for a model of yours"
@@ -72,11 +72,13 @@ def parser() -> argparse.ArgumentParser:
         "a category that train does not have is wrong, or counts as none (default: dataset.handle_unknown of the run)"
     )
     command.add_argument("--handle-unknown", choices=("error", "ignore"), help=unknown)
-    command.add_argument("--output", type=path, metavar="FILE", help="write there, whole or not at all, not to stdout")
-    command.add_argument("--strict", action="store_true", help="a wrong file or row is an error, exit status 3")
+    command.add_argument(
+        "--output", type=path, metavar="FILE", help="write to this file, complete or not at all, instead of stdout"
+    )
+    command.add_argument("--strict", action="store_true", help="an invalid file or row is an error, exit status 3")
     add_device(command)
-    command.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples at a time (default 64)")
-    command.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 64 million)")
+    command.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples per batch (default 64)")
+    command.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger images (default 64 million)")
     command.add_argument("--trust", action="append", default=[], help=argparse.SUPPRESS)  # as it was once said
     return command
 
@@ -139,11 +141,11 @@ def classified(model: "Classifier", options: argparse.Namespace, counter: Counte
     if model.image:
         channels, height, width = model.input_shape
         if channels not in image_io.MODES:
-            raise RequestError(f"{options.run}: takes {channels} channels, which pictures from files do not have.")
+            raise RequestError(f"{options.run}: takes {channels} channels, which image files do not have.")
         colours = "grey" if channels == 1 else "RGB"
-        log.info(f"pictures are brought to {height} x {width} {colours}: turned by their EXIF data, then stretched")
+        log.info(f"images are rotated by EXIF and resized to {height} x {width} {colours}")
     elif model.encoder is None and options.id:
-        raise RequestError("--id: this run takes rows of numbers, whose columns have no names. Leave it out.")
+        raise RequestError("--id: this run takes unnamed numeric columns. Omit it.")
     elif model.encoder is not None and options.handle_unknown:
         model = replace(model, encoder={**model.encoder, "unseen": options.handle_unknown})
     listed = None if sys.stdin is None else sys.stdin.buffer  # it is None when it is closed

@@ -13,9 +13,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="mcls report",
-        description="One HTML file with the result, the curves, the confusion matrix, the measures of each class, "
-        "samples, the configuration, the environment and the command that repeats it. It needs no other file and "
-        "runs no script.",
+        description="Write one self-contained HTML file with the result, curves, confusion matrix, per-class "
+        "metrics, samples, configuration, environment and the command that reproduces it. It runs no script.",
     )
     command.add_argument("run", type=path, metavar="RUN", help="a run's folder")
     command.add_argument("--output", type=path, metavar="FILE", help="default RUN/report.html")
@@ -31,5 +30,5 @@ def run(arguments: list[str]) -> int:
         raise FolderError(f"{target}: refused, a link. Name another file with --output.")
     content = page(folder).encode("utf-8", "backslashreplace")
     publish(target, content)
-    print(f"{relative(target)}, {len(content) / 1e6:.1f} MB, needs no other file")
+    print(f"{relative(target)}, {len(content) / 1e6:.1f} MB, self-contained")
     return 0

@@ -62,20 +62,20 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="mcls runs",
-        description="Every run and every job of a sweep in a folder, the best on val first. Columns are the "
-        "hyper-parameters that differ, on a terminal those that fit. Finished runs that differ in the seed alone are "
-        "one row: mean ± sample standard deviation over n seeds, the run that is named being the best of them.",
+        description="List all runs and sweep jobs in a folder, best validation accuracy first. Columns are the "
+        "hyper-parameters that differ, on a terminal those that fit. Finished runs that differ only in the seed "
+        "are one row: mean ± sample standard deviation over n seeds, with the name of the best run.",
         epilog="Filters compare with = != > < >= <=, for example: dataset=cifar10 'val/accuracy>0.9' status=finished. "
-        "Those on measures and status see the means.",
+        "Filters on metrics and status apply to the means.",
     )
     command.add_argument(
-        "words", nargs="*", type=expanded, metavar="DIR or FILTER", help="the folder, outputs if none is named"
+        "words", nargs="*", type=expanded, metavar="DIR or FILTER", help="the folder (default outputs)"
     )
     command.add_argument("--sort", default="val/accuracy", metavar="KEY", help="a column's key; default val/accuracy")
-    command.add_argument("--all", action="store_true", help="one row a run, seeds not averaged")
+    command.add_argument("--all", action="store_true", help="one row per run, without averaging over seeds")
     shape = command.add_mutually_exclusive_group()
-    shape.add_argument("--csv", action="store_true", help="exact numbers, comma-separated")
-    shape.add_argument("--json", action="store_true", help="everything, as a JSON list")
+    shape.add_argument("--csv", action="store_true", help="print exact values as CSV")
+    shape.add_argument("--json", action="store_true", help="print all values as a JSON list")
     shape.add_argument("--md", action="store_true", help="a Markdown table")
     return command
 
@@ -84,10 +84,12 @@ def place(words: Sequence[str]) -> tuple[Path, list[str]]:
     """The folder among `words`, wherever it stands, and the filters. Raises RequestError without one, and for two."""
     folders = [word for word in words if Path(word).is_dir()]
     if len(folders) > 1:
-        raise RequestError(f"{folders[1]}: a second folder beside {folders[0]}. Name one, that which holds both.")
+        raise RequestError(
+            f"{folders[1]}: a second folder beside {folders[0]}. Name only one, the one that contains both."
+        )
     named = folders or [word for word in words if not FILTER.fullmatch(word)][:1] or ["outputs"]
     if not folders and not Path(named[0]).is_dir():
-        raise RequestError(f"{named[0]}: no such folder. Begin with mcls train, or name the folder: mcls runs DIR.")
+        raise RequestError(f"{named[0]}: no such folder. Start with mcls train, or name the folder: mcls runs DIR.")
     return Path(named[0]), [word for word in words if word not in folders]
 
 

@@ -48,7 +48,7 @@ def check_target(group: str, target: Any, trust: Sequence[str]) -> None:
     if not any(target.startswith(f"{package}.") for package in packages):
         package = target.split(".")[0]
         own = package not in {*KNOWN, *sys.stdlib_module_names}
-        hint = f" For a package of your own say trust=[{package}] on the command line." * own
+        hint = f" For a package of your own set trust=[{package}] on the command line." * own
         raise RequestError(
             f"{group}._target_: {target} is not allowed here; allowed are names in {', '.join(packages)}.{hint}"
         )
@@ -118,7 +118,7 @@ def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runt
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in keys:
         if key not in parameters and not open_ended:
-            raise RequestError(f"{group}.{key}: {name} takes no such argument. It takes {', '.join(parameters)}.")
+            raise RequestError(f"{group}.{key}: {name} has no such argument. It has {', '.join(parameters)}.")
     passed = {
         key: value
         for key, value in runtime.items()
@@ -136,7 +136,7 @@ def build(group: str, node: Mapping[str, Any], trust: Sequence[str] = (), **runt
     if group == "loss" and len(missing) == 2 and inspect.isfunction(target):  # of logits and targets: itself a loss
         return functools.partial(target, **keys, **passed)
     if missing:
-        raise RequestError(f"{group}.{missing[0]}: {name} needs it, and the configuration does not have it.")
+        raise RequestError(f"{group}.{missing[0]}: {name} requires it, but the configuration does not have it.")
     if group == "schedule":
         return functools.partial(target, **keys)
     try:

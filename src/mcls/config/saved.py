@@ -89,7 +89,7 @@ def saved_model(folder: RunFolder, changes: Sequence[str] = ()) -> dict[str, Any
 def check_saved(config: dict[str, Any], choices: Any, changes: Sequence[str], source: Path) -> dict[str, Any]:
     """`config`, read from file `source` of unknown origin, checked like a fresh one; see `saved_config`."""
     if not isinstance(choices, dict) or not all(isinstance(choice, str) for choice in choices.values()):
-        raise FolderError(f"{source}: damaged, it is not known what was chosen.")
+        raise FolderError(f"{source}: damaged, it does not record the choices.")
     rules = shipped_constraints(choices)
     given = {today(key, rules): value for key, value in map(assignment, changes)}
     try:
@@ -123,7 +123,7 @@ def bring_up_to_date(
     """
     schema = config.pop("schema", 0)
     if not isinstance(schema, int) or schema < 0:
-        raise RequestError(f"schema: must be an integer from 0 on, got {yaml_text(schema)}.")
+        raise RequestError(f"schema: must be an int >= 0, got {yaml_text(schema)}.")
     if schema > SCHEMA:
         log.warning(f"{source}: written by a newer version of mcls, in schema {schema}; this one knows {SCHEMA}.")
     rename(config, rules)
@@ -194,7 +194,7 @@ def apply_change(
 def check_length(epochs: int, done: int) -> None:
     """Raise RequestError for `epochs` in all where more are done."""
     if epochs < done:
-        raise RequestError(f"trainer.epochs: {done} are done, {epochs} would take some back. Give {done} or more.")
+        raise RequestError(f"trainer.epochs: {done} are done, {epochs} would remove some. Give {done} or more.")
 
 
 def shipped_files(choices: dict[str, str]) -> dict[str, Path]:

@@ -69,7 +69,7 @@ def check_config(
         raise RequestError(" ".join(str(error).split())) from error
     refuse_code(hydra, values.get("trust"))
     for old, new in rename(values, rules).items():
-        log.warning(f"{old} is called {new} now")
+        log.warning(f"{old} was renamed to {new}")
     refuse_unknown_keys(values, rules, choices)
 
     def check(entry: tuple[str, Any]) -> None:
@@ -103,7 +103,7 @@ def refuse_code(hydra: DictConfig, trust: Any) -> None:
     if trust and (
         "trust" not in given or any(line.startswith("trust=") and "${" in line for line in overrides["task"])
     ):
-        raise RequestError(f"trust: a file says {yaml_text(trust)}; only the command line may. Say trust=[...] there.")
+        raise RequestError(f"trust: a file says {yaml_text(trust)}; only the command line may. Set trust=[...] there.")
     if hydra.job.env_set and not any(key.startswith("hydra.job.env_set") for key in given):
         raise RequestError("hydra.job.env_set: set by a file; only the command line may.")
     for key, value in deep_leaves(OmegaConf.to_container(hydra)):
@@ -115,7 +115,7 @@ def refuse_code(hydra: DictConfig, trust: Any) -> None:
             tuple(f"{package}." for package in (trust if isinstance(trust, list) else []))
         )
         if makes and not own and not HYDRAS_OWN.fullmatch(str(value)):
-            raise RequestError(f"hydra: {key} {value} is not allowed here. For a package of your own say trust=[...].")
+            raise RequestError(f"hydra: {key} {value} is not allowed here. For a package of your own set trust=[...].")
 
 
 def deep_leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -57,9 +57,7 @@ def blobs(
     parts = train_test_split(points, labels, test_size=test_fraction, random_state=test_seed)
     inputs, test_inputs, targets, test_targets = map(torch.from_numpy, parts)
     if len(targets.unique()) < centers:
-        raise RequestError(
-            f"dataset.n_samples: {n_samples} points leave a class of {centers} without one. Ask for more."
-        )
+        raise RequestError(f"dataset.n_samples: {n_samples} points leave one of {centers} classes empty. Increase it.")
     train, val = split_train_val(Split(inputs.float(), targets), val_fraction, val_seed)
     test = Split(test_inputs.float(), test_targets)
     return Dataset(tuple(map(str, range(centers))), train, val, lambda: test)

@@ -117,7 +117,7 @@ def read_records(path: Path, delimiter: str = "auto", header: bool = True) -> Re
                 if cells:
                     yield row, [cell.strip() for cell in cells]
     except csv.Error as error:
-        raise DataError(f"{path}, row {row + 1}: {error}. Is a quote never closed?") from error
+        raise DataError(f"{path}, row {row + 1}: {error}. Is a quote not closed?") from error
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise DataError(f"{path}, row {row + 1}: cannot be read ({error}).") from error
 
@@ -169,7 +169,7 @@ def detect(path: Path, delimiter: str) -> Format:
         raise RequestError(f"dataset.delimiter: must be auto, tab, space or one character, got {delimiter!r}.")
     comments = leading_comments(body, separator)
     if comments:
-        log.info(f"data    {path}: {comments} lines of comment before the header passed over")
+        log.info(f"data    {path}: {comments} comment lines before the header skipped")
     return Format(
         path, compressed, encoding, separator, bool(named) + comments, sample(body[comments:], separator, SEEN)
     )
@@ -220,17 +220,17 @@ def check_header(found: Format) -> None:
     place, widths = f"{found.path}, row {found.skipped + 1}", {len(row) for row in rows}
     sign = "blank" if found.separator == " " else quoted(found.separator)
     if widths == {len(header) - 1} and not header[-1]:
-        raise DataError(f"{place}: the header ends with a {sign} too many, the rows don't. Take it out.")
+        raise DataError(f"{place}: the header ends with an extra {sign}, the rows do not. Remove it.")
     if widths == {len(header) + 1} and len(rows) > 1:
         if not any(row[-1] for row in rows):
-            raise DataError(f"{place}: the rows end with a {sign} too many, the header doesn't. Put one there too.")
+            raise DataError(f"{place}: the rows end with an extra {sign}, the header does not. Add one there.")
         raise DataError(
             f"{place}: the header has {len(header)} names, the rows have {len(header) + 1} cells. R writes names of "
-            "rows so: say row.names=FALSE there, or put a name before the first."
+            "rows so: set row.names=FALSE there, or put a name before the first."
         )
     if looks_like_data(header, rows):
         raise DataError(
-            f"{place}: data and no header ({quote_names(header)}). Put a row of column names before it; "
+            f"{place}: data without a header ({quote_names(header)}). Put a row of column names before it; "
             "if these are names, put a letter before their numbers."
         )
 

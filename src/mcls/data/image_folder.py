@@ -55,7 +55,7 @@ def image_folder(
     Raises RequestError without a root, DataError, naming the folder or the file, for what is wrong there.
     """
     if root is None:
-        raise RequestError("dataset.root: say which folder holds the images, dataset.root=DIR.")
+        raise RequestError("dataset.root: must be set to the folder of the images, dataset.root=DIR.")
     if channels not in ("auto", 1, 3):
         raise RequestError(f"dataset.channels: must be auto, 1 or 3, got {channels}.")
     found = find_images(Path(root))
@@ -79,8 +79,9 @@ def image_folder(
     middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
     if not any(spread):
         raise DataError(
-            f"dataset.root: {root}: every pixel of the training images has the same colour, nothing to learn from. "
-            "Open some of them to see what is wrong."
+            f"dataset.root: {root}: every pixel of the training images has the same colour, so there is nothing to "
+            "learn. "
+            "Open some of them to check."
         )
     splits = {
         name: materialise(part, files if looked.pixels is None else looked.pixels) for name, part in parts.items()
@@ -117,9 +118,7 @@ def choose_shape(headers: Sequence[tuple[int, int, str]], size: int | None, chan
         kinds = ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common())
         log.info(f"images  {had} ({kinds}); taken as {width} x {height} {'grey' if depth == 1 else 'RGB'}")
     if size is None and max(height, width) > BIG:
-        log.warning(
-            f"images  {width} x {height} is big, training will be slow; dataset.size={MAX_SIDE} makes them smaller"
-        )
+        log.warning(f"images  {width} x {height} is large, training will be slow; dataset.size={MAX_SIDE} reduces it")
     return depth, height, width
 
 
@@ -142,7 +141,7 @@ def report_unreadable(found: ImageTree, looked: ScanResult, limit: float | None)
     share = len(bad) / len(found.paths)
     if limit is None or share > limit:
         needed = f"dataset.max_bad_fraction={math.ceil(share * 100) / 100:g}"
-        advice = f"raise the limit of bad_images=skip: {needed}" if limit is not None else "say dataset.bad_images=skip"
+        advice = f"raise the limit of bad_images=skip: {needed}" if limit is not None else "set dataset.bad_images=skip"
         if limit is None and share > 0.01:
             advice += f" {needed}"
         others = f" ({len(bad):,} of {len(found.paths):,} images)"
@@ -152,7 +151,7 @@ def report_unreadable(found: ImageTree, looked: ScanResult, limit: float | None)
         for error in bad:
             failure.add_note(str(error))
         raise failure
-    log.warning(f"images  {len(bad)} of {len(found.paths):,} skipped, they can't be read, the first: {bad[0]}")
+    log.warning(f"images  {len(bad)} of {len(found.paths):,} skipped because they can't be read, the first: {bad[0]}")
     for part, numbers in found.parts.items():
         left = {found.targets[number] for number in numbers if looked.errors[number] is None}
         lost = [name for number, name in enumerate(found.classes) if number not in left]
@@ -177,6 +176,6 @@ def given(key: str, value: str | Sequence[float], computed: tuple[float, ...]) -
         return computed
     if len(value) != len(computed):
         raise RequestError(
-            f"dataset.{key}: {len(value)} numbers for {len(computed)} channels. Give one a channel, or say auto."
+            f"dataset.{key}: {len(value)} numbers for {len(computed)} channels. Give one per channel, or auto."
         )
     return tuple(value)

@@ -63,7 +63,7 @@ def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS, bits: in
     Raises DataError, naming the file, when it is no plain file, no picture, truncated or of more than `max_pixels`.
     """
     if channels not in MODES:
-        raise DataError(f"{path}: a picture has 1 or 3 channels, {channels} are wanted.")
+        raise DataError(f"{path}: an image has 1 or 3 channels, {channels} are wanted.")
     return decode_image(path, max_pixels, lambda image: in_mode(ImageOps.exif_transpose(image), MODES[channels], bits))
 
 
@@ -82,7 +82,7 @@ def decode_image(path: Path, max_pixels: int, use: Callable[[Image.Image], Resul
         with Image.open(path, formats=formats()) as image:
             if image.width * image.height > max_pixels:
                 got = f"{image.width} x {image.height} pixels"
-                raise DataError(f"{path}: refused, {got} are more than max_pixels, {max_pixels:,}.")
+                raise DataError(f"{path}: refused, {got} exceed max_pixels, {max_pixels:,}.")
             image.load()
             return use(image)
     except DataError:

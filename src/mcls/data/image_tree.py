@@ -73,9 +73,9 @@ class Skipped:
             if names:
                 log.log(level, f"data    {text}: {quote_names(natural_order(names))}")
         if self.loose:
-            log.warning(f"data    {self.loose:,} images outside the folders of classes are not used")
+            log.warning(f"data    {self.loose:,} images outside the class folders are not used")
         if self.links:
-            log.warning(f"data    {self.links:,} links to folders that were looked into already are not followed")
+            log.warning(f"data    {self.links:,} links to folders that were scanned already are not followed")
         if self.suffixes:
             log.warning(f"data    files that are not images are not used: {counted(self.suffixes)}")
 
@@ -124,7 +124,9 @@ def find_images(root: Path) -> ImageTree:
             found.names.extend(clean(os.path.relpath(path, root)) for path in paths)
         if len(found.paths) == first:
             what = f"no image in it{passed_over(left.suffixes - before)}"
-            raise DataError(f"{clean(str(places[part]))}: {what}. Remove the folder, or fill it. {FOLDER_LAYOUT}")
+            raise DataError(
+                f"{clean(str(places[part]))}: {what}. Remove the folder, or add images to it. {FOLDER_LAYOUT}"
+            )
         found.parts[part] = list(range(first, len(found.paths)))
     left.tell()
     return found
@@ -182,8 +184,8 @@ def split_trees(places: dict[str, Path], left: Skipped) -> dict[str, dict[str, l
             trees[part] = tree
             continue
         log.warning(
-            f"data    {clean(str(place))}: its {left.loose - loose:,} images are not in folders of classes and are not "
-            f"used; {part} is cut from train. To classify them: mcls predict RUN {shlex.quote(str(place))}"
+            f"data    {clean(str(place))}: its {left.loose - loose:,} images are not in class folders and are not "
+            f"used; {part} is split off from train. To classify them: mcls predict RUN {shlex.quote(str(place))}"
         )
         left.loose = loose
     return trees
@@ -200,7 +202,7 @@ def refuse_wrapper(root: Path, tree: dict[str, list[Path]]) -> None:
     if place != root and inside:
         raise DataError(
             f"{clean(str(root))}: only one class, {quote_names(list(tree))}, which holds the folders "
-            f"{quote_names(natural_order(inside))}. Say {assigned('dataset.root', str(place))}."
+            f"{quote_names(natural_order(inside))}. Set {assigned('dataset.root', str(place))}."
         )
 
 
@@ -315,7 +317,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise MachineError(f"{clean(str(folder))}: cannot be read ({error.strerror}). Mend its permissions.") from error
+        raise MachineError(f"{clean(str(folder))}: cannot be read ({error.strerror}). Fix its permissions.") from error
 
 
 def suffix_of(name: str) -> str | None:

@@ -222,7 +222,8 @@ def worker_errors() -> Iterator[None]:
             raise
         raise MachineError(
             f"trainer.workers: a process that reads the data ended ({text.splitlines()[0].rstrip('. ')}), as when "
-            "memory or shared memory runs out. What is saved is good: lower trainer.workers and go on with mcls resume."
+            "memory or shared memory runs out. The saved checkpoint is valid: lower trainer.workers and continue with "
+            "mcls resume."
         ) from error
 
 

@@ -40,7 +40,7 @@ def split_train_val(whole: Split, val_fraction: float, val_seed: int) -> tuple[S
     """`whole` cut into train and val (`stratified`); val is None when `val_fraction` is 0."""
     if val_fraction == 0:
         return whole, None
-    return divide(whole, val_fraction, val_seed, "val_fraction", "to validate on", ", or say 0")
+    return divide(whole, val_fraction, val_seed, "val_fraction", "to validate on", ", or set it to 0")
 
 
 def split_train_test(whole: Split, test_fraction: float, test_seed: int) -> tuple[Split, Split]:
@@ -54,7 +54,7 @@ def divide(whole: Split, fraction: float, seed: int, key: str, purpose: str, oth
     if len(second):
         return whole.rows(first), whole.rows(second)
     enough = (part / 100 for part in range(1, 100) if len(stratified(whole.targets, part / 100, seed)[1]))
-    advice = next((f"Say dataset.{key}={part:g}" for part in enough), "Add samples, two of a class at least")
+    advice = next((f"Set dataset.{key}={part:g}" for part in enough), "Add samples, two of a class at least")
     raise RequestError(f"dataset.{key}: {fraction} of {len(whole)} samples leaves none {purpose}. {advice}{otherwise}.")
 
 
@@ -78,7 +78,7 @@ def warn_missing_classes(classes: Sequence[str], splits: Mapping[str, Split | No
 def check_classes(classes: Sequence[str], place: str) -> None:
     """Raise DataError, naming `place`, unless there are two classes or more."""
     if len(classes) < 2:
-        raise DataError(f"{place}: only one class, {quote_names(classes)}. A classifier needs two.")
+        raise DataError(f"{place}: only one class, {quote_names(classes)}. A classifier needs at least two.")
 
 
 def check_labels(targets: Tensor, num_classes: int, name: str) -> None:

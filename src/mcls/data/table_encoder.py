@@ -53,7 +53,7 @@ class Table:
         """The cells of a column. Raises DataError when there is none, `key` asked for it."""
         if name not in self.columns:
             there = list(self.columns)
-            cut = " Is it cut by something else? Say dataset.delimiter." if len(there) == 1 and key != INPUTS else ""
+            cut = " Is it cut by something else? Set dataset.delimiter." if len(there) == 1 and key != INPUTS else ""
             raise DataError(
                 f"{key}: {self.source} has no column {quoted(name)}. {did_you_mean(name, there)}"
                 f"It has {quote_names(there)}.{cut}"
@@ -81,12 +81,12 @@ def read_table(path: Path, delimiter: str = "auto") -> Table:
         if len(cells) != len(header):
             raise DataError(
                 f"{path}, row {row}: {len(cells)} cells, the header has {len(header)}. Is a quote or a delimiter too "
-                "many or too few? If something else stands between cells, say dataset.delimiter."
+                "many or too few? If cells are separated by something else, set dataset.delimiter."
             )
         body.append(cells)
         rows.append(row)
     if not body:
-        raise DataError(f"{path}: a header and no rows.")
+        raise DataError(f"{path}: a header without rows.")
     cells_of = zip(*body, strict=True)
     return Table(str(path), {name: list(cells) for name, cells in zip(header, cells_of, strict=True) if name}, rows)
 
@@ -129,7 +129,7 @@ def fit_encoder(
         cells = [cell for cell in table.columns[name] if cell not in words]
         if not cells:
             raise DataError(
-                f"{table.source}: column {quoted(name)} has no cell filled in train. Name it in dataset.drop_columns."
+                f"{table.source}: column {quoted(name)} has no value in train. Name it in dataset.drop_columns."
             )
         values = [value for value in parse_numbers(cells) if value is not None]
         mean, std, categories = 0.0, 1.0, []
@@ -139,8 +139,8 @@ def fit_encoder(
             categories = natural_order(set(cells))
             if len(categories) > max_categories:
                 raise DataError(
-                    f"{table.source}: column {quoted(name)} has {len(categories)} different texts in train, more than "
-                    f"dataset.max_categories={max_categories}. Name it in dataset.drop_columns, or raise that."
+                    f"{table.source}: column {quoted(name)} has {len(categories)} different values in train, more than "
+                    f"dataset.max_categories={max_categories}. Name it in dataset.drop_columns, or raise the limit."
                 )
         else:
             mean = math.fsum(values) / len(values)
@@ -157,8 +157,8 @@ def check_text(table: Table, name: str, cells: Sequence[str]) -> None:
     if 2 * sum(map(looks_numeric, cells)) > len(cells):
         odd = [cell for cell in cells if looks_numeric(cell) and parse_number(cell) is None]
         raise DataError(
-            f"{table.at(table.columns[name].index(odd[0]), name)}: {quoted(odd[0])} looks like a number, but is not "
-            f"written as one ({len(odd)} of {len(cells)} cells). Write them like 1234.5, or name the column in "
+            f"{table.at(table.columns[name].index(odd[0]), name)}: {quoted(odd[0])} looks like a number but is not "
+            f"one ({len(odd)} of {len(cells)} cells). Write numbers as 1234.5, or name the column in "
             "dataset.categorical_columns."
         )
 
@@ -181,7 +181,8 @@ def encode_table(table: Table, encoder: dict[str, Any]) -> NDArray[np.float32]:
         if encoder["missing"] != "mean" and not words.isdisjoint(cells):
             index = next(index for index, cell in enumerate(cells) if cell in words)
             raise DataError(
-                f"{table.at(index, name)}: missing, got {quoted(cells[index])}. The model has not learnt what to do."
+                f"{table.at(index, name)}: missing, got {quoted(cells[index])}. The model was trained without missing "
+                "values."
             )
         if categories:
             parts.append(indicators(table, name, categories, encoder["unseen"], words))
@@ -199,7 +200,7 @@ def standardised(table: Table, name: str, mean: float, std: float, words: set[st
         share = f" ({len(wrong)} of {len(cells)} cells)" if len(cells) > 1 else ""
         raise DataError(
             f"{table.at(wrong[0], name)}: {quoted(cells[wrong[0]])} is not a number{share}. "
-            "Mend it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
+            "Fix it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
         )
     return ((np.array(values, dtype=np.float64) - mean) / std).astype(np.float32)[:, None]
 
@@ -214,8 +215,8 @@ def indicators(table: Table, name: str, categories: Sequence[str], unseen: str, 
             found[index, places[cell]] = 1
         elif cell not in words and unseen == "error":
             raise DataError(
-                f"{table.at(index, name)}: {quoted(cell)} is a category that train does not have; it has "
-                f"{quote_names(categories)}. Fix it, or let it count as none: "
+                f"{table.at(index, name)}: {quoted(cell)} is a category that does not occur in train, which has "
+                f"{quote_names(categories)}. Fix it, or encode it as none: "
                 f"dataset.handle_unknown=ignore, or for predict "
                 "--handle-unknown ignore."
             )

@@ -43,9 +43,9 @@ def csv_file(
     Raises RequestError without a path or a target, DataError, naming file, row and column, for what is wrong in them.
     """
     if path is None:
-        raise RequestError("dataset.path: say which CSV file, dataset.path=FILE.")
+        raise RequestError("dataset.path: must be set to the CSV file, dataset.path=FILE.")
     if target is None:
-        raise RequestError("dataset.target: say which column holds the classes, dataset.target=COLUMN.")
+        raise RequestError("dataset.target: must be set to the column of the classes, dataset.target=COLUMN.")
     target = composed(target)
     lists = (drop_columns, categorical_columns, missing_values)
     drop_columns, categorical_columns, missing_values = (list(map(composed, names)) for names in lists)
@@ -92,7 +92,7 @@ def input_columns(
     columns = [name for name in table.columns if name != target and name not in drop_columns]
     if not columns:
         raise DataError(
-            f"{table.source}: no columns besides {quote_names([target, *drop_columns])}, nothing to learn from."
+            f"{table.source}: no columns besides {quote_names([target, *drop_columns])}, so there is nothing to learn."
         )
     return columns
 
@@ -108,16 +108,14 @@ def without_gaps(
         advice = f" If {quoted(word)} is a class, leave it out of dataset.missing_values." if word else ""
         raise DataError(
             f"{table.at(unlabelled[0][0], target)}: no class{got} ({count_cells(table, unlabelled, 'row')}). "
-            f"Fill it in, or say dataset.missing_values_strategy=drop.{advice}"
+            f"Fill it in, or set dataset.missing_values_strategy=drop.{advice}"
         )
     gaps = missing_cells(table, columns, missing_values)
     if not gaps + unlabelled:
         return table
     empty = [name for name in columns if {"", *missing_values}.issuperset(table.columns[name])]
     if empty and missing != "mean":
-        raise DataError(
-            f"{table.source}: column {quoted(empty[0])} has no cell filled. Name it in dataset.drop_columns."
-        )
+        raise DataError(f"{table.source}: column {quoted(empty[0])} has no value. Name it in dataset.drop_columns.")
     if missing == "error":
         index, name = gaps[0]
         raise DataError(
@@ -127,12 +125,12 @@ def without_gaps(
         )
     counted = count_cells(table, gaps + unlabelled, "cell")
     if missing == "mean":
-        log.info(f"data    {table.source}: missing, {counted}; they get the mean, or no category")
+        log.info(f"data    {table.source}: missing, {counted}; replaced by the mean, or no category")
         return table
     holes = {index for index, _ in gaps + unlabelled}
     if len(holes) == len(table.rows):
         raise DataError(
-            f"{table.source}: every row has a missing cell, none is left. Say dataset.missing_values_strategy=mean."
+            f"{table.source}: every row has a missing cell, so none is left. Set dataset.missing_values_strategy=mean."
         )
     without = f" ({len(unlabelled):,} without a class)" if unlabelled else ""
     told = f"{len(holes):,} of {len(table.rows):,} rows dropped{without}, they have missing cells: {counted}"
@@ -167,8 +165,8 @@ def warn_index_columns(table: Table, columns: Sequence[str], target: str) -> Non
         order = sorted(range(size), key=values.__getitem__)
         if 2 * sum(labels[before] != labels[after] for before, after in pairwise(order)) < by_chance:
             log.warning(
-                f"data    {table.source}: column {quoted(name)} numbers the rows, and the classes come in its order: "
-                "it gives them away (a leak). Name it in dataset.drop_columns."
+                f"data    {table.source}: column {quoted(name)} numbers the rows, and the classes are in its "
+                "order: a leak. Name it in dataset.drop_columns."
             )
 
 
@@ -180,7 +178,9 @@ def warn_lookalikes(names: Sequence[str], place: str) -> None:
         alike.setdefault(" ".join(name.casefold().split()) if value is None else value, []).append(name)
     for group in alike.values():
         if len(group) > 1:
-            log.warning(f"data    {place}: {quote_names(group)} count as different. If they are one, write them alike.")
+            log.warning(
+                f"data    {place}: {quote_names(group)} are different classes. If they are the same, use one spelling."
+            )
 
 
 def class_names(table: Table, target: str) -> tuple[str, ...]:
@@ -193,7 +193,7 @@ def class_names(table: Table, target: str) -> tuple[str, ...]:
     if 2 * len(classes) > len(labels):
         raise DataError(
             f"{table.source}: column {quoted(target)} has {len(classes)} different values in {len(labels)} rows; "
-            "these are no classes. Name another column in dataset.target."
+            "too many for classes. Name another column in dataset.target."
         )
     return classes
 
@@ -229,4 +229,4 @@ def log_columns(encoder: dict[str, Any]) -> None:
     texts = [len(categories) for categories in encoder["categories"] if categories]
     numbers = len(encoder["columns"]) - len(texts)
     categories = f", {len(texts)} of text as {sum(texts)} categories" if texts else ""
-    log.info(f"columns {numbers} of numbers, standardised{categories}")
+    log.info(f"columns {numbers} numeric, standardised{categories}")

@@ -71,7 +71,7 @@ class Dataset:
     def __post_init__(self) -> None:
         """Raise DataError unless the splits are as described above; the test split is checked when it is opened."""
         if len(self.classes) < 2 or not callable(self.open_test):
-            raise DataError("dataset: wants two classes or more, and a function as open_test.")
+            raise DataError("dataset: requires two or more classes, and a function as open_test.")
         read = self.open_test
         object.__setattr__(self, "open_test", lambda: self.check("test", read()))
         self.check("train", self.train)

@@ -46,9 +46,9 @@ def split_of(first: LoadedRun, second: LoadedRun, name: str) -> tuple[Split, tup
     same_place = first.config["dataset"] == second.config["dataset"]
     other = data if same_place else rebuild_dataset(second, download=False)
     if first.classes != second.classes:
-        raise RequestError(f"classes: {unequal(first.classes, second.classes)}. Such runs can't be compared.")
+        raise RequestError(f"classes: {unequal(first.classes, second.classes)}. The runs can't be compared.")
     if first.encoder != second.encoder:
-        raise RequestError("dataset: each run encodes the table as its own train has it, such runs can't be compared.")
+        raise RequestError("dataset: each run encodes the table by its own train split, so the runs can't be compared.")
     split, _, openings = open_split(first.folder, data, name)
     if same_place and name == "test":
         other = replace(data, open_test=lambda: split)  # it has been read already
@@ -56,7 +56,7 @@ def split_of(first: LoadedRun, second: LoadedRun, name: str) -> tuple[Split, tup
     if not same_samples(split, theirs):
         raise RequestError(
             f"dataset: {first.folder.path} and {second.folder.path} have different {name} samples, "
-            "such runs can't be compared."
+            "so the runs can't be compared."
         )
     return split, (openings, other_openings)
 

@@ -60,7 +60,7 @@ def rebuild_dataset(loaded: LoadedRun, download: bool) -> Dataset:
         dataset: Dataset = build("dataset", node, loaded.config["trust"])
     found = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std, dataset.encoder)
     if found != (loaded.classes, loaded.input_shape, loaded.mean, loaded.std, loaded.encoder):
-        raise DataError(f"dataset: its classes, shape or statistics are not those that {loaded.folder.path} has.")
+        raise DataError(f"dataset: its classes, shape or statistics differ from those of {loaded.folder.path}.")
     return dataset
 
 
@@ -75,13 +75,13 @@ def open_split(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, s
     if name == "train":
         return dataset.train, name, 0
     if name == "val" and dataset.val is None:
-        raise RequestError("--split val: the run has none, it was trained on all of train. Say --split test.")
+        raise RequestError("--split val: the run has no validation split. Use --split test.")
     split = dataset.val if name == "val" and dataset.val is not None else dataset.open_test()
     writable = os.access(folder.path, os.W_OK)
     with folder.lock() if name == "test" and writable else contextlib.nullcontext():
         result = folder.read_result() or {}
         if name == "test" and not result:
-            raise RequestError(f"{folder.path}: never started. Go on with: mcls resume {shell_path(folder.path)}")
+            raise RequestError(f"{folder.path}: never started. Continue with: mcls resume {shell_path(folder.path)}")
         if other := fingerprint_difference((result.get("fingerprints") or {}).get(name), split):
             log.warning(f"{name}    not the samples of {folder.path}: {other}; another set, measured as other-{name}")
             return split, f"other-{name}", 0
@@ -145,7 +145,7 @@ def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> E
     told: dict[str, Any] = {"value": temperature, "fitted_on": name if fitted is split else "val"}
     if temperature is None:
         right = bool((scores.argmax(1) == fitted.targets).all())
-        told["reason"] = "no sample of it is mistaken" if right else "the best value is outside 0.01 to 100"
+        told["reason"] = "no misclassified sample" if right else "the best value is outside 0.01 to 100"
     else:
         told |= {"ece": calibrated.ece, "loss": calibrated.loss}
     report = {

@@ -71,7 +71,7 @@ def export(loaded: LoadedRun, form: str) -> tuple[bytes, dict[int, float]]:
     if not max(differences.values()) <= TOLERANCE:
         raise RunError(
             f"--format {form}: the copy's probabilities are up to {max(differences.values()):.1e} from the model's, "
-            f"more than {TOLERANCE:g}. Nothing was written."
+            f"more than {TOLERANCE:g}. No file was written."
         )
     return content, differences
 

@@ -40,7 +40,7 @@ def paths(arguments: Iterable[str], suffixes: set[str], listed: IO[bytes] | None
     for argument in arguments:
         if argument == "-":
             if listed is None:
-                raise RequestError("-: standard input is closed. Give it a list of files, one a line.")
+                raise RequestError("-: standard input is closed. Pipe a list of files, one per line.")
             yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in listed if line.strip())
             continue
         matches = [argument]
@@ -102,7 +102,7 @@ def readable_inputs(lines: Records, refuse: Refuse) -> Records:
     try:
         yield from lines
     except DataError as error:
-        refuse(DataError(f"{error} What follows is not read."))
+        refuse(DataError(f"{error} The rest is not read."))
 
 
 def vectors(found: Iterable[str], shape: Sequence[int], refuse: Refuse) -> Iterator[Sample]:

@@ -75,7 +75,7 @@ def load_run(
     config = saved_model(folder, changes) if model_only else saved_config(folder, changes)
     path = folder.best if which == "best" else folder.last
     if not path.is_file():
-        raise FolderError(f"{path}: no such checkpoint yet. Go on with: mcls resume {shell_path(folder.path)}")
+        raise FolderError(f"{path}: no such checkpoint yet. Continue with: mcls resume {shell_path(folder.path)}")
     state = checkpoint.load_as(checkpoint.BEST if which == "best" else checkpoint.LAST, path)
     data, weights = state["data"], state["model"]
     epoch = state["epoch"] if which == "best" else state["progress"]["epoch"]
@@ -108,7 +108,7 @@ def pointing(folder: RunFolder, node: dict[str, Any]) -> Iterator[None]:
         if not lost:
             raise
         was = read_yaml(folder.config)["dataset"][lost[0]]
-        told = f"The run was trained with dataset.{lost[0]}={was}; say dataset.{lost[0]}={PLACES[lost[0]]}."
+        told = f"The run was trained with dataset.{lost[0]}={was}; set dataset.{lost[0]}={PLACES[lost[0]]}."
         raise DataError(f"{error} {told}") from error
 
 

@@ -89,11 +89,11 @@ def from_onnx(path: Path, device: str) -> Classifier:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MachineError("onnxruntime is not installed. Install what it takes: pip install 'mcls[onnx]'") from error
+        raise MachineError("onnxruntime is not installed. Install it with: pip install 'mcls[onnx]'") from error
     onnxruntime.set_default_logger_severity(4)
     wanted = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
     if wanted not in onnxruntime.get_available_providers():
-        raise MachineError(f"--device {device}: this onnxruntime has no {wanted}. Say --device cpu.")
+        raise MachineError(f"--device {device}: this onnxruntime has no {wanted}. Use --device cpu.")
     number = device.partition(":")[2]
     try:
         session = onnxruntime.InferenceSession(path, providers=[(wanted, {"device_id": number} if number else {})])
@@ -103,7 +103,7 @@ def from_onnx(path: Path, device: str) -> Classifier:
         bits = image_io.checked_bits(found.get("mcls.bits", image_io.BITS))
         image, name = found["mcls.input_type"] == "uint8", session.get_inputs()[0].name
     except (KeyError, ValueError, TypeError) as error:
-        raise FolderError(f"{path}: refused, it does not say what its classes and inputs are. Is it mcls's?") from error
+        raise FolderError(f"{path}: refused, its metadata lack classes and inputs. Was it exported by mcls?") from error
     except Exception as error:  # onnxruntime's own have no common class
         raise FolderError(f"{path}: refused, onnxruntime cannot load it ({type(error).__name__}).") from error
 

@@ -16,7 +16,9 @@ def channels_of(input_shape: Sequence[int], name: str) -> int:
     """Channels of an image shape (C, H, W). Raises RequestError for anything that is no image."""
     if len(input_shape) != 3:
         shape = " x ".join(map(str, input_shape))
-        raise RequestError(f"model={name} wants images, this data set has samples of shape {shape}. Try model=mlp.")
+        raise RequestError(
+            f"model={name} requires images, but this data set has samples of shape {shape}. Try model=mlp."
+        )
     return input_shape[0]
 
 
@@ -88,7 +90,7 @@ def resnet18_finetune(input_shape: Sequence[int], num_classes: int, weights: str
     channels = channels_of(input_shape, "resnet18-finetune")
     if channels not in (1, 3):
         raise RequestError(
-            f"model=resnet18-finetune wants images of 1 or 3 channels, got {channels}. Try model=resnet18."
+            f"model=resnet18-finetune requires images with 1 or 3 channels, got {channels}. Try model=resnet18."
         )
     network = resnet.resnet18()
     network.fc = nn.Identity()
@@ -126,7 +128,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         kind = type(error).__name__
         raise DataError(
-            f"model.weights: {path} is not a state dict of tensors alone ({kind}). Save one with torch.save."
+            f"model.weights: {path} is not a state dict that holds only tensors ({kind}). Save one with torch.save."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"model.weights: {path} holds no state dict, got {type(state).__name__}.")
@@ -152,7 +154,7 @@ def fetch_state(name: str) -> dict[str, Tensor]:
     except (RuntimeError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise MachineError(
-            f"model.weights: {name} is not in {cached} and could not be downloaded ({reason}). Bring {entry.url} "
-            "there, give model.weights=FILE, or model.weights=null to start from nothing."
+            f"model.weights: {name} is not in {cached} and could not be downloaded ({reason}). Put {entry.url} "
+            f"there, or set model.weights=FILE, or model.weights=null for random weights."
         ) from error
     return read_state(cached)

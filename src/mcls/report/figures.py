@@ -77,7 +77,8 @@ def legible(names: tuple[str, ...]) -> tuple[str, ...]:
         legend = ", ".join(f"#{number} {names[number]}" for number in numbers[:10])
         more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
         log.warning(
-            f"figures no installed font has these names of classes, so they are drawn as numbers: {legend}{more}. "
+            "figures no installed font has the characters of these class names, so they are shown as numbers: "
+            f"{legend}{more}. "
             f"A package with such a font is fonts-noto-{'cjk' if cjk else 'core'} (Debian, Ubuntu)."
         )
     return tuple(f"#{number}" if number in numbers else name for number, name in enumerate(names))

@@ -53,7 +53,7 @@ def page(folder: RunFolder) -> str:
         }
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         reason = clean(f"{type(error).__name__}: {error}")
-        raise FolderError(f"{folder.path}: damaged, its files are not as mcls writes them ({reason}).") from error
+        raise FolderError(f"{folder.path}: damaged, its files do not have mcls's format ({reason}).") from error
     environment = Environment(autoescape=True, finalize=printable_value, undefined=StrictUndefined)
     return environment.from_string(files("mcls.report").joinpath("page.html.j2").read_text("utf-8")).render(values)
 

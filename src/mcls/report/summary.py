@@ -23,7 +23,7 @@ def print_result(folder: RunFolder, result: dict[str, Any]) -> None:
     if test := result["test"]:
         print(f"test  {percent(test)}, loss {test['loss']:.4f}, F1 {test['f1_macro']:.4f}")
     else:
-        print("test  closed: its sweep opens it for the best job alone")
+        print("test  not evaluated by this job, see sweep.test")
     print(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
     place = folder.path.parent.parent if re.match(STAMP, folder.path.name) else folder.path
     print(f"curves and figures: mcls board {shell_path(relative(place))}")

@@ -48,7 +48,7 @@ def unseal(content: bytes, path: Path) -> bytes:
     """`content` if its digest holds. Raises FolderError otherwise."""
     body, label, digest = content[: -len(LABEL) - 64], content[-len(LABEL) - 64 : -64], content[-64:]
     if label != LABEL or hashlib.sha256(body).hexdigest().encode() != digest:
-        raise FolderError(f"{path}: damaged, its contents do not match its digest.")
+        raise FolderError(f"{path}: damaged, its contents do not match its checksum.")
     return content
 
 
@@ -74,7 +74,7 @@ def read(path: Path) -> bytes:
         with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - len(LABEL) - 64))
             if file.read(len(LABEL)) != LABEL:
-                raise FolderError(f"{path}: damaged, its contents do not match its digest.")
+                raise FolderError(f"{path}: damaged, its contents do not match its checksum.")
             file.seek(0)
             return file.read()
     except (OSError, MemoryError) as error:
@@ -136,7 +136,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: refused, it holds more than tensors and plain values ({type(error).__name__})."
         ) from error
     if not isinstance(state, dict):
-        raise FolderError(f"{path}: refused, it is no checkpoint of mcls.")
+        raise FolderError(f"{path}: refused, not a checkpoint of mcls.")
     return state
 
 

@@ -116,7 +116,9 @@ class RunFolder:
         """What result.json says of a finished run. Raises FolderError when it is damaged or the run not finished."""
         if (result := self.finished()) is None:
             status = clean(str((self.read_result() or {}).get("status", "never started")))
-            raise FolderError(f"{self.path}: not finished, {status}. Go on with: mcls resume {shell_path(self.path)}")
+            raise FolderError(
+                f"{self.path}: not finished, {status}. Continue with: mcls resume {shell_path(self.path)}"
+            )
         return result
 
 
@@ -124,7 +126,7 @@ def find_run(path: Path) -> RunFolder:
     """The run in `path`. Raises FolderError when there is none."""
     folder = RunFolder(path)
     if not folder.about.is_file():
-        raise FolderError(f"{path}: no run folder, it has no run.json.")
+        raise FolderError(f"{path}: not a run folder, it has no run.json.")
     return folder
 
 
@@ -146,7 +148,7 @@ def next_free(descriptor: int, folder: Path) -> None:
         with contextlib.suppress(OSError):  # Windows lets nobody read what is locked
             holder = os.read(descriptor, 200)
         name = holder.decode("utf-8", "replace").strip() or "another process"
-        raise MachineError(f"{folder}: in use by {name}. Stop that one first.")
+        raise MachineError(f"{folder}: in use by {name}. Stop it first.")
     with contextlib.suppress(OSError):  # a full disk is found out by what matters
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -203,7 +205,7 @@ def slug(text: str, limit: int = 100) -> str:
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     """The text in `path`. Raises FolderError unless it is a plain file inside its own folder, of a sane size."""
     if path.is_symlink() or not path.is_file():
-        raise FolderError(f"{path}: no such file, or a link. Is this the folder of a run of mcls?")
+        raise FolderError(f"{path}: no such file, or a link. Is this a run folder of mcls?")
     if path.stat().st_size > limit:
         raise FolderError(f"{path}: refused, larger than {limit:,} bytes.")
     try:

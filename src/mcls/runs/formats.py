@@ -134,7 +134,7 @@ def check_data(data: Any, path: Path) -> None:
     image = mean is not None and std is not None and len(shape) == 3 and min(std, default=0) > 0
     good = bool(shape) and min(shape) > 0 and 8 <= data.get("bits", 8) <= 16
     if not good or not data["classes"] or (lengths and not (image and lengths == {shape[0]})):
-        raise FolderError(f"{path}: damaged, its classes, shape, mean and std do not go together.")
+        raise FolderError(f"{path}: damaged, its classes, shape, mean and std are inconsistent.")
     check_encoder(data.get("encoder"), shape, path)
 
 
@@ -146,4 +146,4 @@ def check_encoder(encoder: Any, shape: Sequence[int], path: Path) -> None:
     names, texts, numbers = encoder["columns"], encoder["categories"], [*encoder["means"], *encoder["stds"]]
     fits = len(names) == len(texts) == len(encoder["means"]) == len(encoder["stds"])
     if not fits or tuple(shape) != (sum(len(row) or 1 for row in texts),) or max(map(abs, numbers)) >= 1e30:
-        raise FolderError(f"{path}: refused, what it says of its table's columns does not fit.")
+        raise FolderError(f"{path}: refused, its description of the table's columns is inconsistent.")

@@ -213,7 +213,7 @@ def full_key(word: str, rows: Sequence[RunRow]) -> str:
     if len(endings) == 1:
         return endings[0]
     close = endings or difflib.get_close_matches(word, known, n=1)
-    raise RequestError(f"{word}: no run has this." + (f" Did you mean {' or '.join(close)}?" if close else ""))
+    raise RequestError(f"{word}: no run has this key." + (f" Did you mean {' or '.join(close)}?" if close else ""))
 
 
 @dataclass(frozen=True)
@@ -251,8 +251,8 @@ def parse_filter(text: str, rows: Sequence[RunRow]) -> Filter:
         raise RequestError(f"{text}: neither a folder nor a filter such as dataset=cifar10 or 'val/accuracy>0.9'.")
     key, sign, value = full_key(parts[1].strip(), rows), parts[2], parts[3].strip()
     if value.startswith(("=", "<", ">")):
-        raise RequestError(f"{text}: no such comparison. There are {' '.join(COMPARISONS)}.")
+        raise RequestError(f"{text}: no such comparison operator. Available: {' '.join(COMPARISONS)}.")
     known = [found for row in rows if (found := row.get(key)) is not None]
     if sign not in ("=", "!=") and not numeric(value) and known and all(map(numeric, known)):
-        raise RequestError(f"{text}: {key} is a number, got {value!r}. Say for example '{key}{sign}0.5'.")
+        raise RequestError(f"{text}: {key} is a number, got {value!r}. Use for example '{key}{sign}0.5'.")
     return Filter(key, sign, value)

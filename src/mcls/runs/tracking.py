@@ -181,7 +181,7 @@ class RunLogger:
             write()
         except (OSError, ValueError, MclsError) as error:
             if not self.failed:
-                log.warning(f"{self.folder.path}: curves are not recorded any more ({error}); training goes on.")
+                log.warning(f"{self.folder.path}: curves are no longer recorded ({error}); training goes on.")
             self.failed = True
 
 

@@ -53,7 +53,7 @@ def resolve_device(name: str, world: World = SINGLE_PROCESS) -> torch.device:
     device = torch.device(name if ":" in name else f"{name}:0")
     if device.index >= count:
         there = f"this machine has {count}" if count else "there is no usable GPU here"
-        raise MachineError(f"device: {name} asked for, but {there}. device=auto would take {resolve_device('auto')}.")
+        raise MachineError(f"device: {name} requested, but {there}. device=auto would use {resolve_device('auto')}.")
     return device
 
 
@@ -66,11 +66,13 @@ def device_of(world: World, name: str) -> torch.device:
             raise MachineError(f"trainer.devices: {world.size} processes on {cores} cores. Lower it.")
         return torch.device("cpu")
     if ":" in name or name == "mps":
-        raise RequestError(f"device: {name} is one GPU, trainer.devices={world.size} wants as many. Say device=cuda.")
+        raise RequestError(
+            f"device: {name} is one GPU, but trainer.devices={world.size} needs as many. Set device=cuda."
+        )
     gpus = torch.cuda.device_count()
     if not launched and gpus < world.size:
         raise MachineError(
-            f"trainer.devices: {world.size} GPUs asked for, this machine has {gpus}. Say device=cpu, or fewer."
+            f"trainer.devices: {world.size} GPUs requested, but this machine has {gpus}. Set device=cpu, or lower it."
         )
     return resolve_device(f"cuda:{os.environ['LOCAL_RANK'] if launched else world.rank}")
 

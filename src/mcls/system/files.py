@@ -111,7 +111,7 @@ def sync_folder(folder: Path) -> None:
 def describe_os_error(path: Path, error: OSError, needed: int) -> str:
     """One line for a failed write of `needed` bytes at `path`."""
     if error.errno not in FULL:
-        return f"{path}: cannot be written ({error.strerror or error}). Choose another folder or mend its permissions."
+        return f"{path}: cannot be written ({error.strerror or error}). Choose another folder or fix its permissions."
     try:
         free = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
     except OSError:

@@ -29,14 +29,17 @@ def check_components(
     """Raise RequestError unless what was built from `config` goes together. Returns the class weights of the loss."""
     shape, num_classes, settings = dataset.input_shape, len(dataset.classes), config["trainer"]
     if settings["patience"] is not None and dataset.val is None:
-        raise RequestError("trainer.patience: there is no val to wait for. Raise dataset.val_fraction, or say null.")
+        raise RequestError(
+            "trainer.patience: requires a validation split. Raise dataset.val_fraction, or set it to null."
+        )
     check_model(model, config["model"]["_target_"], shape, num_classes, device)
     check_augment(augment, config["augment"]["_target_"], shape)
     class_weights = check_loss(loss, config["loss"]["_target_"], dataset.train.targets, num_classes, device)
     check_optimizer(optimizer, config["optimizer"]["_target_"])
     if settings["class_balanced_sampling"] and config["loss"].get("class_weights") == "balanced":
         log.warning(
-            "loss    class_weights=balanced and trainer.class_balanced_sampling=true do the same twice. Use one."
+            "loss    class_weights=balanced and trainer.class_balanced_sampling=true both correct the imbalance. Use "
+            "one."
         )
     return class_weights
 
@@ -53,7 +56,7 @@ def check_model(model: nn.Module, name: str, shape: tuple[int, ...], num_classes
             raise
         except Exception as error:
             raise RequestError(
-                f"model: {name} does not take samples of shape {got}: {error_summary(error)}."
+                f"model: {name} does not accept samples of shape {got}: {error_summary(error)}."
             ) from error
         if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
             made = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
@@ -75,7 +78,7 @@ def check_loss(
     if not callable(loss):
         raise RequestError(f"loss: {name} must be a loss or make one, got {type(loss).__name__}.")
     if isinstance(loss, nn.NLLLoss) or name == "torch.nn.functional.nll_loss":
-        raise RequestError(f"loss: {name} wants log-probabilities, and models return logits. Say loss=nll.")
+        raise RequestError(f"loss: {name} expects log-probabilities, but models return logits. Set loss=nll.")
     few = targets[: 3 if num_classes == 2 else 2].to(device)  # never as many as classes: nothing to broadcast
     logits = torch.linspace(-1, 1, len(few) * num_classes, device=device).view(-1, num_classes).requires_grad_()
     try:
@@ -117,7 +120,7 @@ def check_mean(
     except PASS_THROUGH:
         raise
     except Exception as error:
-        raise RequestError(f"loss: {name} does not take batches of any size: {error_summary(error)}.") from error
+        raise RequestError(f"loss: {name} does not accept batches of any size: {error_summary(error)}.") from error
     for weights in [*candidates, None]:
         mass = torch.ones_like(samples, dtype=logits.dtype) if weights is None else weights[samples]
         mean = (first * mass[parts[0]].sum() + second * mass[parts[1]].sum()) / mass.sum()
@@ -126,7 +129,7 @@ def check_mean(
     weighted = ", weighted by its `weight` or not" * bool(candidates)
     raise RequestError(
         f"loss: {name} must return the mean over the samples of a batch{weighted}: got {whole:.4g} for a batch "
-        f"whose parts have {first:.4g} and {second:.4g}. Say reduction: mean."
+        f"whose parts have {first:.4g} and {second:.4g}. Set reduction: mean."
     )
 
 
@@ -143,13 +146,17 @@ def check_optimizer(optimizer: torch.optim.Optimizer, name: str) -> None:
     """Raise RequestError for an optimizer that wants more than dense gradients and one step a batch."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        raise RequestError(f"optimizer: {name} wants the loss several times a step, and gets it once. Choose another.")
+        raise RequestError(
+            f"optimizer: {name} evaluates the loss several times per step, which is not supported. Choose another."
+        )
     if isinstance(optimizer, torch.optim.SparseAdam):
-        raise RequestError(f"optimizer: {name} wants sparse gradients, and models have dense ones. Choose another.")
+        raise RequestError(f"optimizer: {name} requires sparse gradients, but models have dense ones. Choose another.")
     if optimizer.defaults.get("differentiable"):
-        raise RequestError("optimizer.differentiable: true is for gradients of the optimizer itself. Set it to false.")
+        raise RequestError(
+            "optimizer.differentiable: true is for differentiating through the optimizer. Set it to false."
+        )
     if optimizer.defaults.get("capturable") and optimizer.param_groups[0]["params"][0].device.type == "cpu":
-        raise RequestError("optimizer.capturable: true is for GPUs, and this run is on the CPU. Set it to false.")
+        raise RequestError("optimizer.capturable: true is for GPUs, but this run is on the CPU. Set it to false.")
 
 
 def check_augment(augment: Any, name: str | None, shape: tuple[int, ...]) -> None:
@@ -158,7 +165,7 @@ def check_augment(augment: Any, name: str | None, shape: tuple[int, ...]) -> Non
         return
     if len(shape) != 3:
         got = " x ".join(map(str, shape))
-        raise RequestError(f"augment: wants images, this data set has samples of shape {got}. Say augment=none.")
+        raise RequestError(f"augment: requires images, but this data set has samples of shape {got}. Set augment=none.")
     if not callable(augment) or not isinstance(getattr(augment, "draws", None), int):
         raise RequestError(f"augment: {name} must be callable and have `draws`, its random numbers for each sample.")
 

@@ -99,6 +99,6 @@ def trained_precision(recorded: str | None, chosen: str, device: torch.device) -
         set_matrix_products(precision)
         return precision
     except (RequestError, MachineError):
-        log.warning(f"precision: the run was trained in {wanted}, which {device} does not compute; here it is fp32.")
+        log.warning(f"precision: the run was trained in {wanted}, which {device} does not support; fp32 is used here.")
         set_matrix_products("fp32")
         return "fp32"

@@ -121,7 +121,7 @@ def newest_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
         if len(there) == 1:
             raise
         state = checkpoint.load_as(checkpoint.LAST, folder.previous)
-        log.warning(f"{error} Going on from {folder.previous}.")
+        log.warning(f"{error} Continuing from {folder.previous}.")
         folder.last.replace(folder.last.with_suffix(".damaged"))  # or the next checkpoint would push the good one out
         return state
 
@@ -145,7 +145,7 @@ def check_weights_fit(
         with torch.device("meta"):
             model = build("model", node, input_shape=shape, num_classes=num_classes)
     except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
-        raise FolderError(f"{path}: refused, the run's model can't be made for its data ({error}).") from error
+        raise FolderError(f"{path}: refused, the run's model can't be built for its data ({error}).") from error
     if kinds(model.state_dict()) != kinds(weights):
         raise FolderError(f"{path}: refused, its weights do not fit the run's model.")
     return node

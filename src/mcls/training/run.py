@@ -108,11 +108,11 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
         wanted = {**wanted, "threads": about["environment"]["threads"], "trainer": trainer}
         parts = build_components(wanted)
         if state is not None and state["data"] != parts.data:
-            raise FolderError(f"{folder.path}: refused, the data set's classes, shape, statistics or sizes are others.")
+            raise FolderError(f"{folder.path}: refused, the data set's classes, shape, statistics or sizes differ.")
         here = {"device": parts.device.type, "precision": parts.precision, "channels_last": parts.channels_last}
         for key, found in here.items():
             if (was := str(about[key]).split(":")[0]) != str(found):
-                raise MachineError(f"{key}: the run began with {was}, here it is {found}. Resume it where it began.")
+                raise MachineError(f"{key}: the run was started with {was}, got {found}. Resume it with {was}.")
         if state is not None:
             tell_length(config, read_yaml(folder.config)["trainer"]["epochs"], state["progress"], parts)
         with stop.patient():
@@ -155,17 +155,18 @@ def train_and_record(run: RunContext, started: float) -> dict[str, Any]:
 
 
 def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> None:
-    """Say what was found, before the first step."""
+    """Log the data, model and device before the first step."""
     dataset, choices = parts.dataset, about["choices"]
-    shape = " x ".join(map(str, dataset.input_shape))
+    unit = "per sample" if len(dataset.input_shape) > 1 else "feature" if dataset.input_shape == (1,) else "features"
+    shape = f"{' x '.join(map(str, dataset.input_shape))} {unit}"
     sizes = f"{len(dataset.train):,} train, {len(dataset.val) if dataset.val is not None else 0:,} val"
     weights = sum(weight.numel() for weight in parts.model.parameters())
-    memory = "resident" if parts.train.resident else f"streamed, {parts.train.workers} workers"
+    memory = "in device memory" if parts.train.resident else f"streamed, {parts.train.workers} workers"
     others = ", ".join(f"{part} {choices[part]}" for part in ("loss", "optimizer", "schedule", "augment"))
     order = ", channels-last" if parts.channels_last else ""
     processes = f"{parts.world.size} processes of " if parts.world.size > 1 else ""
     device = f"{processes}{parts.device} ({about['device_name']}), {parts.precision}{order}"
-    log.info(f"data    {choices['dataset']}: {sizes}; {len(dataset.classes)} classes; {shape} a sample; {memory}")
+    log.info(f"data    {choices['dataset']}: {sizes}; {len(dataset.classes)} classes; {shape}; {memory}")
     log.info(f"model   {choices['model']}: {weights:,} weights; {others}")
     log.info(f"device  {device}; {about['environment']['threads']} threads; seed {about['seed']}")
     log.info(f"folder  {relative(folder.path)}")

@@ -167,7 +167,7 @@ def resolve_batch_size(choice: int | str, samples: int, model: nn.Module, proces
         log.info(f"batch   {size} samples, not {AUTO_BATCH}: train has {samples:,}")
     if size > samples:
         raise RequestError(
-            f"trainer.batch_size: {size} is more than the {samples} training samples. Lower it, or say full."
+            f"trainer.batch_size: {size} is more than the {samples} training samples. Lower it, or set it to full."
         )
     if processes > 1 and size < least:
         norm = ", and batch norm can't train on one sample" if normalised else ""
@@ -180,8 +180,8 @@ def resolve_batch_size(choice: int | str, samples: int, model: nn.Module, proces
                 f"batch, too few for trainer.devices={processes}. Try {better}."
             )
         raise RequestError(
-            f"trainer.batch_size: {size} leaves one of the {samples} training samples alone in the last batch, "
-            f"and batch norm can't train on one. Try {better}."
+            f"trainer.batch_size: {size} leaves one of the {samples} training samples alone in the last batch, but "
+            f"batch norm needs at least two. Try {better}."
         )
     return size
 
@@ -224,7 +224,7 @@ def fits_in_memory(choice: str | bool, needed: int, device: torch.device, world:
     there = memory_bytes(device) // (world.size if device.type == "cpu" else 1)
     if choice is True and needed > there:
         raise MachineError(
-            f"trainer.data_on_device: the data take {needed / 1e9:.1f} GB, {device} has {there / 1e9:.1f} GB. Say auto."
+            f"trainer.data_on_device: the data take {needed / 1e9:.1f} GB, {device} has {there / 1e9:.1f} GB. Use auto."
         )
     return needed <= there / 4 if choice == "auto" else bool(choice)
 
