@@ -133,7 +133,7 @@ def test_the_keys_reach_the_loss_and_the_loader(caplog: pytest.LogCaptureFixture
     parts = build_components(config("loss.class_weights=balanced"))
     assert parts.class_weights is parts.loss.weight and not caplog.text
     parts = build_components(config("loss.class_weights=balanced", "trainer.class_balanced_sampling=true"))
-    assert caplog.text.count("do the same twice. Use one.") == 1
+    assert caplog.text.count("both correct the imbalance. Use one.") == 1
     assert parts.train.balanced and parts.val is not None and not parts.val.balanced
     counts = torch.bincount(parts.dataset.train.targets)
     assert parts.loss.weight.tolist() == pytest.approx((counts.sum() / (4 * counts)).tolist())

@@ -113,7 +113,7 @@ COMBINATIONS = [  # seen when the parts are built
     ),
     (
         "trainer.patience=1 dataset.val_fraction=0",
-        "trainer.patience: requires a validation split. Raise dataset.val_fraction, or set null.",
+        "trainer.patience: requires a validation split. Raise dataset.val_fraction, or set it to null.",
     ),
 ]
 
