@@ -16,7 +16,7 @@ BUDGETS = {
     "commands": 1160,
     "sweep": 270,
     "inference": 890,
-    "training": 1160,
+    "training": 1170,
     "config": 900,
     "report": 480,
     "data": 1570,
