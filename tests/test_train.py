@@ -428,7 +428,7 @@ def test_a_sweep_where_a_job_cannot_be_built(mcls: Main, tmp_path: Path, capsys:
     assert mcls("train", *QUICK, "-m", "model=mlp,resnet18") == 1
     rows = list(csv.DictReader(next(tmp_path.rglob("sweep.csv")).read_text().splitlines()))
     assert [row["status"] for row in rows] == ["finished", "failed"]
-    assert "wants images" in rows[1]["reason"]
+    assert "requires images" in rows[1]["reason"]
     assert "a bug" not in capsys.readouterr().err
 
 
