@@ -205,7 +205,7 @@ def test_wrong_inputs_are_one_data_error(run: str, given: Any, message: str) -> 
 
 
 def test_what_can_not_be_loaded() -> None:
-    with pytest.raises(FolderError, match="no run folder"):
+    with pytest.raises(FolderError, match="not a run folder"):
         mcls.load("data")
     with pytest.raises(RequestError, match="checkpoint: must be best or last, got 'newest'"):
         mcls.load(TABLE, checkpoint="newest")
@@ -261,7 +261,7 @@ REFUSED = [
     (["seed=1,2"], "seed=1,2: several values make a sweep"),
     (["hydra.mode=MULTIRUN", "seed=1,2"], "hydra.mode: mcls.train makes one run"),
     ("seed=1", r"overrides: must be a list, got 'seed=1'. Write \['seed=1'\]"),
-    (["model=resnet18"], "model=resnet18 wants images"),
+    (["model=resnet18"], "model=resnet18 requires images"),
     ([f"hydra.run.dir={TABLE}"], "hydra.run.dir: csv-mlp already holds a run"),
 ]
 
