@@ -74,7 +74,7 @@ MESSAGES = [
         )
         for interval in ("interval(0.01,0.1)", "tag(log,interval(0.01,0.1))")
     ),
-    ("-m seed=range(0)", "seed=range(0): stands for no value. Give at least one."),
+    ("-m seed=range(0)", "seed=range(0): expands to no value. Give at least one."),
     ("--config-path conf", "--config-path: refused, it would hide mcls's own files. Say --config-dir."),
     ("-m optimizer=sgd,adm", f"optimizer=adm: no such choice. Did you mean adam? {OPTIMIZERS}"),
     (

@@ -137,6 +137,9 @@ def test_an_old_recipe_of_ones_own_is_read_under_the_names_of_today(capsys):
     Path("own/experiment/mine.yaml").write_text("# @package _global_\ntrainer:\n  clip_norm: 1.5\n  epochs: 1\n")
     assert main(["train", "--config-dir=own", "experiment=mine", "hydra.run.dir=mine", "device=cpu"]) == 0
     assert read_yaml(Path("mine/config.yaml"))["trainer"]["grad_clip_norm"] == 1.5
+    typed = "trainer.grad_clip_norm=2.5"  # wins over the file, whatever the file calls it
+    assert main(["train", "--config-dir=own", "experiment=mine", typed, "hydra.run.dir=typed", "device=cpu"]) == 0
+    assert read_yaml(Path("typed/config.yaml"))["trainer"]["grad_clip_norm"] == 2.5
 
 
 def test_every_renamed_key_and_value_exists_under_its_new_name():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mcls.errors import MachineError, RequestError
-from mcls.metrics import exact
+from mcls.metrics import sum_dtype
 from mcls.system.device import device_of, resolve_device
 from mcls.system.distributed import World
 
@@ -65,4 +65,4 @@ def test_the_gpu_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("mps") == resolve_device("auto") == torch.device("mps")
     with pytest.raises(RequestError, match="mps is one GPU"):
         device_of(World(0, 2), "mps")
-    assert (exact(torch.device("mps")), exact(torch.device("cpu"))) == (torch.float32, torch.float64)
+    assert (sum_dtype(torch.device("mps")), sum_dtype(torch.device("cpu"))) == (torch.float32, torch.float64)

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, one class an exit status. Anything else that is raised is a bug of mcls."""
+"""Errors that a user can cause, one class per exit status. Any other exception is a bug in mcls."""
 
 
 class MclsError(Exception):
@@ -26,7 +26,7 @@ class DataError(MclsError):
 
 
 class MachineError(MclsError):
-    """The machine is in the way: device, disk, permission, network."""
+    """Environment error: device, disk, permissions or network."""
 
     status = 4
 

@@ -18,7 +18,7 @@ COUNTED = 1 << 20  # cells of a confusion matrix up to which all are counted; of
 DENSE = 100  # classes up to which result.json has the whole confusion matrix
 
 
-def exact(device: torch.device) -> torch.dtype:
+def sum_dtype(device: torch.device) -> torch.dtype:
     """The type of sums on `device`: float64, but for Macs' GPUs, which have none."""
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -60,7 +60,7 @@ class RunningLoss:
             return [], [], 0
         if self.waiting:
             self.count()
-        dtype = exact(self.losses[0].device)
+        dtype = sum_dtype(self.losses[0].device)
         found = torch.cat([torch.stack(self.losses).to(dtype), self.hits.to(dtype)[None]])
         *losses, correct = world.sum(found).tolist()
         sizes = self.sizes
@@ -80,7 +80,7 @@ class EvalAccumulator:
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes, self.device = num_classes, device
-        self.loss = torch.zeros((), dtype=exact(device), device=device)
+        self.loss = torch.zeros((), dtype=sum_dtype(device), device=device)
         self.waiting: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.predicted: list[Tensor] = []

@@ -70,7 +70,7 @@ def test_files_may_not_grow(whole: Path, mcls: Run, tmp_path: Path, size: Size, 
         assert not list(root.glob("outputs/*/*/.*.part"))
         finish(root, whole, mcls)
     assert full >= number // 2
-    count(f"{number} limits of a file's size, {full} of them in the way")
+    count(f"{number} limits of a file's size, {full} of them exceeded")
 
 
 def test_full_in_the_middle_keeps_what_was_saved(whole: Path, mcls: Run, tmp_path: Path, count: Count) -> None:

@@ -88,7 +88,7 @@ def overrides(words: list[str], begun: str) -> list[str]:
 
 
 def literals(rule: str) -> list[str]:
-    """The alternatives of a rule that stand for themselves."""
+    """The alternatives of a constraint that are literal words."""
     words = [word.strip() for word in rule.replace("bool", "true | false").split("|")]
     return [word for word in words if word not in COMPLETED_KINDS and word.replace("_", "").isalnum()]
 

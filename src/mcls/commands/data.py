@@ -116,7 +116,7 @@ def show_class_counts(classes: tuple[str, ...], splits: "dict[str, Split]") -> N
 
 
 def show_columns(encoder: dict[str, Any]) -> None:
-    """The columns of a table and what became of them."""
+    """The columns of a table and how they are used."""
     rows = []
     settings = zip(encoder["columns"], encoder["means"], encoder["stds"], encoder["categories"], strict=True)
     for name, mean, std, categories in settings:

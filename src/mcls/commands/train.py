@@ -38,14 +38,13 @@ def run(arguments: list[str]) -> int:
         with checker(options.config_dir, options.config_name or "train") as check:
             request = check.check(options.overrides, options.multirun)
             one = [line for override in map(check.parse, request.overrides) for line in first(override)]
-        typed = arguments
         if shows:
             if request.sweep:
                 log.info("of the sweep's first job:")
             launch([*(flag for flag in flags if flag not in ("-m", "--multirun")), *one], str)
             return 0
         os.environ.update(request.env)
-        command = shlex.join(["mcls", "train", *typed])
+        command = shlex.join(["mcls", "train", *arguments])
         if request.sweep:
             sweep(request, command, [*flags, *request.overrides], options, stop)
         else:

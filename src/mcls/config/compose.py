@@ -1,7 +1,7 @@
 """From a command line to checked dictionaries, without importing torch.
 
-Hydra composes; what it composes is then held against the rules in the YAML files, and what it refuses is said again in
-one line that names the nearest thing that exists.
+Hydra composes the configuration; it is then checked against the constraints in the YAML files. Hydra's errors become
+one line each, with the nearest existing name.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ class Checker:
         self.groups = [group for group in loader.list_groups("") if group != "hydra"]
 
     def check(self, overrides: list[str], multirun: bool) -> Request:
-        """Compose what is asked for, every choice of a sweep included. Raises RequestError at the first thing wrong."""
+        """Compose what is asked for, every choice of a sweep included. Raises RequestError, a line per error."""
         overrides = self.renamed(overrides)
         parsed = gather(self.parse, overrides)
         gather(self.check_choice, parsed)
@@ -145,7 +145,7 @@ class Checker:
         return str(hydra.sweep.subdir)
 
     def listed(self, fixed: list[str], swept: list[Override]) -> dict[str, list[str]]:
-        """What swept overrides stand for, by key; none of it is listed before sweep.max_jobs allows the sweep."""
+        """The values of swept overrides, by key; nothing is expanded before sweep.max_jobs allows the sweep."""
         begin = {override.key_or_group: first(override) for override in swept}
         config, hydra = self.compose([*fixed, *itertools.chain.from_iterable(begin.values())])
         limit, basic = (
@@ -209,7 +209,7 @@ class Checker:
         return None
 
     def checked(self, config: DictConfig, hydra: DictConfig, lines: Sequence[str]) -> Checked:
-        """`check_config`, where the error about a key that one of `lines` sets says how that is to be typed."""
+        """`check_config`, where the error about a key that one of `lines` sets says how to type it."""
 
         def hint(key: str, rule: Constraint) -> str:
             own = [line for line in lines if self.parse(line).key_or_group == key]
@@ -218,9 +218,9 @@ class Checker:
         return check_config(config, hydra, hint)
 
     def refuse_unlisted(self, override: Override, sweeper: str) -> None:
-        """Raise RequestError when an override stands for no values, unless `sweeper` is one that finds some itself."""
+        """Raise RequestError when an override expands to no values, unless `sweeper` samples them."""
         if not override.is_interval_sweep():
-            raise RequestError(f"{override.input_line}: stands for no value. Give at least one.")
+            raise RequestError(f"{override.input_line}: expands to no value. Give at least one.")
         if sweeper.startswith("hydra._internal."):
             raise RequestError(
                 f"{override.input_line}: needs a sweeper that samples, such as hydra/sweeper=optuna. "

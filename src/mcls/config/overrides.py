@@ -1,4 +1,4 @@
-"""The words of a command line: what was probably meant, how a text is typed, what stands for several values."""
+"""Overrides as text: did-you-mean, quoting for Hydra's grammar, and the values that a swept override expands to."""
 
 import contextlib
 import difflib
@@ -102,7 +102,7 @@ def shell(text: str) -> str:
 
 
 def elements(override: Override) -> list[str]:
-    """What a swept override stands for, one override each; nothing for ranges that only an optimizer can sample."""
+    """The overrides that a swept one expands to; none for ranges that only an optimizer can sample."""
     try:
         return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
     except HydraException:
@@ -110,7 +110,7 @@ def elements(override: Override) -> list[str]:
 
 
 def count(override: Override) -> int:
-    """How many values a swept override stands for; 1 where only an optimizer can sample it."""
+    """How many values a swept override expands to; 1 where only an optimizer can sample it."""
     found: Any = override.value()
     if not isinstance(found, RangeSweep):
         return max(1, len(elements(override)))
@@ -121,7 +121,7 @@ def count(override: Override) -> int:
 
 
 def first(override: Override) -> list[str]:
-    """The first override of those that a swept one stands for, or none; one that is not swept, as it is."""
+    """The first override that a swept one expands to, or none; an override that is not swept, unchanged."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     found: Any = override.value()
@@ -135,7 +135,7 @@ def planned(parsed: Sequence[Override], listed: Mapping[str, list[str]]) -> list
 
     Args:
         parsed: the command line.
-        listed: what those overrides stand for that have several values, by key.
+        listed: the overrides that swept ones expand to, by key.
     """
     own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
     lines = [listed.get(override.key_or_group, [override.input_line or ""]) for override in own]

@@ -43,12 +43,8 @@ RESUMABLE_KEYS = (
     "sweep.max_jobs",
 )
 
-WEIGHT_ARGUMENTS = (
-    "weights",
-    "weights_backbone",
-    "pretrained",
-    "pretrained_backbone",
-)  # arguments that name trained ones
+# arguments that name pretrained weights
+WEIGHT_ARGUMENTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
 
 
 def saved_config(folder: RunFolder, changes: Sequence[str] = ()) -> dict[str, Any]:

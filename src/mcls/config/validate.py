@@ -1,4 +1,4 @@
-"""What Hydra composed, held against the rules in the YAML files; nothing that it names is run that is not trusted."""
+"""Check what Hydra composed against the constraints in the YAML files; no untrusted code that it names is run."""
 
 import logging
 import re
@@ -68,7 +68,8 @@ def check_config(
     except OmegaConfBaseException as error:
         raise RequestError(" ".join(str(error).split())) from error
     refuse_code(hydra, values.get("trust"))
-    for old, new in rename(values, rules).items():
+    typed = {line.lstrip("+").split("=")[0] for line in hydra.overrides.task}
+    for old, new in rename(values, rules, typed).items():
         log.warning(f"{old} was renamed to {new}")
     refuse_unknown_keys(values, rules, choices)
 

@@ -58,7 +58,7 @@ class Format:
         path: the file.
         compressed: by gzip.
         encoding: UTF-8 or UTF-16, by its mark.
-        separator: the one character between cells; a blank stands for any number of them.
+        separator: the one character between cells; a space means any number of them.
         skipped: lines before the header: comments, and Excel's `sep=;`.
         seen: the first rows.
     """

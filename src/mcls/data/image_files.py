@@ -28,12 +28,12 @@ Shape = tuple[int, int, int]
 
 
 class ImageFiles:
-    """Images in files, brought to one shape at each reading; stands for a tensor uint8 (N, C, H, W).
+    """Image files that are decoded and resized each time they are read, in place of a tensor uint8 (N, C, H, W).
 
     Args:
         paths: of the files.
         sample: C, H and W.
-        max_pixels: of an image, before it is brought to that shape.
+        max_pixels: of an image, before it is resized.
         bits: of a grey pixel of more than 8 bits.
     """
 
@@ -109,7 +109,7 @@ def threaded(function: Callable[[Any], Any], items: Sequence[Any], verb: str) ->
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     workers = min(os.cpu_count() or 1, READER_THREADS)
     with (
-        warnings.catch_warnings(action="ignore"),  # Pillow's, about files that are told of anyway
+        warnings.catch_warnings(action="ignore"),  # Pillow's, about files that are reported anyway
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(items), desc=f"{verb} images", leave=False, delay=0.5, disable=None) as bar,
     ):

@@ -22,7 +22,7 @@ from mcls.system.text import quote_names
 log = logging.getLogger("mcls")
 
 MAX_SIDE = 224  # side to which images of many sizes are brought, at most
-BIG = 512  # side from which on images of one size are said to be big
+BIG = 512  # side in pixels above which images of one size are reported as large
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # Pillow's modes without colour
 
 

@@ -1,4 +1,4 @@
-"""Pictures from files: any format of Pillow's, brought to the shape that a model takes. Files are not trusted."""
+"""Read image files of any format that Pillow knows and resize them to the model's input. Files are not trusted."""
 
 import contextlib
 import functools
@@ -85,7 +85,7 @@ def decode_image(path: Path, max_pixels: int, use: Callable[[Image.Image], Resul
                 raise DataError(f"{path}: refused, {got} exceed max_pixels, {max_pixels:,}.")
             image.load()
             return use(image)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # what Pillow's decoders raise on damaged files is of every kind
         what = f"{bands} bands, a picture has 1 to 4" if (bands := tiff_bands(path)) > 4 else reason(error)

@@ -225,7 +225,7 @@ def encode_split(table: Table, encoder: dict[str, Any]) -> Tensor:
 
 
 def log_columns(encoder: dict[str, Any]) -> None:
-    """Say what became of the columns."""
+    """Log how the columns are used."""
     texts = [len(categories) for categories in encoder["categories"] if categories]
     numbers = len(encoder["columns"]) - len(texts)
     categories = f", {len(texts)} of text as {sum(texts)} categories" if texts else ""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import nn
 
 from mcls.config.compose import NONE, checker
 from mcls.config.overrides import as_path
+from mcls.config.saved import shipped_constraints
 from mcls.errors import DataError, RequestError
 from mcls.inference.load import LoadedRun, load_run
 from mcls.inference.objects import python_samples
@@ -124,8 +124,7 @@ def load(
     """
     if checkpoint not in ("best", "last"):
         raise RequestError(f"checkpoint: must be best or last, got {checkpoint!r}.")
-    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) is None:
-        raise RequestError(f"device: must be auto, cpu, cuda, cuda:N or mps, got {device!r}.")
+    shipped_constraints({})["device"].check("device", device)
     if isinstance(trust, str):
         raise RequestError(f"trust: must be a list of packages, got {trust!r}.")
     folder = RunFolder(Path(path).expanduser())

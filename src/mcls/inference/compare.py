@@ -136,9 +136,9 @@ def flipped(first: Predictions, second: Predictions) -> Tensor:
 def flip_grid(
     split: Split, first: Predictions, second: Predictions, classes: Sequence[str], order: Tensor, title: str
 ) -> bytes:
-    """A PNG of up to SHOWN samples that B mended and as many that it broke."""
-    mended, broken = order[second.right[order]][:FLIPS_SHOWN], order[first.right[order]][:FLIPS_SHOWN]
-    chosen, classes = torch.cat([mended, broken]), figures.legible(tuple(classes))
+    """A PNG of up to FLIPS_SHOWN samples that only B classifies correctly, and as many that only A does."""
+    fixed, broken = order[second.right[order]][:FLIPS_SHOWN], order[first.right[order]][:FLIPS_SHOWN]
+    chosen, classes = torch.cat([fixed, broken]), figures.legible(tuple(classes))
     labels = [
         f"{classes[int(split.targets[index])]}\n{classes[int(first.predicted[index])]} > "
         f"{classes[int(second.predicted[index])]}"

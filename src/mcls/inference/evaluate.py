@@ -1,4 +1,4 @@
-"""A finished run measured on a split of its data: what stands in evaluation.json, the doubted labels, the figures."""
+"""Evaluate a finished run on a split of its data: the content of evaluation.json, the doubted labels, the figures."""
 
 import contextlib
 import logging
@@ -39,7 +39,7 @@ class Evaluation:
     Args:
         split: the samples.
         label, surest: probability of each sample's label, and of the class that is predicted, float64 (N,).
-        tally, measures: the sums.
+        accumulator, measures: the sums.
         report: everything, for evaluation.json.
     """
 

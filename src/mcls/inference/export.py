@@ -17,7 +17,7 @@ from mcls.data.table_encoder import all_numbers
 from mcls.errors import MachineError, RunError
 from mcls.inference.load import LoadedRun, with_delimiter
 
-BATCHES = (1, 7)  # sizes at which a copy is held against the original; the example that is traced has 2 samples
+BATCHES = (1, 7)  # batch sizes at which the export is compared with the original; the traced example has 2 samples
 TOLERANCE = 1e-4  # largest difference of two probabilities
 INSTALL = "Install what it takes: pip install 'mcls[onnx]'"
 

@@ -29,7 +29,7 @@ Refuse = Callable[[DataError], None]  # told what is wrong with a file or a row 
 
 
 def paths(arguments: Iterable[str], suffixes: set[str], listed: IO[bytes] | None) -> Iterator[str]:
-    """The files that `arguments` stand for, by name; those of one folder or pattern are held at a time.
+    """The files that `arguments` expand to, sorted; those of one folder or pattern are held at a time.
 
     Args:
         arguments: files, folders (searched for `suffixes`, links to folders not followed), patterns, or `-`.
@@ -72,7 +72,7 @@ def read_files(
 def walk(folder: str, suffixes: set[str]) -> Iterator[str]:
     """The files below `folder` with one of `suffixes`, by name; as in training, not what is hidden or the system's.
 
-    The suffix "" stands for pictures without one.
+    The suffix "" means images without one.
     """
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not ignored(name))

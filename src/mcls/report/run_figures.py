@@ -1,4 +1,4 @@
-"""What came of a run: the measures of the selected weights, and their figures."""
+"""The figures of a run's test split, and the fingerprints of its data."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -72,7 +72,7 @@ def save_run_figures(drawn: dict[str, bytes], folder: Path, recorder: RunLogger,
 def fingerprint(split: Split) -> dict[str, Any]:
     """What is equal for the same samples in the same order: their number, and sha256 of classes and of inputs.
 
-    Images in files are known by what stands in the files, so that none is decoded, kept in memory or not.
+    Images in files are identified by the bytes of the files, so that none is decoded.
     """
     inputs: Any = file_digests(split.files) if split.files else torch.as_tensor(split.inputs[:]).contiguous().numpy()
     targets: Any = split.targets.contiguous().numpy()

@@ -16,7 +16,7 @@ def percent(report: dict[str, Any]) -> str:
 
 
 def print_result(folder: RunFolder, result: dict[str, Any]) -> None:
-    """What came of a run."""
+    """Print the result of a run."""
     if result["val"]:
         val = {**result["val"], "interval": None}  # older versions wrote one
         print(f"val   {percent(val)}, best of epoch {result['best_epoch']}")

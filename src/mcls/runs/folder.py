@@ -131,7 +131,7 @@ def find_run(path: Path) -> RunFolder:
 
 
 def as_yaml(config: dict[str, Any]) -> str:
-    """`config` as it stands in config.yaml."""
+    """`config` as the text of config.yaml."""
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
@@ -226,7 +226,7 @@ def no_number(word: str) -> None:
 
 
 def parse_json(text: str, path: Path, shape: Any) -> dict[str, Any]:
-    """The object of `shape` that the JSON `text` out of `path` stands for. Raises FolderError."""
+    """The object of `shape` in the JSON `text` read from `path`. Raises FolderError."""
     try:
         value = json.loads(text, parse_constant=no_number)
     except (ValueError, RecursionError) as error:

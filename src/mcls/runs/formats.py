@@ -1,4 +1,4 @@
-"""What stands in the files of a run folder, described as data, and the check of what is read back against it, whole.
+"""The formats of the files of a run folder, described as data, and the check of what is read back against them.
 
 A shape is text, kinds with `|` between them; a class; a list with one shape, for lists and tuples of it; a tuple of
 shapes, one of which has to fit; or a dictionary from keys to shapes: a key that ends in ? may be missing, `*` stands

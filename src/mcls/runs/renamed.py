@@ -48,19 +48,21 @@ TARGETS = {
 }
 
 
-def rename(config: dict[str, Any], known: Container[str]) -> dict[str, str]:
+def rename(config: dict[str, Any], known: Container[str], typed: Container[str] = ()) -> dict[str, str]:
     """Give the keys, values and `_target_`s in `config`, in place, the names of today. Returns old names and new ones.
 
     Args:
         config: of a run; dictionaries of groups in a dictionary.
         known: the keys of today; one that is among them keeps its name, for another group of choices may have it.
+        typed: keys of today whose value the old name must not change, as those on the command line.
     """
     found = {}
     for old, new in KEYS.items():
         group, key = old.split(".")
         node = config.get(group)
         if isinstance(node, dict) and key in node and today(old, known) == new:
-            config[group] = {new.split(".")[1] if name == key else name: value for name, value in node.items()}
+            kept = {name: value for name, value in node.items() if name != key or new not in typed}
+            config[group] = {new.split(".")[1] if name == key else name: value for name, value in kept.items()}
             found[old] = new
     for (key, value), new in VALUES.items():
         if config.get(key) == value:

@@ -43,7 +43,7 @@ def next_event(progress: dict[str, Any]) -> int:
 
 
 class RunLogger:
-    """Writes what a run reports. A write that fails is said once and never stops the training.
+    """Writes what a run reports. A failed write is reported once and never stops the training.
 
     TensorBoard's own writer has a thread that raises its failures wherever the next event is added, and hands its files
     to the children of the process; events are written here instead, one call each and at once, so that a kill loses
@@ -186,7 +186,7 @@ class RunLogger:
 
 
 class LogFile(logging.Handler):
-    """The run's log as a file, with times; on a disk that refuses it the log goes nowhere, and nobody is told."""
+    """The run's log as a file, with times; where the disk refuses it, no log is kept and no error is raised."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcls.errors import FolderError, MclsError, RunError
+from mcls.errors import FolderError, MclsError, RunError, Stopped
 from mcls.runs.folder import RunFolder, job_name, read_json, relative, shell_path
 from mcls.system import text
 from mcls.system.files import publish, to_json
@@ -65,6 +65,10 @@ class Sweep:
         """Whether every job is known and has come to an end, good or bad."""
         results = [self.folder(number).read_result() or {} for number in range(len(self.jobs))]
         return bool(results) and all(result.get("status") in ("finished", "failed") for result in results)
+
+    def stopped(self, error: Stopped) -> Stopped:
+        """`error`, which stopped a job, with the command that goes on with all of them."""
+        return Stopped(f"{error}, or the whole sweep with: {self.resume_command}", error.signal_number)
 
     def same(self, other: "Sweep") -> bool:
         """Whether `other` trains the same."""

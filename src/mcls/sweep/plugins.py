@@ -100,6 +100,5 @@ def run_plugins(plan: Sweep, arguments: list[str], plugin: str, stop: StopReques
     if not task.stopped and stop() and not plan.complete:
         task.stopped.append(Stopped("stopped between two jobs", stop()))
     if task.stopped:
-        error = task.stopped[0]
-        raise Stopped(f"{error}, or the whole sweep with: {plan.resume_command}", error.signal_number)
+        raise plan.stopped(task.stopped[0])
     return task.failed

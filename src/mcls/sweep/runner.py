@@ -50,7 +50,7 @@ def run_jobs(
             values, choices = configure([*overrides])
             run_or_resume(values, {"command": plan.command, "overrides": overrides, "choices": choices}, folder, stop)
         except Stopped as error:
-            raise Stopped(f"{error}, or the whole sweep with: {plan.resume_command}", error.signal_number) from error
+            raise plan.stopped(error) from error
         except Exception as error:
             record_failure(folder, error, overrides)
             failed.append(str(error))  # without its traceback, which holds model and data
@@ -64,7 +64,7 @@ def run_or_resume(
 ) -> dict[str, Any]:
     """Bring a job of a sweep to its end: nothing is done if it is finished, what is missing if it was begun.
 
-    Returns what stands in result.json. Raises RequestError when the folder holds a run under another configuration.
+    Returns the content of result.json. Raises RequestError when the folder holds a run of another configuration.
     """
     if not folder.begun:
         origin = {**origin, "test_closed": config["sweep"]["test"] != "all"}
@@ -102,7 +102,7 @@ def conclude(plan: Sweep, changes: Sequence[str], stop: StopRequest) -> None:
                 folder.write_json(folder.about, {**about, "test_closed": False})
             resume(folder, saved_config(folder, changes), stop)
         except Stopped as error:
-            raise Stopped(f"{error}, or the whole sweep with: {plan.resume_command}", error.signal_number) from error
+            raise plan.stopped(error) from error
         except Exception as error:
             record_failure(folder, error, about["overrides"])
     plan.summarise()

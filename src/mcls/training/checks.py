@@ -179,7 +179,7 @@ def check_selection(config: dict[str, Any], has_val: bool, sampler: str | None =
     """Raise RequestError unless a sweep of `config` can choose its best job, or `sampler` its next ones, without test.
 
     Args:
-        sampler: the sweeper that chooses what to try next by what came of the jobs before; None where all are listed.
+        sampler: the sweeper that chooses the next jobs by the results of earlier ones; None where all are listed.
     """
     test = config["sweep"]["test"]
     if not has_val and (sampler or test == "best"):

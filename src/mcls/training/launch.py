@@ -100,7 +100,7 @@ def stop_workers(helpers: list[Worker]) -> None:
 
 
 def wait_for_workers(helpers: list[Worker], stop: StopRequest) -> None:
-    """Wait until every process is ready. Raises what is in the way of one, or Stopped when a signal comes first."""
+    """Wait until every process is ready. Raises the error of one that fails, or Stopped when a signal comes first."""
     try:
         for rank, helper in enumerate(helpers, start=1):
             while not select.select([worker_output(helper)], [], [], 0.05)[0]:
@@ -128,7 +128,7 @@ def raise_worker_error(helpers: list[Worker], error: RuntimeError) -> None:
 
 
 def worker_error(rank: int, line: str) -> MclsError:
-    """The error that a process told of as `status message`."""
+    """The error that a process reported as `status message`."""
     status, _, message = line.partition(" ")
     if status in {str(128 + number) for number in ASKING}:
         return Stopped("stopped", int(status) - 128)

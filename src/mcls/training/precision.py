@@ -87,7 +87,7 @@ def product_error() -> float:
 
 
 def trained_precision(recorded: str | None, chosen: str, device: torch.device) -> str:
-    """The precision to use a run in on `device`: the one it was trained in, or else fp32, which is said.
+    """The precision to use a run in on `device`: the one it was trained in, or else fp32, with a warning.
 
     Args:
         recorded: in its run.json; None in a folder without that.

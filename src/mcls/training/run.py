@@ -70,7 +70,7 @@ def train_new(
         stop: number of the signal that asks to stop, or 0.
 
     Returns:
-        The folder and what stands in its result.json. Raises MclsError; the folder, if there is one, says why too.
+        The folder and the content of its result.json. Raises MclsError; the folder, if there is one, records it too.
     """
     started = time.monotonic()
     parts = build_components(config)
@@ -95,7 +95,7 @@ def train_new(
 
 
 def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict[str, Any]:
-    """Go on from the newest good checkpoint of a run, under `config`. Returns what stands in result.json.
+    """Continue from the newest good checkpoint of a run, under `config`. Returns the content of result.json.
 
     Raises FolderError when no checkpoint is good or the data are not those it was trained on.
     """
@@ -124,7 +124,7 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
 
 
 def train_and_record(run: RunContext, started: float) -> dict[str, Any]:
-    """Train into the run's folder. Returns what stands in result.json.
+    """Train into the run's folder. Returns the content of result.json.
 
     Args:
         started: `time.monotonic()` when the command began with this run.
@@ -255,7 +255,7 @@ def worker_main(
 def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> dict[str, Any]:
     """Train, select, open the test set (which had `openings` before) unless it is to stay closed, measure and draw.
 
-    Returns what stands in result.json.
+    Returns the content of result.json.
     """
     parts, folder, settings = run.components, run.folder, run.config["trainer"]
     begun, followed = run.state["progress"]["epoch"] if run.state else 0, settings["evaluate_test_each_epoch"]
@@ -303,13 +303,13 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
     if settings["figures"] and split and test:
         parts.train.release()  # matplotlib takes as much memory as MNIST
         drawn = run_figures.draw_run_figures(
-            folder.name, split, accumulator, test, classes, partial(classify, parts.model, parts.device)
+            folder.name, split, accumulator, test, classes, partial(classify_points, parts.model, parts.device)
         )
         run_figures.save_run_figures(drawn, folder.figures, recorder, end)
     return result
 
 
 @torch.inference_mode()
-def classify(model: nn.Module, device: torch.device, points: NDArray[Any]) -> NDArray[Any]:
+def classify_points(model: nn.Module, device: torch.device, points: NDArray[Any]) -> NDArray[Any]:
     """Numbers of the classes of points (N, 2) in the plane."""
     return np.asarray(model(torch.from_numpy(points).to(device)).argmax(1).cpu())

@@ -13,7 +13,7 @@ from mcls.training.run import train_new
 
 
 def train_request(request: Request, command: str, stop: StopRequest) -> tuple[RunFolder, dict[str, Any]]:
-    """Train the one run that was asked for. Returns its folder and what stands in its result.json.
+    """Train the one run that was asked for. Returns its folder and the content of its result.json.
 
     Args:
         command: what was typed, for run.json.

@@ -163,7 +163,7 @@ class Trainer:
                     self.scaler.unscale_(self.optimizer)
                     nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip_norm)
                 if self.precision == "fp16":
-                    self.scaler.step(self.optimizer)  # none where gradients overflowed, which the scaler then mends
+                    self.scaler.step(self.optimizer)  # skipped where gradients overflowed; the scaler then adapts
                     self.scaler.update()
                 else:
                     self.step()
