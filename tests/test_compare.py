@@ -105,7 +105,7 @@ def test_each_opening_of_the_test_set_is_counted(mcls: Main, runs: Path, capsys:
     for times in (2, 3):
         assert mcls("compare", str(a), str(b), "--device", "cpu") == 0
         said = capsys.readouterr().out.splitlines()[-1]
-        assert said == f"The test set was evaluated again: {times} times for A, {times} times for B."
+        assert said == f"Evaluations of the test set so far: {times} for A, {times} for B."
         assert [result(a)["test_openings"], result(b)["test_openings"]] == [times, times]
     assert mcls("compare", str(a), str(b), "--split", "val") == 0
     assert "This opened" not in capsys.readouterr().out

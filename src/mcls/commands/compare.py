@@ -108,7 +108,7 @@ def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
     written = write_flips(target / f"{options.split}_flipped", split, mine, theirs, first.classes, title)
     print(f"which: {', '.join(relative(path) for path in written)}")
     if any(openings):
-        print(f"The test set was evaluated again: {openings[0]} times for A, {openings[1]} times for B.")
+        print(f"Evaluations of the test set so far: {openings[0]} for A, {openings[1]} for B.")
 
 
 def metric_table(split: str, first: "Metrics", second: "Metrics", classes: tuple[str, ...]) -> str:

@@ -77,7 +77,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         "accuracy": f"{test['accuracy'] * 100:.2f} %",
         "samples": f"{int(test['n']):,}",
         "interval": interval,
-        "opened": times.get(openings, f"{openings} times: the more often, the less it says"),
+        "opened": times.get(openings, f"{openings} times; repeated evaluations make it less reliable"),
         "cards": {
             "validation accuracy (selected on val)": f"{val['accuracy'] * 100:.2f} %" if val else "no validation set",
             f"{split} loss": f"{test['loss']:.4f}",
