@@ -248,7 +248,12 @@ class Bench:
         base, peak = shell.memory(self.device, min(self.repeats, 3))
         raw = 70_000 * 785 / 2**20
         most = statistics.median(base) + 3 * raw
-        row = [spread(base, 0), spread(peak, 0), f"<= {most:.0f}", verdict(statistics.median(peak) <= most)]
+        row: list[object] = [
+            spread(base, 0),
+            spread(peak, 0),
+            f"<= {most:.0f}",
+            verdict(statistics.median(peak) <= most),
+        ]
         header = ["import torch, torchvision, MiB", "mnist-mlp, MiB", f"target: + 3 x {raw:.0f} MiB of raw data", ""]
         return "Peak memory of mcls train experiment=mnist-mlp", header, [row]
 
@@ -271,7 +276,7 @@ class Bench:
         seconds, result = shell.whole_run("experiment=cifar10-fast", self.device)
         accuracy = result["test"]["accuracy"]
         judged = verdict(seconds <= 120 and accuracy >= 0.8)
-        row = [f"{seconds:.0f}", f"{accuracy:.2%}", ">= 80 % after 120 s", judged]
+        row: list[object] = [f"{seconds:.0f}", f"{accuracy:.2%}", ">= 80 % after 120 s", judged]
         return "mcls train experiment=cifar10-fast, from the shell", ["seconds", "test accuracy", "target", ""], [row]
 
     def to94(self) -> Table:

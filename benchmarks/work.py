@@ -52,8 +52,15 @@ class Work:
     stock: tuple[str, ...] = ()
 
 
-TEMPLATE = ("dataset=mnist", "dataset.val_fraction=0.08333333333", "model._target_=work.DenseNet", "trust=[work]")
-TEMPLATE += ("model.hidden_units=[64,128,64]", "optimizer=adam", "trainer.batch_size=128")
+TEMPLATE = (
+    "dataset=mnist",
+    "dataset.val_fraction=0.08333333333",
+    "model._target_=work.DenseNet",
+    "trust=[work]",
+    "model.hidden_units=[64,128,64]",
+    "optimizer=adam",
+    "trainer.batch_size=128",
+)
 WORKS = [
     Work("mnist-mlp", ("experiment=mnist-mlp",), documents=("MNIST", 0.1307, 0.3081)),
     Work(
@@ -140,6 +147,12 @@ def autocast(parts: setup.Components) -> Any:
     return torch.autocast(parts.device.type, kind)
 
 
+def tensor(inputs: Any) -> Tensor:
+    """The inputs of a split, which is in memory here."""
+    assert isinstance(inputs, Tensor)
+    return inputs
+
+
 def stock_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Optimizer:
     """The optimizer of the configuration, with torch's own choice of implementation."""
     keys = {key: value for key, value in config["optimizer"].items() if key not in ("_target_", "fused", "foreach")}
@@ -149,7 +162,7 @@ def stock_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
 def bare(work: Work, device: str) -> Epoch:
     """The loop that one writes by hand: float tensors on the device, one permutation an epoch. It augments nothing."""
     parts, config = assembled(work, device)
-    inputs, targets = parts.train.normalise(parts.train.inputs), parts.train.targets
+    inputs, targets = parts.train.normalise(tensor(parts.train.inputs)), parts.train.targets
     if parts.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     model, criterion, batch = parts.model, parts.loss, parts.train.batch_size
@@ -212,6 +225,7 @@ def torchvision_set(work: Work, config: dict[str, Any]) -> Any:
     """The training data with the documents' transforms of each sample."""
     from torchvision import datasets, transforms
 
+    assert work.documents is not None
     name, mean, deviation = work.documents
     steps = [transforms.ToTensor()]
     if mean is not None:
@@ -298,7 +312,7 @@ def bare_pass(work: Work, device: str, measured: bool) -> Epoch:
     """One forward pass over the test split as floats, 1,024 at a time; loss and accuracy too if `measured`."""
     parts, _ = assembled(work, device)
     split = parts.dataset.open_test()
-    inputs, targets = parts.train.normalise(split.inputs.to(parts.device)), split.targets.to(parts.device)
+    inputs, targets = parts.train.normalise(tensor(split.inputs).to(parts.device)), split.targets.to(parts.device)
 
     def once() -> None:
         parts.model.eval()

@@ -17,7 +17,7 @@ from mcls.data.loader import Loader, Normalise, draw_balanced
 from mcls.data.types import Split
 from mcls.errors import RequestError
 from mcls.losses import weights_of
-from mcls.training.setup import build_components
+from mcls.training.setup import Components, build_components
 
 LOSSES = Path(__file__).parents[1] / "configs" / "loss"
 CPU = torch.device("cpu")
@@ -129,16 +129,22 @@ def config(*lines: str) -> dict[str, Any]:
         return check.check(list(lines), False).config
 
 
+def weight_of(parts: Components) -> Any:
+    """The class weights of the loss."""
+    assert isinstance(parts.loss, torch.nn.Module)
+    return parts.loss.weight
+
+
 def test_the_keys_reach_the_loss_and_the_loader(caplog: pytest.LogCaptureFixture) -> None:
     parts = build_components(config("loss.class_weights=balanced"))
-    assert parts.class_weights is parts.loss.weight and not caplog.text
+    assert parts.class_weights is weight_of(parts) and not caplog.text
     parts = build_components(config("loss.class_weights=balanced", "trainer.class_balanced_sampling=true"))
     assert caplog.text.count("both correct the imbalance. Use one.") == 1
     assert parts.train.balanced and parts.val is not None and not parts.val.balanced
     counts = torch.bincount(parts.dataset.train.targets)
-    assert parts.loss.weight.tolist() == pytest.approx((counts.sum() / (4 * counts)).tolist())
+    assert weight_of(parts).tolist() == pytest.approx((counts.sum() / (4 * counts)).tolist())
     plain = build_components(config())
-    assert plain.loss.weight is None and not plain.train.balanced
+    assert weight_of(plain) is None and not plain.train.balanced
     with pytest.raises(RequestError, match=r"^loss\.class_weights: 2 values for 4 classes\. "):
         build_components(config("loss.class_weights=[1,2]"))
     for wrong in ("[1,0]", "even", "[-1]"):

@@ -13,7 +13,6 @@ import torchvision
 from torch import nn
 
 from mcls.augmentations import CropFlip
-from mcls.config import instantiate as module
 from mcls.config.instantiate import OWN, THIRD_PARTY, build, check_target, resolve
 from mcls.errors import RequestError
 from mcls.losses import NegativeLogLikelihood
@@ -85,7 +84,7 @@ INSIDE = [  # begin like something allowed, and are refused when looked at
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("target", OUTSIDE)
 def test_dangerous_names_are_refused_unseen(group: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib, "import_module", lambda name: pytest.fail(f"imported {name}"))
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imported {name}"))
     with pytest.raises(RequestError, match=rf"^{group}\._target_: {target} is not allowed here; allowed are names in "):
         build(group, {"_target_": target, "f": "/tmp/x"})
 
@@ -228,7 +227,7 @@ def test_a_model_of_torchvision_by_yaml_alone() -> None:
     ],
 )
 def test_arguments_that_do_not_fit_name_their_key(group: str, node: dict[str, Any], message: str) -> None:
-    runtime = {"params": [nn.Parameter(torch.zeros(1))], "input_shape": (2,), "num_classes": 2}
+    runtime: dict[str, Any] = {"params": [nn.Parameter(torch.zeros(1))], "input_shape": (2,), "num_classes": 2}
     with pytest.raises(RequestError, match=message):
         build(group, node, **runtime)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from makers import pictures
 from mcls.config.compose import checker
 from mcls.runs.folder import RunFolder
-from mcls.training import run
+from mcls.training.setup import build_components
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 Main = Callable[..., int]
@@ -38,7 +38,7 @@ def compose(*lines: str) -> dict[str, Any]:
 
 def train_a_step(config: dict[str, Any]) -> float:
     """Build everything, do one update and one validation batch; the loss before the update."""
-    parts = run.build_components(config)
+    parts = build_components(config)
     inputs, targets = next(parts.train.epoch())
     before = [weight.detach().clone() for weight in parts.model.parameters()]
     parts.model.train()

@@ -21,7 +21,7 @@ from mcls.data.table_encoder import Table, encode_table
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MclsError, RequestError
 from mcls.runs import checkpoint
-from mcls.training import run as training_run
+from mcls.training.restore import newest_checkpoint
 
 CONFIG = Path(__file__).parents[1] / "configs" / "dataset" / "csv.yaml"
 COLOURS = ("blue", "green", "red")
@@ -669,7 +669,7 @@ def test_a_run_on_a_table_resumes(tmp_path: Path, mcls: Callable[..., int]) -> N
     (run,) = find_runs(tmp_path / "out")
     assert mcls("resume", str(run.path), "trainer.epochs=3") == 0
     assert (run.read_result() or {})["epochs"] == 3
-    assert training_run.newest_checkpoint(run) is not None
+    assert newest_checkpoint(run) is not None
 
 
 def test_the_default_batch_takes_what_a_small_table_has(

@@ -6,6 +6,7 @@ import re
 import socket
 import tarfile
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from mcls.data.splits import check_labels, split_train_val, stratified
 from mcls.data.types import Split
 from mcls.errors import DataError, MachineError, RequestError
 
-BLOBS = {"n_samples": 500, "n_features": 2, "centers": 4, "cluster_std": 1.5, "random_state": 666}
-TEST = {"test_fraction": 0.2, "test_seed": 888}
+BLOBS: dict[str, Any] = {"n_samples": 500, "n_features": 2, "centers": 4, "cluster_std": 1.5, "random_state": 666}
+TEST: dict[str, Any] = {"test_fraction": 0.2, "test_seed": 888}
 GREY = {"mean": [0.5], "std": [0.5]}
 COLOUR = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
@@ -83,6 +84,12 @@ def test_cut_that_leaves_nothing_to_validate_on_is_refused():
         split_train_val(whole, 0.01, 0)
 
 
+def tensor(split: Split) -> torch.Tensor:
+    """The inputs of a split in memory."""
+    assert isinstance(split.inputs, torch.Tensor)
+    return split.inputs
+
+
 @pytest.mark.parametrize("keys", [{}, {"n_features": 5, "centers": 3, "random_state": 0}])
 def test_blobs_are_scikit_learns(keys):
     keys = {**BLOBS, **keys}
@@ -94,7 +101,7 @@ def test_blobs_are_scikit_learns(keys):
     assert found.input_shape == (keys["n_features"],)
     assert found.classes == tuple(map(str, range(keys["centers"])))
     for split, inputs, targets in ((found.train, train, train_labels), (found.open_test(), test, test_labels)):
-        assert torch.equal(split.inputs, torch.from_numpy(inputs).float())
+        assert torch.equal(tensor(split), torch.from_numpy(inputs).float())
         assert torch.equal(split.targets, torch.from_numpy(targets))
         assert (split.inputs.dtype, split.targets.dtype) == (torch.float32, torch.int64)
 
@@ -104,9 +111,10 @@ def test_blobs_keep_part_of_train_for_val():
     found = datasets.blobs(**BLOBS, **TEST, val_fraction=0.25, val_seed=0)
     first, second = stratified(whole.train.targets, 0.25, 0)
     assert (len(first) + len(second), len(found.open_test())) == (400, 100)
-    assert torch.equal(found.train.inputs, whole.train.inputs[first])
-    assert torch.equal(found.val.inputs, whole.train.inputs[second])
-    assert torch.equal(found.open_test().inputs, whole.open_test().inputs)
+    assert found.val is not None
+    assert torch.equal(tensor(found.train), tensor(whole.train)[first])
+    assert torch.equal(tensor(found.val), tensor(whole.train)[second])
+    assert torch.equal(tensor(found.open_test()), tensor(whole.open_test()))
 
 
 def test_blobs_with_a_class_without_a_point_are_refused():

@@ -1,6 +1,7 @@
 """Two ways to the same numbers: losses, loops, numpy, workers, and the same command twice."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mcls.augmentations import CropFlip
 from mcls.config.instantiate import build
 from mcls.data import datasets
 from mcls.data.loader import Loader, Normalise
+from mcls.data.types import Dataset, Split
 from mcls.losses import NegativeLogLikelihood
 from mcls.metrics import EvalAccumulator
 from mcls.models.mlp import MLP
@@ -27,12 +29,12 @@ STATISTICS = {"mean": (0.4,), "std": (0.3,)}
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
-def node(group: str, name: str) -> dict:
+def node(group: str, name: str) -> dict[str, Any]:
     """One choice of a group, as it stands in its file."""
     return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
 
 
-def digits(root: Path, val_fraction: float = 0.0) -> datasets.Dataset:
+def digits(root: Path, val_fraction: float = 0.0) -> Dataset:
     """The small MNIST."""
     return datasets.mnist(str(root), False, **STATISTICS, val_fraction=val_fraction, val_seed=0)
 
@@ -47,7 +49,7 @@ class Quiet:
     """A recorder that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.records: list[dict] = []
+        self.records: list[dict[str, Any]] = []
 
     def steps(self, step, scalars) -> None:
         """Forget it."""
@@ -58,10 +60,10 @@ class Quiet:
 
 
 def trained(
-    dataset: datasets.Dataset, model: nn.Module, optimizer, schedule, *, epochs: int = 2, loss=None, clip=None, **keys
-) -> tuple[dict[str, Tensor], list[dict]]:
+    dataset: Dataset, model: nn.Module, optimizer, schedule, *, epochs: int = 2, loss=None, clip=None, **keys
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Weights and records after a training with mcls's own trainer."""
-    serve = {"device": CPU, "normalise": Normalise(dataset.mean, dataset.std, CPU)}
+    serve: dict[str, Any] = {"device": CPU, "normalise": Normalise(dataset.mean, dataset.std, CPU)}
     train = Loader(dataset.train, 64, **serve, **{"seed": 3, **keys})
     val = Loader(dataset.val, 1000, **serve) if dataset.val is not None else None
     recorder = Quiet()
@@ -136,6 +138,7 @@ def test_training_equals_a_plain_loop(data_root, recipe):
     }[recipe]
     clip = 0.1 if recipe == "clipped" else None
     mean, std = torch.tensor(STATISTICS["mean"]).view(1, 1, 1, 1), torch.tensor(STATISTICS["std"]).view(1, 1, 1, 1)
+    assert isinstance(dataset.train.inputs, Tensor)
     images, labels = (dataset.train.inputs / 255 - mean) / std, dataset.train.targets
 
     model = network()
@@ -193,7 +196,7 @@ def test_softmax_and_cross_entropy_equal_numpys():
 
 
 def test_the_same_training_twice_gives_the_same_weights(data_root):
-    def once() -> tuple[dict[str, Tensor], list[dict]]:
+    def once() -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         model = network(dropout=0.3)
         optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
         return trained(digits(data_root, 0.2), model, optimizer, constant_rate, augment=CropFlip(2, 0.5))
@@ -218,8 +221,13 @@ def test_resident_data_and_any_number_of_workers_give_the_same_weights(data_root
 @forks
 def test_batches_come_in_the_same_order_however_they_are_read(data_root):
     split = digits(data_root).train
-    numbered = datasets.Split(split.inputs, torch.arange(len(split)))
-    ways = ({}, {"resident": False}, {"resident": False, "workers": 2}, {"channels_last": True})
+    numbered = Split(split.inputs, torch.arange(len(split)))
+    ways: tuple[dict[str, Any], ...] = (
+        {},
+        {"resident": False},
+        {"resident": False, "workers": 2},
+        {"channels_last": True},
+    )
     loaders = [Loader(numbered, 32, CPU, Normalise(None, None, CPU), seed=9, **keys) for keys in ways]
     for epoch in (0, 1):
         orders = [torch.cat([numbers for _, numbers in loader.epoch(epoch)]) for loader in loaders]

@@ -22,6 +22,7 @@ from mcls.inference.evaluate import EACH, Evaluation, accumulate, by_class, doub
 from mcls.inference.load import load_run
 from mcls.inference.predict import from_run
 from mcls.metrics import brier, fit_temperature, top_k
+from mcls.report import figures
 from mcls.report.run_figures import fingerprint
 from mcls.runs.folder import RunFolder
 from mcls.training.precision import autocast
@@ -262,8 +263,9 @@ def test_a_number_in_a_figure_of_the_most_confused_classes_is_that_of_all(
     found = Evaluation(
         Split(torch.zeros(40, 2), targets), logits, logits, accumulator, accumulator.measure(), {"split": "test"}
     )
-    drawn, confusion = [], evaluate.figures.confusion
-    monkeypatch.setattr(evaluate.figures, "confusion", lambda *given: (drawn.extend(given[1]), confusion(*given))[1])
+    drawn: list[str] = []
+    confusion = figures.confusion
+    monkeypatch.setattr(figures, "confusion", lambda *given: (drawn.extend(given[1]), confusion(*given))[1])
     evaluate.draw_evaluation(found, RunFolder(tmp_path), [*map(str, range(37)), chr(0x10FFF0), "38", "39"], None)
     assert drawn[-3:] == ["#37", "38", "11 others"]
 
@@ -344,11 +346,11 @@ def test_another_test_set_is_not_the_runs_own(
     (swapped / "x").rename(swapped / "test" / "b")
     shutil.copy(own / "test" / "b" / "00.png", redrawn / "test" / "b" / "05.png")
     told = {fewer: "23 in place of 24", swapped: "what is in them differs", redrawn: "what is in them differs"}
-    for place, why in told.items():
-        out, err, openings = evaluated(place)
+    for other, why in told.items():
+        out, err, openings = evaluated(other)
         assert f"test    not the samples of {folder}: {why}; another set, measured as other-test\n" in err
         assert openings == 2 and "opened" not in out and out.startswith("other-test ")
-        assert written(folder, "test") == mine and written(folder, "other-test")["n"] == (23 if place == fewer else 24)
+        assert written(folder, "test") == mine and written(folder, "other-test")["n"] == (23 if other == fewer else 24)
         assert (folder / "figures" / "evaluation-other-test-confusion.png").is_file()
     assert "other-val" not in evaluated(same, "val")[0]
     result = json.loads((folder / "result.json").read_text())

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from mcls.errors import MachineError, MclsError, RequestError
-from mcls.system import files
 from mcls.system.files import publish, to_json
 
 
@@ -26,7 +25,7 @@ def test_the_new_content_replaces_the_old(tmp_path: Path) -> None:
         assert names(tmp_path) == ["a.txt"]
 
 
-BREAKS = [("fsync", files.os, "fsync"), ("rename", Path, "replace"), ("open", Path, "open")]
+BREAKS = [("fsync", os, "fsync"), ("rename", Path, "replace"), ("open", Path, "open")]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
@@ -73,7 +72,7 @@ def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path: Path, monkeypat
 def test_everything_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(files.os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
     monkeypatch.setattr(Path, "replace", lambda *paths: (calls.append("rename"), replace(*paths)))
     publish(tmp_path / "a", b"x")
     assert calls == ["fsync", "rename", "fsync"]

@@ -24,6 +24,13 @@ def loader(batch_size: int = 8, **keys) -> Loader:
     return Loader(split(), batch_size, CPU, Normalise(MEAN, STD, CPU), **{"seed": 0, **keys})
 
 
+def uniforms(loader: Loader, epoch: int = 0) -> Tensor:
+    """The random numbers of its augmentation."""
+    numbers = loader.uniforms(epoch)
+    assert numbers is not None
+    return numbers
+
+
 def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
     """Whether two lists of batches are equal, bit for bit."""
     return len(one) == len(other) and all(
@@ -47,17 +54,17 @@ def test_seeds_far_apart_give_other_orders_and_other_random_numbers(other):
     """torch's CPU generator takes 32 bits of a seed, and a seed of mcls has as many."""
     one, two = (loader(seed=seed, augment=CropFlip(2, 0.5)) for seed in (other % 2048 if other > 1 else 0, other))
     assert not torch.equal(one.order(0), two.order(0))
-    assert not torch.equal(one.uniforms(0), two.uniforms(0))
+    assert not torch.equal(uniforms(one), uniforms(two))
 
 
 def test_random_numbers_of_augmentation_are_new_each_epoch_and_not_those_of_the_order():
     served = loader(augment=CropFlip(2, 0.5))
-    assert torch.equal(served.uniforms(1), served.uniforms(1))
-    assert not torch.equal(served.uniforms(1), served.uniforms(2))
-    assert served.uniforms(0).shape == (37, 3)
+    assert torch.equal(uniforms(served, 1), uniforms(served, 1))
+    assert not torch.equal(uniforms(served, 1), uniforms(served, 2))
+    assert uniforms(served).shape == (37, 3)
     drawn = {purpose: torch.rand(37, 3, generator=generator(0, 0, purpose)) for purpose in (ORDER, AUGMENT)}
-    assert torch.equal(served.uniforms(0), drawn[AUGMENT])
-    assert not torch.equal(served.uniforms(0), drawn[ORDER])
+    assert torch.equal(uniforms(served), drawn[AUGMENT])
+    assert not torch.equal(uniforms(served), drawn[ORDER])
     assert loader().uniforms(0) is None
 
 
@@ -141,6 +148,7 @@ def test_images_come_in_the_memory_order_asked_for(augment, channels_last):
 def test_stored_samples_are_left_as_they_are():
     """Two passes give the same, floats without statistics too, which are served as they are stored."""
     points = Split(torch.randn(10, 2), torch.arange(10))
+    assert isinstance(points.inputs, Tensor)
     before = points.inputs.clone()
     for seed in (0, None):
         for inputs, _ in Loader(points, 4, CPU, Normalise(None, None, CPU), seed=seed).epoch():

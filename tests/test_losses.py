@@ -19,7 +19,8 @@ def batch(count: int = 33, classes: int = 5, scale: float = 3.0) -> tuple[torch.
 def test_nll_equals_cross_entropy_in_value_and_gradient(smoothing, weighted):
     logits, targets = batch()
     weight = torch.tensor([0.2, 1.0, 3.0, 0.0, 1.5], dtype=torch.float64) if weighted else None
-    found, expected = [], []
+    found: list[torch.Tensor | None] = []
+    expected: list[torch.Tensor | None] = []
     for kind, kept in ((NegativeLogLikelihood, found), (nn.CrossEntropyLoss, expected)):
         given = logits.clone().requires_grad_()
         loss = kind(label_smoothing=smoothing, weight=weight)(given, targets)

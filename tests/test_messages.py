@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mcls.cli import COMMANDS
+from mcls.commands import COMMANDS
 from message_snapshot import SNAPSHOT, snapshot
 
 Main = Callable[..., int]

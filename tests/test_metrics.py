@@ -190,6 +190,7 @@ def test_cells_that_occur_are_counted_as_the_whole_matrix_is(monkeypatch, proces
     dense = whole.confusion
     monkeypatch.setattr("mcls.metrics.DENSE", 1)
     sparse = whole.confusion
+    assert isinstance(sparse, dict)
     assert list(zip(*sparse.values(), strict=True)) == whole.cells
     names = [str(label) for label in range(CLASSES)]
     assert most_confused(sparse, names) == most_confused(dense, names) == (dense, names, list(range(CLASSES)))

@@ -50,7 +50,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 def holds(model: nn.Module, state: dict[str, Tensor]) -> bool:
     """Whether the backbone of `model` has the weights of `state`, the last layer aside."""
-    found = model.backbone.state_dict()
+    found = model.get_submodule("backbone").state_dict()
     kept = {name for name in state if not name.startswith("fc.")}
     return set(found) == kept and all(torch.equal(found[name], state[name]) for name in kept)
 
@@ -93,7 +93,7 @@ def test_dropout_follows_each_hidden_layer_and_sleeps_in_eval():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resnet18_has_the_stem_for_its_images(channels, size, stem, pool):
     model = resnet18((channels, size, size), 10)
-    assert model.conv1.weight.shape == (64, channels, stem, stem)
+    assert model.get_parameter("conv1.weight").shape == (64, channels, stem, stem)
     assert model.conv1.stride == ((1, 1) if stem == 3 else (2, 2))
     assert isinstance(model.maxpool, pool)
     assert count(model) == count(theirs(num_classes=10)) - 64 * 3 * 49 + 64 * channels * stem**2
@@ -102,19 +102,22 @@ def test_resnet18_has_the_stem_for_its_images(channels, size, stem, pool):
 
 
 def test_the_longer_side_decides_about_the_stem():
-    assert resnet18((3, 20, 65), 10).conv1.kernel_size == (7, 7)
+    assert resnet18((3, 20, 65), 10).get_submodule("conv1").kernel_size == (7, 7)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_small_stem_is_initialised_as_torchvisions_own(channels):
     """Normal, of variance 2 / (outputs x pixels of the kernel)."""
-    weight = resnet18((channels, 32, 32), 10).conv1.weight.detach()
+    weight = resnet18((channels, 32, 32), 10).get_parameter("conv1.weight").detach()
     assert float(weight.std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.15)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18-finetune"])
 def test_samples_that_are_no_images_are_refused(name):
-    build = {"resnet18": resnet18, "resnet18-finetune": lambda *given: resnet18_finetune(*given, None, False)}[name]
+    build = {
+        "resnet18": resnet18,
+        "resnet18-finetune": lambda shape, classes: resnet18_finetune(shape, classes, None, False),
+    }[name]
     with pytest.raises(RequestError) as caught:
         build((2,), 4)
     assert (
@@ -130,13 +133,13 @@ def test_two_channels_are_refused_for_fine_tuning():
 def test_fine_tuning_begins_with_the_weights_of_a_file(weights_file, pretrained):
     model = resnet18_finetune((3, 32, 32), 10, str(weights_file), False)
     assert holds(model, pretrained)
-    assert model.head.weight.shape == (10, 512)
+    assert model.get_parameter("head.weight").shape == (10, 512)
     network = theirs()
     network.load_state_dict(pretrained)
     network.fc = nn.Identity()
     inputs = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(model.eval()(inputs), model.head(network.eval()(inputs)))
+        assert torch.equal(model.eval()(inputs), model.get_submodule("head")(network.eval()(inputs)))
 
 
 def test_a_file_without_the_last_layer_or_with_another_one_fits(weights_file, pretrained):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def test_a_stack_of_greys(mcls: Callable[..., int]) -> None:
 class Frame:
     """What is asked of a data frame."""
 
-    def __init__(self, columns: dict[str, Sequence[Any]]) -> None:
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
         self.columns, self.cells = list(columns), columns
 
     def __getitem__(self, name: str) -> Sequence[Any]:
@@ -216,7 +216,7 @@ def test_what_can_not_be_loaded() -> None:
     with pytest.raises(RequestError, match="nowhere: no such file or folder"):
         mcls.load(TABLE).predict("nowhere")
     with pytest.raises(AttributeError, match="'mcls' has no attribute 'predict'"):
-        mcls.predict  # type: ignore[attr-defined]  # noqa: B018
+        mcls.predict  # noqa: B018
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -24,12 +24,18 @@ SELECTED = "; val/accuracy: selected on val, so too high on average"
 PLAIN = {"seed": 0, "dataset": "blobs", "model": "mlp", "optimizer.lr": 0.1}
 
 
-def make(folder: Path, status: str | None = "finished", val: float | None = 0.9, **settings: Any) -> Path:
+def make(
+    folder: Path,
+    status: str | None = "finished",
+    val: float | None = 0.9,
+    keys: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
     """A run folder with its two JSON files alone."""
     folder.mkdir(parents=True)
-    about = {"overrides": [], "started": "2026-01-01", "hyperparameters": {**PLAIN, **settings}}
+    about = {"overrides": [], "started": "2026-01-01", "hyperparameters": {**PLAIN, **(keys or {}), **settings}}
     (folder / "run.json").write_text(json.dumps(about))
-    (folder / "config.yaml").write_text(as_yaml({**PLAIN, **settings}))
+    (folder / "config.yaml").write_text(as_yaml({**PLAIN, **(keys or {}), **settings}))
     report = None if val is None else {"accuracy": val, "loss": 1 - val, "f1_macro": val, "ece": 0.1}
     test = {"accuracy": (val or 0) / 2, "loss": 1.0, "f1_macro": 0.5, "ece": 0.1}
     result = {"status": status, "epochs": 3, "total_seconds": 1.5, "val": report, "test": test}
@@ -74,7 +80,7 @@ def test_seeds_are_averaged(mcls: Main, tmp_path: Path, capsys: Capture) -> None
     for seed, value in enumerate(values):
         make(tmp_path / "outputs" / f"a{seed}", val=value, seed=seed)
     make(tmp_path / "outputs" / "again", val=0.92, seed=1)  # the same run twice says no more than once
-    make(tmp_path / "outputs" / "other", val=0.86, **{"optimizer.lr": 0.2})
+    make(tmp_path / "outputs" / "other", val=0.86, keys={"optimizer.lr": 0.2})
     first, second = table(mcls, capsys)
     assert (first["n"], first["run"], first["values"]["val/accuracy"]) == (1, "outputs/other", 0.86)
     assert second["n"] == 3
@@ -94,7 +100,9 @@ def test_other_data_and_other_ends_are_not_averaged(mcls: Main, tmp_path: Path, 
     assert [row["n"] for row in table(mcls, capsys)] == [1, 1, 1]
 
 
-METHODS = (  # one and the same hyper-parameters as run.json of an older version has them
+METHODS: tuple[
+    dict[str, dict[str, Any]], ...
+] = (  # one and the same hyper-parameters as run.json of an older version has them
     {"optimizer": {"_target_": "torch.optim.Adam", "lr": 0.1}},
     {"optimizer": {"_target_": "torch.optim.NAdam", "lr": 0.1}},
     {"optimizer": {"_target_": "torch.optim.NAdam", "lr": 0.2}},
@@ -214,7 +222,7 @@ def test_jobs_of_a_sweep_that_are_still_to_come(mcls: Main, tmp_path: Path, caps
 def test_filters(mcls: Main, tmp_path: Path, capsys: Capture, filters: list[str], kept: str) -> None:
     make(tmp_path / "outputs" / "a", val=0.9)
     make(tmp_path / "outputs" / "b", val=0.8, dataset="mnist")
-    make(tmp_path / "outputs" / "c", val=0.7, **{"optimizer.lr": 0.01})
+    make(tmp_path / "outputs" / "c", val=0.7, keys={"optimizer.lr": 0.01})
     make(tmp_path / "outputs" / "d", status="failed")
     assert [row["run"][-1] for row in table(mcls, capsys, *filters)] == list(kept)
     assert [row["run"][-1] for row in table(mcls, capsys, "outputs", *filters)] == list(kept)
@@ -231,7 +239,7 @@ def test_a_filter_on_a_measure_picks_no_lucky_seeds(mcls: Main, tmp_path: Path, 
 
 def test_sort(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
     for name, value, rate in (("a", 0.9, 3.0), ("b", 0.7, 10.0), ("c", 0.8, 2.0)):
-        make(tmp_path / "outputs" / name, val=value, **{"optimizer.lr": rate})
+        make(tmp_path / "outputs" / name, val=value, keys={"optimizer.lr": rate})
     make(tmp_path / "outputs" / "d", val=None)
 
     def names(*arguments: str) -> str:
@@ -265,7 +273,7 @@ def test_a_terminal_gets_the_columns_that_fit(
 ) -> None:
     for number in range(4):  # a value differs once, another in all runs
         rare = {f"trainer.rare_{key}": key if number == 2 else 0 for key in range(1, 20)}
-        make(tmp_path / "outputs" / f"run{number}", val=0.5 + number / 10, **rare, **{"optimizer.lr": number})
+        make(tmp_path / "outputs" / f"run{number}", val=0.5 + number / 10, keys={**rare, "optimizer.lr": number})
     assert mcls("runs") == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()[0].split()) == 4 + 20 + 2
@@ -313,8 +321,8 @@ def test_damaged_and_hostile_folders_are_rows(mcls: Main, tmp_path: Path, capsys
     (make(tmp_path / "outputs" / "folder") / "run.json").unlink()
     (tmp_path / "outputs" / "folder" / "run.json").mkdir()
     control = {"\x1b[31m": 1, "model": "\x1b]0;title\x07\n"}
-    make(tmp_path / "outputs" / "control", **control)
-    make(tmp_path / "outputs" / "good", **{"\x1b[31m": 2})
+    make(tmp_path / "outputs" / "control", keys=control)
+    make(tmp_path / "outputs" / "good", keys={"\x1b[31m": 2})
     found = {row["run"].split("/")[1]: row["status"] for row in table(mcls, capsys)}
     assert found == {
         **dict.fromkeys([*HOSTILE, "link", "folder"], "damaged"),
@@ -365,7 +373,7 @@ def test_no_runs(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
 def test_a_thousand_runs_in_a_second(tmp_path: Path) -> None:
     confusion = [[100] * 10] * 10
     for number in range(1000):
-        folder = make(tmp_path / f"run{number}", val=number / 1000, **{f"key{i}": i for i in range(30)}, size=number)
+        folder = make(tmp_path / f"run{number}", val=number / 1000, keys={f"key{i}": i for i in range(30)}, size=number)
         result = json.loads((folder / "result.json").read_text())
         (folder / "result.json").write_text(json.dumps({**result, "confusion": confusion}, indent=1))
         (folder / "figures").mkdir()

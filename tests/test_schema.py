@@ -58,7 +58,7 @@ def test_kinds(rule: str, good: list[Any], bad: list[Any]) -> None:
 
 
 def test_values_are_given_back_in_their_own_type() -> None:
-    for value, rule, wanted in [
+    cases: list[tuple[Any, str, Any]] = [
         (1e3, "int", 1000),
         (20.0, "int > 0", 20),
         (1, "float", 1.0),
@@ -66,7 +66,8 @@ def test_values_are_given_back_in_their_own_type() -> None:
         ([1], "list of float", [1.0]),
         ("full", "int > 0 | full", "full"),
         (None, "int | null", None),
-    ]:
+    ]
+    for value, rule, wanted in cases:
         found = Constraint(rule).check("key", value)
         assert found == wanted
         assert type(found) is type(wanted)

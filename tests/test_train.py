@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hydra import compose as hydra_compose
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -446,7 +447,7 @@ def test_curves_do_not_depend_on_when_checkpoints_are_written(mcls: Main, tmp_pa
 
 
 def test_a_failed_job_of_a_sweep_lets_go_of_its_memory(mcls: Main, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = []
+    kept: list[tuple[weakref.ref[torch.nn.Module], list[bool]]] = []
 
     def fail(*_: object) -> None:
         model = torch.nn.Linear(2, 2)
@@ -507,7 +508,7 @@ def test_a_sweep_that_is_killed_after_its_last_job_opens_the_test_set_when_resum
     if killed == "at the test set":
         with monkeypatch.context() as patch:
             patch.setattr("mcls.training.run.save_best", lambda *_: None)
-            patch.setattr("mcls.training.run.evaluate_loader", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 1 / 0)
+            patch.setattr("mcls.training.run.evaluate_loader", lambda *_: (os.kill(os.getpid(), signal.SIGTERM), 1 / 0))
             assert mcls("resume", "sweep") == 1
         assert result_of(best)["status"] == "failed"
     assert mcls("resume", "sweep") == 0
@@ -828,7 +829,7 @@ def test_neither_a_run_nor_a_sweep_goes_through_hydra_main(mcls: Main, monkeypat
 
 def test_a_run_is_composed_once(mcls: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     composed: list[list[str]] = []
-    inner = files.hydra_compose
+    inner = hydra_compose
 
     def counted(name: str, overrides: list[str], **keys: Any) -> Any:
         composed.append(overrides)

@@ -27,6 +27,11 @@ def find(name: str) -> tuple[Any, str]:
     raise ImportError(name)
 
 
+def put(owner: Any, name: str, value: Any) -> None:
+    """Replace an attribute of a module or class for good."""
+    setattr(owner, name, value)
+
+
 def before(name: str, number: int, act: Callable[[], None]) -> None:
     """Call `act` before the call `number` (from 1) of the function called `name`."""
     owner, attribute = find(name)
@@ -139,7 +144,7 @@ def write_in_place() -> None:
 
     checkpoint.save = lambda path, state: torch.save(state, path)
     checkpoint.load_checkpoint = load_naively
-    os.replace = keep
+    put(os, "replace", keep)
 
 
 def load_naively(path: Path) -> Any:
@@ -163,7 +168,7 @@ def plain_publish(path: str, size: str, offset: str, naive: str) -> None:
     def loaded(self: Path, *arguments: Any, **keys: Any) -> Any:
         return Dying(inner(self, *arguments, **keys), int(offset))
 
-    Path.open = loaded  # type: ignore[method-assign, assignment]
+    put(Path, "open", loaded)
     content = b"new" * (int(size) // 3)
     if naive == "yes":
         with Path(path).open("wb") as file:
@@ -249,7 +254,7 @@ def plant(place: str, step: int, value: float) -> None:
         begun.append(True)
         train_epoch(trainer, train)
 
-    Trainer.train_epoch = count_from_here
+    put(Trainer, "train_epoch", count_from_here)
 
     def planted(first: Any, *arguments: Any, **keys: Any) -> Any:
         calls[0] += bool(begun)
@@ -273,7 +278,7 @@ def check_nothing() -> None:
 
     from mcls.training import trainer
 
-    trainer.math = types.SimpleNamespace(isfinite=lambda _: True, nan=float("nan"))  # type: ignore[assignment]
+    put(trainer, "math", types.SimpleNamespace(isfinite=lambda _: True, nan=float("nan")))
 
     def save(self: Any) -> None:
         self.save(self.state_dict(), self.best_is_new)
@@ -300,22 +305,22 @@ def same_second(naive: bool) -> None:
     from mcls.runs.folder import RunFolder
     from mcls.training import start
 
-    start.timestamp = lambda: "now"
+    put(start, "timestamp", lambda: "now")
 
     def shared(parent: Path, name: str) -> RunFolder:
         (parent / name).mkdir(parents=True, exist_ok=True)
         return RunFolder(parent / name)
 
     if naive:
-        start.claim = shared
+        put(start, "claim", shared)
 
 
 def fail_for_seeds(failures: dict[str, str]) -> None:
     """Runs with these seeds fail: `bug`, `machine`, `nan`, or `kill`."""
     from mcls.errors import MachineError, RunError
-    from mcls.training import run
+    from mcls.training import run, setup
 
-    inner = run.build_components
+    inner = setup.build_components
 
     def assemble(config: dict[str, Any]) -> Any:
         kind = failures.get(str(config["seed"]))
@@ -329,7 +334,7 @@ def fail_for_seeds(failures: dict[str, str]) -> None:
             raise RunError("step 3: the training loss is nan, planted.")
         return inner(config)
 
-    run.build_components = assemble
+    put(run, "build_components", assemble)
 
 
 def no_handlers() -> None:
@@ -342,15 +347,14 @@ def no_handlers() -> None:
 def full_logs() -> None:
     """train.log, metrics.jsonl and the event file are on `/dev/full`."""
     from mcls.runs import tracking
-
-    inner = tracking.open_plain
+    from mcls.system.files import open_plain
 
     def loaded(path: Path, flags: int) -> int:
         if path.name in ("train.log", "metrics.jsonl"):
             return os.open("/dev/full", os.O_WRONLY)
-        return inner(path, flags)
+        return open_plain(path, flags)
 
-    tracking.open_plain = loaded
+    put(tracking, "open_plain", loaded)
     refuse_at_call("tensorboard.summary.writer.record_writer.RecordWriter.write", 1, "ENOSPC", 1_000_000)
 
 
@@ -456,7 +460,7 @@ def follow_links() -> None:
     from mcls.runs import folder
 
     folder.RunFolder.refuse_links = lambda self: None  # type: ignore[method-assign]
-    folder.open_plain = lambda path, flags: os.open(path, flags, 0o666)
+    put(folder, "open_plain", lambda path, flags: os.open(path, flags, 0o666))
 
 
 def serve_digits(address: str) -> None:
@@ -488,7 +492,7 @@ def open_logs_naively() -> None:
     """A control: the log and the curves follow links too."""
     from mcls.runs import tracking
 
-    tracking.open_plain = lambda path, flags: os.open(path, flags, 0o666)
+    put(tracking, "open_plain", lambda path, flags: os.open(path, flags, 0o666))
 
 
 def download_naively(root: str) -> None:
@@ -544,7 +548,7 @@ def fuzz(whole: str, name: str, first: str, count: str, commands: str) -> None:
                 except BaseException as error:
                     status = f"{type(error).__name__}: {error}"  # type: ignore[assignment]
                 errors.flush()
-            said = errors.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
+            said = errors.buffer.getvalue().decode().splitlines()
             wrong = [line for line in said if "bug in mcls" in line or "Traceback" in line]
             last = said[-1:] if status != 0 else ["mcls: "]
             if wrong or status not in (0, 1, 2, 3, 4, 5) or not last or not last[0].startswith("mcls: "):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from steps import STEPS, TRAIN, only_run
 
+from mcls.errors import MachineError
 from mcls.system import files
 
 Count = Callable[[str], None]
@@ -54,7 +55,7 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Trace:
 
     monkeypatch.setattr(Path, "open", loaded)
     monkeypatch.setattr(Path, "replace", lambda one, two: calls.append(("rename", str(one), str(two))))
-    monkeypatch.setattr(files.os, "fsync", lambda number: calls.append(("sync", names.get(number, "the folder"))))
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append(("sync", names.get(number, "the folder"))))
     return calls
 
 
@@ -158,6 +159,6 @@ def test_a_failed_sync_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(files.os, "fsync", refuse)
-    with pytest.raises(files.MachineError):
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(MachineError):
         files.publish(tmp_path / "a", b"x")

@@ -104,7 +104,7 @@ def batches(loader: Any, epochs: int) -> Iterator[str]:
 
 def test_batches_are_the_same_from_any_place_on() -> None:
     split = Split(torch.randint(256, (90, 3, 8, 8), dtype=torch.uint8), torch.arange(90) % 5)
-    serve = {"augment": CropFlip(padding=1, flip=0.5), "seed": 4}
+    serve: dict[str, Any] = {"augment": CropFlip(padding=1, flip=0.5), "seed": 4}
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, CPU)
     whole = list(batches(Loader(split, 32, CPU, normalise, **serve), 2))
     torch.manual_seed(99)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from steps import TRAIN, only_run, outcome, result
 
+from mcls.errors import FolderError
 from mcls.runs import checkpoint
 
 pytestmark = pytest.mark.full
@@ -141,5 +142,5 @@ def test_control_the_usual_way(mcls: Run, tmp_path: Path) -> None:
     assert child.status == 1 and "bug in mcls" in child.stderr
     folder = only_run(tmp_path)
     assert folder is not None
-    with pytest.raises(checkpoint.FolderError):
+    with pytest.raises(FolderError):
         checkpoint.load_checkpoint(folder / "last.pt")

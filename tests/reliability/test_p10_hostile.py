@@ -12,7 +12,7 @@ import pytest
 from hostile import HARMS, payloads, save
 from steps import QUICK
 
-from mcls.cli import COMMANDS
+from mcls.commands import COMMANDS
 
 Run = Callable[..., Any]
 Count = Callable[[str], None]
