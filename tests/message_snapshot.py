@@ -21,6 +21,7 @@ CALLS = {
     "warning",
     "error",
     "ArgumentParser",
+    "Parser",
     "add_parser",
     "add_argument",
     "ArgumentTypeError",
@@ -52,7 +53,7 @@ def messages(path: Path) -> Iterator[str]:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name not in CALLS:
             continue
-        inside = [] if name in {"ArgumentParser", "add_parser", "add_argument"} else node.args
+        inside = [] if name in {"ArgumentParser", "Parser", "add_parser", "add_argument"} else node.args
         for part in (*inside, *(keyword.value for keyword in node.keywords if keyword.arg in KEYWORDS)):
             for text in texts(part):
                 if " " in text.strip():

@@ -13,14 +13,14 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1160,
+    "commands": 1185,
     "sweep": 270,
     "inference": 890,
     "training": 1170,
     "config": 900,
     "report": 480,
     "data": 1570,
-    "runs": 860,
+    "runs": 880,
     "metrics": 200,
     "models": 160,
     "losses": 50,

@@ -158,7 +158,12 @@ def test_other_samples_under_the_same_name(
             "Runs on different data can't be compared.",
         ),
         ("blobs/a", "blobs/../blobs/a", 2, "RUNS/blobs/a and RUNS/blobs/../blobs/a: the same run. Name two."),
-        ("blobs/a", "blobs", 5, "RUNS/blobs: not a run folder, it has no run.json."),
+        (
+            "blobs/a",
+            "blobs",
+            5,
+            "RUNS/blobs: not a run folder, it has no run.json. List the runs in it: mcls runs RUNS/blobs",
+        ),
         ("nowhere", "blobs", 5, "RUNS/nowhere: not a run folder, it has no run.json."),
     ],
 )

@@ -430,11 +430,13 @@ def test_a_run_that_was_stopped_is_measured_and_labelled(
     assert capsys.readouterr().err.endswith(f"{folder}: never started. Continue with: mcls resume {folder}\n")
 
 
-@pytest.mark.parametrize("arguments", [["--device", "gpu"], ["--split", "all"], ["--checkpoint", "first"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--device", "gpu"], ["--split", "all"], ["--checkpoint", "first"], ["trainer.epochs=3"], ["model=mlp"], ["lr=1"]],
+)
 def test_wrong_arguments_come_without_torch(arguments: list[str], blobs: Path) -> None:
-    script = (
-        "import sys; from mcls.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
-    )
+    script = "import sys; from mcls.cli import main\nstatus = main(sys.argv[1:])\n"
+    script += "assert 'torch' not in sys.modules\nsys.exit(status)"
     command = [sys.executable, "-c", script, "evaluate", str(blobs), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "AssertionError" not in done.stderr

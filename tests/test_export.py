@@ -216,9 +216,11 @@ def test_what_is_refused(mcls: Main, blobs: Path, tmp_path: Path, capsys: Captur
     assert mcls("export", str(blobs), "--format", "safetensors", "--output", f"{blobs}/run.json/m") == 2
     expected = f"mcls: {blobs}/run.json/m: can't be a file (Not a directory). Name another one.\n"
     assert capsys.readouterr().err == expected
-    with pytest.raises(SystemExit) as stopped:
-        mcls("export", str(blobs))
-    assert stopped.value.code == 2
+    assert mcls("export", str(blobs)) == 2
+    assert capsys.readouterr().err == "mcls: --format: missing. See mcls export --help.\n"
+    assert mcls("export", str(blobs), "--format", "pt2", "model=mlp") == 2
+    told = "model=mlp: mcls export takes no other key than trust; everything else is as in the run."
+    assert capsys.readouterr().err == f"mcls: {told}\n"
 
 
 def test_another_precision_than_the_runs_is_told(mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from mcls.data import image_io
-from mcls.errors import DataError, FolderError
+from mcls.errors import DataError, FolderError, RequestError
 from mcls.inference import evaluate, inputs, predict
 from mcls.inference.load import load_run
 from mcls.runs.folder import RunFolder
@@ -144,7 +144,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
     (place / "=cmd.png").write_bytes(content)
     Image.new("1", (9000, 8000)).save(place / "huge.png")
     capsys.readouterr()
-    assert mcls("predict", str(mnist), str(place)) == 0
+    assert mcls("predict", str(mnist), str(place)) == 3
     said = capsys.readouterr()
     assert [Path(row["file"]).name for row in table(said.out)] == ["=cmd.png", "good.png"]
     assert said.err.splitlines() == [
@@ -156,7 +156,8 @@ def test_unreadable_files_are_named_skipped_and_counted(
         f"skipped {place}/pipe.png: not a plain file.",
         f"skipped {place}/ps.png: cannot be read (not a picture).",
         f"skipped {place}/zero.jpg: empty.",
-        "2 classified; 7 wrong, skipped",
+        "2 classified",
+        "mcls: 7 of 9 images are invalid and left out.",
     ]
     assert mcls("predict", str(mnist), str(place), "--strict", "--output", str(tmp_path / "no.csv")) == 3
     assert (
@@ -387,9 +388,11 @@ def test_rows_are_named_by_a_column(tmp_path: Path) -> None:
     path.write_text("colour,id,age\nred,a 7,30\ngreen,b,30\nblue,=c,40\n")
     other.write_text("colour,age\nred,30\n")
     found = inputs.rows([str(path), str(other)], ENCODER, lambda error: said.append(str(error)), "id")
-    assert [name for name, _ in found] == ["a 7", "=c"]
-    assert said[0].startswith(f"{path}, row 3, column 'colour': 'green' is a category")
-    assert said[1:] == [f"--id: {other} has no column 'id'. It has 'colour', 'age'."]
+    assert [next(found)[0], next(found)[0]] == ["a 7", "=c"]
+    assert said[0].startswith(f"{path}, row 3, column 'colour': 'green' is a category") and len(said) == 1
+    with pytest.raises(RequestError) as caught:
+        next(found)
+    assert str(caught.value) == f"--id: {other} has no column 'id'. It has 'colour', 'age'."
 
 
 def test_a_submission_in_the_layout_of_otto(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
@@ -499,10 +502,41 @@ def test_runs_and_requests_that_are_refused(mcls: Main, mnist: Path, tmp_path: P
     assert mcls("predict", str(mnist), str(tmp_path), "--top", "11") == 2
     assert capsys.readouterr().err.endswith("mcls: --top 11: there are 10 classes.\n")
     assert mcls("predict", str(mnist), str(tmp_path), "--output", "/nowhere/x.csv") == 4
-    for wrong in (["--top", "0"], ["--batch-size", "-1"], ["--format", "xml"], ["--device", "tpu"]):
-        with pytest.raises(SystemExit) as stopped:
-            mcls("predict", str(mnist), str(tmp_path), *wrong)
-        assert stopped.value.code == 2
+    wrong = {
+        "--top 0": "--top: must be a whole number above 0, got '0'.",
+        "--batch-size -1": "--batch-size: must be a whole number above 0, got '-1'.",
+        "--format xml": "--format: must be csv, wide, jsonl or table, got 'xml'.",
+        "--device tpu": "--device: must be auto, cpu, cuda, cuda:N or mps, got 'tpu'.",
+        "--ouptut x": "--ouptut: no such option. Did you mean --output?",
+    }
+    for words, message in wrong.items():
+        capsys.readouterr()
+        assert mcls("predict", str(mnist), str(tmp_path), *words.split()) == 2
+        assert capsys.readouterr().err == f"mcls: {message} See mcls predict --help.\n"
+    assert mcls("predict", str(mnist)) == 2
+    assert capsys.readouterr().err == "mcls: INPUT: missing. See mcls predict --help.\n"
+    for name in ("m.pt2", "m.safetensors"):
+        (tmp_path / name).touch()
+        assert mcls("predict", str(tmp_path / name), "x") == 5
+        assert (
+            f"{name}: an exported model. This takes the folder of a run; only mcls predict" in capsys.readouterr().err
+        )
+
+
+def test_a_wrong_id_column_is_a_request_and_writes_nothing(
+    mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture
+) -> None:
+    lines = ["x,id,kind", *(f"{index % 2},{index},{'ab'[index % 2]}" for index in range(40)), ""]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    keys = ("dataset=csv", f"dataset.path={tmp_path / 't.csv'}", "dataset.target=kind", "dataset.drop_columns=[id]")
+    run = train(tmp_path / "run", data_root, *keys, "trainer.epochs=1", "trainer.batch_size=8")
+    capsys.readouterr()
+    assert mcls("predict", str(run), "t.csv", "--id", "idd") == 2
+    there = "Did you mean 'id'? It has 'x', 'id', 'kind'."
+    assert capsys.readouterr() == ("", f"mcls: --id: t.csv has no column 'idd'. {there}\n")
+    (tmp_path / "wrong.csv").write_text("x\nmuch\n")
+    assert mcls("predict", str(run), "wrong.csv") == 3
+    assert capsys.readouterr().out == ""
 
 
 def test_csv_holds_names_as_they_are() -> None:

@@ -164,7 +164,8 @@ def test_damaged_curves(mcls: Main, run: Path, capsys: Capture, line: str) -> No
 
 def test_what_is_no_run(mcls: Main, run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert mcls("report", str(tmp_path)) == 5
-    assert capsys.readouterr().err == f"mcls: {tmp_path}: not a run folder, it has no run.json.\n"
+    told = f"not a run folder, it has no run.json. List the runs in it: mcls runs {tmp_path}"
+    assert capsys.readouterr().err == f"mcls: {tmp_path}: {told}\n"
 
 
 def test_a_run_that_is_not_finished(mcls: Main, run: Path) -> None:

@@ -12,6 +12,7 @@ from mcls.runs.folder import (
     MAX_TEXT_BYTES,
     RunFolder,
     claim,
+    find_run,
     find_runs,
     read_json,
     read_text,
@@ -26,6 +27,23 @@ from mcls.runs.renamed import SCHEMA
 def claim_when_told(parent: Path, barrier: object, queue: object) -> None:
     barrier.wait()  # type: ignore[attr-defined]
     queue.put(str(claim(parent, "same").path))  # type: ignore[attr-defined]
+
+
+def test_a_sweep_in_place_of_a_run_names_its_best_run(tmp_path: Path) -> None:
+    for name, accuracy in (("0", 0.7), ("1", 0.9), ("2", None)):
+        job = RunFolder(tmp_path / name)
+        job.path.mkdir()
+        job.about.write_text("{}")
+        result = {"status": "failed"} if accuracy is None else {"status": "running", "val": {"accuracy": accuracy}}
+        job.result.write_text(json.dumps(result))
+    with pytest.raises(FolderError) as caught:
+        find_run(tmp_path)
+    assert str(caught.value).endswith(f"it has no run.json. List the runs in it: mcls runs {tmp_path}")
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(FolderError) as caught:
+        find_run(tmp_path)
+    told = f"{tmp_path}: a sweep, not a run. Name one of its runs; the best on val: 1"  # from where the test is
+    assert str(caught.value) == told
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from mcls.runs.folder import MAX_TEXT_BYTES, RunFolder, as_yaml, locked, read_json
+from mcls.runs.folder import MAX_TEXT_BYTES, RunFolder, as_yaml, read_json
+from mcls.runs.lock import locked
 from trained import train
 
 Main = Callable[..., int]

@@ -10,7 +10,7 @@ import webbrowser
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-from mcls.commands.options import path
+from mcls.commands.options import Parser, path
 from mcls.errors import MachineError, RequestError
 from mcls.runs.folder import find_runs
 from mcls.system.signals import StopRequest
@@ -24,7 +24,7 @@ INTERVAL = 0.2  # seconds between two looks for a signal
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog="mcls board",
         description="Start TensorBoard for the runs in a folder, on this machine only: val/accuracy on top, one "
         "colour per data set and model, no smoothing. Ctrl-C ends it.",

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcls.commands.options import add_device, override, path
+from mcls.commands.options import DATA_KEYS, Parser, add_device, check_effective, override, path
 from mcls.config.saved import saved_config
 from mcls.config.schema import leaves, yaml_text
 from mcls.errors import FolderError, RequestError
@@ -25,6 +25,7 @@ def run(arguments: list[str]) -> int:
     """Compare two runs. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
     folders = [find_run(options.a), find_run(options.b)]
+    check_effective(options.changes, DATA_KEYS, "mcls compare")
     for folder in folders:
         folder.read_finished()
     if folders[0].path.resolve() == folders[1].path.resolve():
@@ -48,7 +49,7 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog="mcls compare",
         description="Compare two finished runs: the keys that differ, the metrics with their intervals, McNemar's "
         "exact test on the same samples, and the samples whose prediction changed. The test is about these two "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from mcls.commands import COMMANDS
+from mcls.commands.options import Parser
 
 COMPLETED_KINDS = ("anything", "float", "int", "text")  # that a rule may name
 
@@ -25,7 +26,7 @@ complete -o nospace -o default -F _mcls_complete mcls
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog="mcls completion",
         description='TAB completion. Put this in ~/.bashrc or ~/.zshrc: eval "$(mcls completion bash)"',
     )

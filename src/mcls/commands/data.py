@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcls.commands.options import override, path
+from mcls.commands.options import Parser, override, path
 from mcls.config.compose import checker
 from mcls.errors import DataError
 from mcls.runs.folder import relative
@@ -26,7 +26,7 @@ HASH_CHUNK = 256  # samples read at a time
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog="mcls data",
         description="Check a data set without training: samples of each class, unreadable images, samples in two "
         "splits, a grid of images. Takes the overrides of mcls train. The exit status is 3 if something is "

@@ -5,7 +5,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from mcls.commands.options import add_checkpoint, add_device, override, path
+from mcls.commands.options import DATA_KEYS, Parser, add_checkpoint, add_device, check_effective, override, path
 from mcls.report.summary import percent
 from mcls.runs.folder import RunFolder, find_run, read_json, relative, unfinished
 from mcls.system import text
@@ -25,7 +25,7 @@ CLASS_ROWS = 40  # classes up to which all are printed
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog="mcls evaluate",
         description="Evaluate a run on a split of its data. The results are written to its folder: evaluation.json, "
         "figures/evaluation-*.png. Each evaluation on the test set is counted.",
@@ -45,6 +45,7 @@ def run(arguments: list[str]) -> int:
     """Evaluate one run. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
     folder = find_run(options.run)
+    check_effective(options.changes, DATA_KEYS, "mcls evaluate")
     with console():
         measure(folder, options)
     return 0

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mcls.commands.options import add_checkpoint, override, path
+from mcls.commands.options import Parser, add_checkpoint, check_effective, override, path
 from mcls.runs.folder import find_run, read_json, relative
 from mcls.system.files import publish
 
@@ -11,7 +11,7 @@ FORMATS = ("onnx", "pt2", "safetensors")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog="mcls export",
         description="Write a run's model as one file for other programs, class names in its metadata. onnx and pt2 "
         "hold preprocessing and softmax: uint8 images N x C x H x W, or vectors of a table's numbers as they are, in, "
@@ -33,6 +33,7 @@ def run(arguments: list[str]) -> int:
     """Export one run. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
     folder = find_run(options.run)
+    check_effective(options.changes, ("trust",), "mcls export")
     from mcls.inference.export import export, input_type
     from mcls.inference.load import load_run
 

@@ -1,9 +1,56 @@
 """What the commands on finished runs have in common on their command lines."""
 
 import argparse
+import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from mcls.errors import RequestError
+from mcls.system.text import listed
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are reported as all others: in one line, with exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise RequestError."""
+        refuse_arguments(self, message)
+
+
+def refuse_arguments(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Raise RequestError with what `parser` says is wrong with its arguments, in one line."""
+    what, _, rest = message.partition(": ")
+    known = [word for one in parser._actions for word in one.option_strings if one.help != argparse.SUPPRESS]
+    if what == "unrecognized arguments":
+        word = rest.split()[0]
+        near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+        told = f"{word}: no such option." if word.startswith("-") else f"{word}: one argument too many."
+        told += f" Did you mean {near[0]}?" if near else ""
+    elif what == "the following arguments are required":
+        optional = {one.metavar for one in parser._actions if one.nargs == "*"}
+        told = f"{', '.join(word for word in rest.split(', ') if word not in optional)}: missing."
+    elif choice := re.fullmatch(r"invalid choice: '(.*)' \(choose from (.*)\)", rest):
+        choices = re.sub("'", "", choice[2]).split(", ")
+        near = difflib.get_close_matches(choice[1], choices, n=1)
+        told = f"{what.removeprefix('argument ')}: must be {listed(choices)}, got {choice[1]!r}."
+        told += f" Did you mean {near[0]}?" if near else ""
+    else:
+        told = f"{message.removeprefix('argument ').rstrip('.')}."
+    raise RequestError(f"{told} See {parser.prog} --help.")
+
+
+def check_effective(changes: Sequence[str], keys: Sequence[str], prog: str) -> None:
+    """Raise RequestError for a `key=value` that command `prog`, which takes `keys`, would not look at."""
+    for line in changes:
+        if "=" in line and line.partition("=")[0] not in keys:
+            what = "takes no other key than" if len(keys) == 1 else "takes the keys"
+            raise RequestError(f"{line}: {prog} {what} {listed(keys, 'and')}; everything else is as in the run.")
+
+
+DATA_KEYS = ("dataset.root", "dataset.path", "dataset.test_path", "dataset.download", "trust")
 
 
 def device(text: str) -> str:

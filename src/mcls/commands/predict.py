@@ -7,10 +7,11 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcls.commands.options import add_device, expanded, path, positive
+from mcls.commands.options import Parser, add_device, expanded, path, positive
 from mcls.errors import DataError, RequestError
 from mcls.runs.folder import find_run
 from mcls.system import text as system_text
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mcls")
 
+Batches = Iterator[tuple[list[str], "NumpyArray"]]
 Found = Iterable[tuple[list[str], "NumpyArray"]]
 
 
@@ -35,29 +37,34 @@ def run(arguments: list[str]) -> int:
         if options.top > len(model.classes):
             raise RequestError(f"--top {options.top}: there are {len(model.classes)} classes.")
         counter = Counter(options.strict)
-        found = classified(model, options, counter)
+        batches = classified(model, options, counter)
         path = options.output
         with contextlib.nullcontext(sys.stdout) if path is None else replacing(path, "x", "utf-8") as file:
+            begun = list(islice(batches, 1))  # what is wrong with all of the input is said before anything is written
+            if not begun:
+                raise DataError(nothing(model, options, counter))
+            found = chain(begun, batches)
             for text in WRITERS[options.format](found, model.classes, options.top, options.id or "file"):
                 file.write(text)
                 file.flush()
-            if not counter.done:
-                raise DataError(nothing(model, options, counter))
             if counter.skipped and not model.image:  # rows are put beside those of another table, by place
                 told = f"{counter.skipped:,} wrong rows or files are left out of {counter.done + counter.skipped:,}"
                 raise DataError(told + (f", {system_text.clean(str(path))} is not written." if path else "."))
         where = f", in {system_text.clean(str(path))}" if path else ""
-        skipped = f"; {counter.skipped:,} wrong, skipped" if counter.skipped else ""
-        log.info(f"{counter.done:,} classified{where}{skipped}")
+        log.info(f"{counter.done:,} classified{where}")
+        if counter.skipped:
+            raise DataError(
+                f"{counter.skipped:,} of {counter.done + counter.skipped:,} images are invalid and left out."
+            )
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog="mcls predict",
         description="Classify images, or the rows of CSV files if the run was trained on a table. An invalid file "
-        "or row is reported on stderr and skipped; skipped rows make the exit status 3. The model is the "
+        "or row is reported on stderr and skipped, and the exit status is 3. The model is the "
         "selected one of a run, or a file written by mcls export.",
     )
     command.add_argument("run", type=path, metavar="RUN", help="the run's folder, or an exported .onnx file")
@@ -132,7 +139,7 @@ def open_model(options: argparse.Namespace) -> "Classifier":
     return from_run(find_run(options.run), options.device, options.changes)
 
 
-def classified(model: "Classifier", options: argparse.Namespace, counter: Counter) -> Found:
+def classified(model: "Classifier", options: argparse.Namespace, counter: Counter) -> Batches:
     """Names and probabilities of everything that is named, a batch at a time."""
     from mcls.data import image_io
     from mcls.inference import predict

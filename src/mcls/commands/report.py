@@ -2,7 +2,7 @@
 
 import argparse
 
-from mcls.commands.options import path
+from mcls.commands.options import Parser, path
 from mcls.errors import FolderError
 from mcls.report.html import page
 from mcls.runs.folder import find_run, relative
@@ -11,7 +11,7 @@ from mcls.system.files import publish
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog="mcls report",
         description="Write one self-contained HTML file with the result, curves, confusion matrix, per-class "
         "metrics, samples, configuration, environment and the command that reproduces it. It runs no script.",

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mcls.commands.options import override, path
+from mcls.commands.options import Parser, override, path
 from mcls.config.saved import RESUMABLE_KEYS, check_length, saved_config
 from mcls.errors import FolderError, RequestError
 from mcls.report.summary import print_result
@@ -20,7 +20,7 @@ log = logging.getLogger("mcls")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="mcls resume",
         description="Go on where a run stopped, however it stopped: the result is the uninterrupted run's, bit for bit "
         "on the CPU. Keys that do not change what is trained may be changed, and trainer.epochs and trainer.patience, "

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mcls.commands.options import expanded
+from mcls.commands.options import Parser, expanded
 from mcls.errors import FolderError, RequestError
 from mcls.runs.folder import find_runs, relative
 from mcls.runs.table import (
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog="mcls runs",
         description="List all runs and sweep jobs in a folder, best validation accuracy first. Columns are the "
         "hyper-parameters that differ, on a terminal those that fit. Finished runs that differ only in the seed "

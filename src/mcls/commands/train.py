@@ -4,11 +4,13 @@ import argparse
 import logging
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 
+from mcls.commands.options import refuse_arguments
 from mcls.config.compose import NONE, Request, checker
 from mcls.config.overrides import as_path, at_home, first
 from mcls.errors import RequestError, RunError
@@ -56,11 +58,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line: Hydra's."""
     made: argparse.ArgumentParser = get_args_parser()
     made.prog = "mcls train"
-
-    def refuse(message: str) -> None:
-        raise RequestError(f"{message}. See mcls train --help.")
-
-    made.error = refuse  # type: ignore[method-assign, assignment]
+    made.error = partial(refuse_arguments, made)  # type: ignore[method-assign]
     return made
 
 

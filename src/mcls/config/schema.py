@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import yaml
 
 from mcls.errors import RequestError
+from mcls.system.text import listed
 
 KEY = re.compile(r"^( *)([A-Za-z_][\w-]*):")
 CONSTRAINT = re.compile(r"^ *# \((.+?)\) (.+)$")
@@ -109,8 +110,7 @@ def as_number(value: Any, kind: str) -> int | float | None:
 
 def describe_constraint(text: str) -> str:
     """A rule in words."""
-    parts = [part.strip() for part in text.split("|")]
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
+    return listed([part.strip() for part in text.split("|")])
 
 
 def yaml_text(value: Any) -> str:

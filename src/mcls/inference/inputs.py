@@ -19,7 +19,7 @@ from mcls.data.image_tree import ignored, suffix_of
 from mcls.data.table_encoder import INPUTS, UNSEEN, Table, check_names, count_unseen, encode_table
 from mcls.errors import DataError, RequestError
 from mcls.inference.predict import Classifier
-from mcls.system.text import clean, quoted
+from mcls.system.text import clean, did_you_mean, quote_names, quoted
 
 log = logging.getLogger("mcls")
 
@@ -159,11 +159,12 @@ def rows(
         unseen = 0
         try:
             header, lines = loaded(path, encoder)
-            if id_column is not None:
-                Table(path, {column: [] for column in header}, []).column(id_column, "--id")
         except DataError as error:
             refuse(error)
             continue
+        if id_column is not None and id_column not in header:
+            near = did_you_mean(id_column, header)
+            raise RequestError(f"--id: {path} has no column {quoted(id_column)}. {near}It has {quote_names(header)}.")
         lines = readable_inputs(lines, refuse)
         while batch := list(islice(lines, ENCODED)):
             whole = []

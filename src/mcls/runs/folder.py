@@ -3,10 +3,8 @@
 import contextlib
 import json
 import os
-import platform
 import re
 import shlex
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +14,7 @@ import yaml
 
 from mcls.errors import FolderError, MachineError
 from mcls.runs.formats import EPOCH, FILES, FINISHED, MAX_DEPTH, check, too_deep
+from mcls.runs.lock import HELD, locked, next_free
 from mcls.runs.renamed import SCHEMA, rename_about
 from mcls.system.files import describe_os_error, make_folder, open_plain, publish, to_json
 from mcls.system.text import clean
@@ -126,44 +125,30 @@ def find_run(path: Path) -> RunFolder:
     """The run in `path`. Raises FolderError when there is none."""
     folder = RunFolder(path)
     if not folder.about.is_file():
-        raise FolderError(f"{path}: not a run folder, it has no run.json.")
+        raise FolderError(f"{path}: {why_no_run(path)}")
     return folder
+
+
+def why_no_run(path: Path) -> str:
+    """What `path`, which is no run folder, is instead, and what to do."""
+    if path.suffix in (".onnx", ".pt2", ".safetensors") and path.is_file():
+        return "an exported model. This takes the folder of a run; only mcls predict also takes an .onnx file."
+    best: tuple[float, str] | None = None
+    runs = [*path.glob("*/run.json"), *path.glob("*/*/run.json")]
+    for file in runs if (path / "sweep.json").is_file() else []:
+        with contextlib.suppress(FolderError, KeyError, TypeError):
+            found = (RunFolder(file.parent).read_result() or {})["val"]["accuracy"], relative(file.parent)
+            best = max(best or found, found)
+    if best:
+        return f"a sweep, not a run. Name one of its runs; the best on val: {best[1]}"
+    return "not a run folder, it has no run.json." + (
+        f" List the runs in it: mcls runs {shell_path(path)}" if runs else ""
+    )
 
 
 def as_yaml(config: dict[str, Any]) -> str:
     """`config` as the text of config.yaml."""
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-
-
-def next_free(descriptor: int, folder: Path) -> None:
-    """Lock the open lock file of `folder` and say in it who holds it. Raises MachineError when another process does."""
-    from filelock import lock_descriptor  # takes 20 ms, which a wrong command line need not wait for
-
-    try:
-        free = lock_descriptor(descriptor, blocking=False)
-    except OSError as error:
-        raise MachineError(f"{folder}: cannot be locked ({error.strerror}). Choose another folder.") from error
-    if not free:
-        holder = b""
-        with contextlib.suppress(OSError):  # Windows lets nobody read what is locked
-            holder = os.read(descriptor, 200)
-        name = holder.decode("utf-8", "replace").strip() or "another process"
-        raise MachineError(f"{folder}: in use by {name}. Stop it first.")
-    with contextlib.suppress(OSError):  # a full disk is found out by what matters
-        os.ftruncate(descriptor, 0)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
-
-
-def let_go() -> None:
-    """In a child: close the locks that were copied into it, or it would hold them beyond its parent's end."""
-    while HELD:
-        os.close(HELD.pop())
-
-
-HELD: set[int] = set()  # descriptors of lock files
-if hasattr(os, "register_at_fork"):  # a system without has no fork
-    os.register_at_fork(after_in_child=let_go)
 
 
 def claim(parent: Path, name: str) -> RunFolder:
@@ -270,24 +255,6 @@ def status_of(folder: RunFolder, result: dict[str, Any] | None) -> str:
     if said not in ("running", "never started"):
         return said
     return "running" if locked(folder.path / "lock") else "killed" if said == "running" else said
-
-
-def locked(path: Path) -> bool:
-    """Whether a process holds the lock file `path`."""
-    try:
-        descriptor = open_plain(path, os.O_RDONLY)
-    except OSError:
-        return False
-    from filelock import lock_descriptor
-
-    try:
-        for _ in range(3):  # another process may be asking the same at this moment
-            if lock_descriptor(descriptor, blocking=False):
-                return False
-            time.sleep(0.002)
-        return True
-    finally:
-        os.close(descriptor)
 
 
 def epochs_done(path: Path) -> int | None:

@@ -83,6 +83,11 @@ def quote_names(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
 
 
+def listed(words: Sequence[str], joint: str = "or") -> str:
+    """`a, b or c`."""
+    return f"{', '.join(words[:-1])} {joint} {words[-1]}" if len(words) > 1 else words[0]
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`Did you mean 'x'? ` for a mistyped name, or nothing."""
     found = difflib.get_close_matches(name, known, n=1)
