@@ -18,7 +18,7 @@ BUDGETS = {
     "inference": 890,
     "training": 1170,
     "config": 900,
-    "report": 480,
+    "report": 530,
     "data": 1570,
     "runs": 880,
     "metrics": 200,

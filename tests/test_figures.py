@@ -17,7 +17,7 @@ def picture_of(figure: Any) -> np.ndarray:
     content = figures.png(figure)
     assert content.startswith(b"\x89PNG\r\n")
     image = Image.open(io.BytesIO(content))
-    assert 200 <= image.width <= 1300 and 200 <= image.height <= 1300
+    assert 200 <= image.width <= 1600 and 200 <= image.height <= 1600
     pixels = np.asarray(image.convert("RGB"))
     assert pixels.std() > 5
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
@@ -59,7 +59,7 @@ def test_reliability(filled: int) -> None:
     count[15 - filled :] = 10
     middle = (np.arange(15) + 0.5) / 15
     bins = [count.tolist(), (count * middle).tolist(), (count * middle**2).tolist()]
-    picture_of(figures.reliability(bins, 0.123, "title"))
+    picture_of(figures.reliability(bins, "title"))
 
 
 def test_reliability_shows_accuracy_over_confidence() -> None:
@@ -67,12 +67,37 @@ def test_reliability_shows_accuracy_over_confidence() -> None:
     for place, (count, confidence, correct) in {4: (10, 3, 2), 14: (20, 19.6, 15)}.items():
         for row, value in zip(bins, (count, confidence, correct), strict=True):
             row[place] = value
-    (axes,) = figures.reliability(bins, 0.1, "title").axes
+    axes, below = figures.reliability(bins, "title\nrun").axes
     rectangles = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
     bars = [(bar.get_x(), bar.get_height(), bar.get_width()) for bar in rectangles]
     np.testing.assert_allclose(bars, [(4 / 15, 0.2, 1 / 15), (14 / 15, 0.75, 1 / 15)])
     np.testing.assert_allclose(np.asarray(axes.lines[1].get_xydata()), np.array([(0.3, 0.2), (0.98, 0.75)]))
     assert np.asarray(axes.lines[0].get_xydata()).tolist() == [[0, 0], [1, 1]]
+    counts = {index: bar.get_height() for index, bar in enumerate(below.patches) if isinstance(bar, Rectangle)}
+    assert {index: count for index, count in counts.items() if count} == {4: 10, 14: 20}
+    assert axes.get_title() == "title" and [text.get_text() for text in axes.texts] == ["run"]
+
+
+def test_curves_show_what_was_measured_and_the_selected_epoch() -> None:
+    def record(epoch: int, val: bool = True) -> dict[str, Any]:
+        measured = {"loss": 1 / epoch, "accuracy": 1 - 1 / epoch}
+        return {"epoch": epoch, "train": measured, "lr": 0.1 / epoch, **({"val": measured} if val else {})}
+
+    figure = figures.curves([record(epoch) for epoch in (1, 2, 3, 4)], 3, "title\nrun")
+    picture_of(figure)
+    loss, accuracy, rate = figure.axes
+    assert [line.get_label() for line in loss.lines] == ["train", "val", "epoch 3, selected"]
+    assert np.asarray(accuracy.lines[1].get_xydata()).tolist() == [[epoch, 1 - 1 / epoch] for epoch in (1, 2, 3, 4)]
+    assert all(np.asarray(line.get_xdata()).tolist() == [3, 3] for line in (loss.lines[2], accuracy.lines[2]))
+    assert np.asarray(rate.lines[1].get_ydata()).tolist() == [0.1, 0.1 / 2, 0.1 / 3, 0.1 / 4]
+    assert all(tick == int(tick) for tick in rate.get_xticks())
+    picture_of(figures.curves([record(1, val=False)], 1, "one epoch without val"))
+
+
+def test_long_names_are_shortened_in_the_middle() -> None:
+    name = "Abyssinian_ground_hornbill_(Bucorvus_abyssinicus), adult male"
+    (short, plain) = figures.legible((name, "cat"))
+    assert plain == "cat" and len(short) == 24 and short == "Abyssinian_g… adult male"
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

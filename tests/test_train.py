@@ -85,7 +85,12 @@ def test_what_is_in_a_run_folder(dataset: str, mcls: Main, tmp_path: Path, capsy
         "config.yaml", "run.json", "metrics.jsonl", "result.json", "best.pt", "last.pt", "figures", "train.log"
     }  # fmt: skip
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
-    figures = {"confusion", "reliability", *(("regions",) if dataset == "blobs" else ("predictions", "surest"))}
+    figures = {
+        "curves",
+        "confusion",
+        "reliability",
+        *(("regions",) if dataset == "blobs" else ("predictions", "surest")),
+    }
     drawn = {path.stem for path in (run / "figures").glob("*.png")}
     assert figures <= drawn <= figures | {"mistakes"}
     assert not [path for path in run.rglob("*") if path.name.endswith(".part")]

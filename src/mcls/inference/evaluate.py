@@ -18,8 +18,7 @@ from mcls.errors import DataError, RequestError
 from mcls.inference.load import LoadedRun, pointing
 from mcls.metrics import EvalAccumulator, Metrics, brier, fit_temperature, top_k
 from mcls.report import figures
-from mcls.report.run_figures import fingerprint
-from mcls.report.summary import most_confused
+from mcls.report.run_figures import draw_measures, fingerprint
 from mcls.runs.folder import RunFolder, shell_path
 from mcls.system.files import make_folder, publish
 from mcls.training.precision import recorded_autocast
@@ -192,17 +191,13 @@ def draw_evaluation(found: Evaluation, folder: RunFolder, classes: Sequence[str]
         order: of the doubted samples, for a grid of them; None leaves it out.
     """
     name, names = found.report["split"], figures.legible(tuple(classes))  # of all classes, for their numbers
-    title = f"{folder.name}\n{name} accuracy {found.measures.accuracy * 100:.2f} %"
-    drawn = {
-        "confusion": figures.confusion(*most_confused(found.measures.confusion, names)[:2], title),
-        "reliability": figures.reliability(found.measures.bins, found.measures.ece, title),
-    }
+    drawn = draw_measures(folder.name, name, found.measures, names)
     if order is not None and found.split.inputs.ndim == 4 and len(order):
         chosen, labels = by_class(found, order, names)
         pictures = torch.full((len(chosen), *found.split.inputs.shape[1:]), 255, dtype=torch.uint8)
         filled = chosen >= 0
         pictures[filled] = found.split.inputs[chosen[filled]]
-        shown = f"{folder.name}, {name}\nlabels the model doubts: label, its probability, predicted"
+        shown = f"Labels the model doubts ({name}): label, its probability, predicted\n{folder.name}"
         drawn["mistakes"] = figures.image_grid(pictures.numpy(), labels, [False] * len(labels), shown, EACH)
     make_folder(folder.figures)
     for kind, figure in drawn.items():

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -18,13 +19,16 @@ from numpy.typing import NDArray
 from mcls.data.image_io import MARK
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 log = logging.getLogger("mcls")
 
 Array = NDArray[Any]
+DPI = 120  # pixels per inch
 FONT = "DejaVu Sans"  # matplotlib's own
 RIGHT, WRONG, BLUE, GREY = "#1a7f37", "#c62828", "#2f6fb0", "#888888"
+SPLITS = {"train": "#8a94a6", "val": BLUE, "test": "#d9822b"}
 CELLS = 30  # classes up to which a confusion matrix shows its numbers
 
 
@@ -34,7 +38,7 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     rcParams["text.parse_math"] = False  # a class may be called $x
-    return Figure(figsize=(width, height), dpi=100, layout="tight")
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 @functools.cache
@@ -81,7 +85,12 @@ def legible(names: tuple[str, ...]) -> tuple[str, ...]:
             f"{legend}{more}. "
             f"A package with such a font is fonts-noto-{'cjk' if cjk else 'core'} (Debian, Ubuntu)."
         )
-    return tuple(f"#{number}" if number in numbers else name for number, name in enumerate(names))
+    return tuple(f"#{number}" if number in numbers else shortened(name) for number, name in enumerate(names))
+
+
+def shortened(name: str, length: int = 24) -> str:
+    """`name` in at most `length` characters: its middle is left out."""
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[-(length // 2 - 1) :]}"
 
 
 def png(figure: "Figure") -> bytes:
@@ -99,6 +108,45 @@ def png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
+def add_title(axes: "Axes", title: str) -> None:
+    """The first line of `title` above the axes, what follows it small and grey beneath."""
+    first, *rest = title.split("\n")
+    axes.set_title(first, fontsize=10, pad=20 if rest else 6)
+    if rest:
+        text = axes.annotate(" ".join(rest), (0.5, 1), (0, 7), xycoords="axes fraction", textcoords="offset points")
+        text.set(ha="center", fontsize=7, color=GREY)
+
+
+def curves(epochs: Sequence[dict[str, Any]], best_epoch: int, title: str) -> "Figure":
+    """Loss, accuracy and learning rate from epoch to epoch, the selected epoch marked.
+
+    Args:
+        epochs: the lines of metrics.jsonl.
+        best_epoch: the one whose weights were selected.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(7, 6.4)
+    panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.4))
+    numbers = [record["epoch"] for record in epochs]
+    marker = "o" if len(epochs) == 1 else None
+    for axes, key in zip(panels, ("loss", "accuracy", "lr"), strict=True):
+        for split, colour in SPLITS.items():
+            values = [(record.get(split) or {}).get(key) for record in epochs]
+            if any(value is not None for value in values):
+                shown = [math.nan if value is None else value for value in values]
+                axes.plot(numbers, shown, color=colour, linewidth=1.4, marker=marker, label=split)
+        axes.set_ylabel("learning rate" if key == "lr" else key)
+        axes.grid(alpha=0.25)
+        axes.axvline(best_epoch, color=GREY, linestyle="--", linewidth=1, label=f"epoch {best_epoch}, selected")
+    panels[2].plot(numbers, [record["lr"] for record in epochs], color=GREY, linewidth=1.4, marker=marker)
+    panels[2].set_xlabel("epoch")
+    panels[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].legend(fontsize=8, loc="best")
+    add_title(panels[0], title)
+    return figure
+
+
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> "Figure":
     """Confusion matrix: counts C x C (row the true class), coloured by the part of each true class."""
     classes = legible(tuple(classes))
@@ -110,7 +158,11 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: st
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= CELLS:
         ticks = range(len(classes))
-        axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_xticks(ticks, classes, fontsize=8)
+        if max(map(len, classes)) > 3:
+            axes.tick_params("x", rotation=45)
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
         axes.set_yticks(ticks, classes, fontsize=8)
         for row, column in np.argwhere(table > 0):
             colour = "white" if share[row, column] > 0.5 else "black"
@@ -118,23 +170,25 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: st
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title, fontsize=10)
+    add_title(axes, title)
     return figure
 
 
-def reliability(bins: Sequence[Sequence[float]], ece: float, title: str) -> "Figure":
-    """Reliability diagram of the calibration bins (3 x B: count, sum of confidence, number right)."""
+def reliability(bins: Sequence[Sequence[float]], title: str) -> "Figure":
+    """Reliability diagram of the calibration bins (3 x B: count, sum of confidence, number right) and their counts."""
     count, confidence, correct = (np.asarray(row, dtype=float) for row in bins)
     filled = count > 0
     edges = np.linspace(0, 1, len(count) + 1)
-    figure = new_figure(4.2, 4.2)
-    axes = figure.add_subplot()
+    figure = new_figure(4.2, 5)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     heights = correct[filled] / count[filled]
     axes.bar(edges[:-1][filled], heights, width=1 / len(count), align="edge", color=BLUE, edgecolor="white", alpha=0.85)
     axes.plot(confidence[filled] / count[filled], heights, "o", color="black", markersize=3)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-    axes.set_title(f"{title}\nexpected calibration error {ece:.3f}", fontsize=10)
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    below.bar(edges[:-1], count, width=1 / len(count), align="edge", color=GREY, edgecolor="white")
+    below.set(xlabel="confidence", ylabel="samples")
+    add_title(axes, title)
     return figure
 
 
@@ -154,7 +208,7 @@ def image_grid(images: Array, labels: Sequence[str], right: Sequence[bool], titl
         axes.text(*place, labels[index], ha="center", va="center", fontsize=7, color=colour, linespacing=1.0)
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
-    axes.set_title(title, fontsize=10)
+    add_title(axes, title)
     return figure
 
 
@@ -185,6 +239,6 @@ def regions(
         axes.scatter(
             chosen[:, 0], chosen[:, 1], s=10, color=[palette[number]], label=name, edgecolors="white", linewidths=0.3
         )
-    axes.legend(fontsize=8, loc="best")
-    axes.set_title(title, fontsize=10)
+    figure.legend(fontsize=8, loc="outside right upper")
+    add_title(axes, title)
     return figure

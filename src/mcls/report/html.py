@@ -10,13 +10,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mcls.errors import FolderError
-from mcls.report.summary import most_confused
+from mcls.report.summary import epoch_records, most_confused
 from mcls.report.svg import Curve, chart
-from mcls.runs.folder import RunFolder, parse_json, read_json, read_text, unfinished
-from mcls.runs.formats import EPOCH
+from mcls.runs.folder import RunFolder, read_json, read_text, unfinished
 from mcls.system.text import clean, decimals
 
-CURVES = 64_000_000  # bytes of metrics.jsonl that are read
 PICTURE = 8_000_000  # bytes of a figure that is embedded
 PNG = b"\x89PNG\r\n\x1a\n"
 LATIN = 0x52F  # up to here are Latin, Greek and Cyrillic, which matplotlib's own font has
@@ -98,14 +96,6 @@ def progress(folder: RunFolder, result: dict[str, Any], label: str) -> dict[str,
         "openings": int(result.get("test_openings", 0)),
         "reason": result.get("reason", ""),
     }
-
-
-def epoch_records(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for one that a kill cut off."""
-    content = read_text(folder.metrics, CURVES) if folder.metrics.exists() else ""
-    return [
-        parse_json(line, folder.metrics, EPOCH) for line in content.splitlines(keepends=True) if line.endswith("\n")
-    ]
 
 
 def curves(folder: RunFolder, result: dict[str, Any]) -> list[Markup]:

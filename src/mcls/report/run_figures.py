@@ -12,7 +12,8 @@ from mcls.data.image_files import file_digests
 from mcls.data.types import Split
 from mcls.metrics import EvalAccumulator, Metrics
 from mcls.report import figures
-from mcls.report.summary import most_confused
+from mcls.report.summary import epoch_records, most_confused
+from mcls.runs.folder import RunFolder
 from mcls.runs.tracking import RunLogger
 from mcls.system.files import make_folder, publish
 
@@ -39,26 +40,42 @@ def draw_run_figures(
         classify: numbers of the classes of points (N, 2) in the plane, for the decision regions.
     """
     names = figures.legible(tuple(classes))  # of all classes, for their numbers
-    title = f"{name}\ntest accuracy {measures.accuracy * 100:.2f} %"
-    drawn = {
-        "confusion": figures.confusion(*most_confused(measures.confusion, names)[:2], title),
-        "reliability": figures.reliability(measures.bins, measures.ece, title),
-    }
+    drawn = draw_measures(name, "test", measures, names)
     predicted, confidence = (answer.cpu() for answer in accumulator.predictions())
     if split.inputs.ndim == 4:
         surest = confidence.argsort(descending=True, stable=True)
         right = (predicted == split.targets)[surest]
         chosen = {
-            "predictions": (torch.arange(len(split)), "test samples"),
-            "surest": (surest[right], "the most confident hits"),
-            "mistakes": (surest[~right], "the most confident mistakes"),
+            "predictions": (torch.arange(len(split)), "Test samples"),
+            "surest": (surest[right], "Most confident hits"),
+            "mistakes": (surest[~right], "Most confident mistakes"),
         }
         for kind, (numbers, caption) in chosen.items():
             if len(numbers):
                 drawn[kind] = prediction_grid(split, predicted, confidence, classes, numbers[:GRID_SAMPLES], caption)
     elif split.inputs.shape[1:] == (2,):
-        drawn["regions"] = figures.regions(split.inputs[:].numpy(), split.targets.numpy(), classify, classes, title)
+        drawn["regions"] = figures.regions(
+            split.inputs[:].numpy(), split.targets.numpy(), classify, classes, f"Decision regions, test\n{name}"
+        )
     return {kind: figures.png(figure) for kind, figure in drawn.items()}
+
+
+def draw_measures(name: str, split: str, measures: Metrics, names: Sequence[str]) -> dict[str, "Figure"]:
+    """Confusion matrix and reliability diagram of what was measured on `split`; `names` of the classes are legible."""
+    matrix, shown, _ = most_confused(measures.confusion, names)
+    accuracy = f"{split} accuracy {measures.accuracy * 100:.2f} %"
+    error = f"{split} calibration error {measures.ece:.3f}"
+    return {
+        "confusion": figures.confusion(matrix, shown, f"Confusion matrix, {accuracy}\n{name}"),
+        "reliability": figures.reliability(measures.bins, f"Reliability, {error}\n{name}"),
+    }
+
+
+def save_curves(folder: RunFolder, best_epoch: int) -> None:
+    """Draw what metrics.jsonl holds of the epochs, as figures/curves.png; TensorBoard has its own curves."""
+    figure = figures.curves(epoch_records(folder), best_epoch, f"Training curves\n{folder.name}")
+    make_folder(folder.figures)
+    publish(folder.figures / "curves.png", figures.png(figure))
 
 
 def save_run_figures(drawn: dict[str, bytes], folder: Path, recorder: RunLogger, step: int) -> None:
@@ -93,7 +110,7 @@ def prediction_grid(
     for index in chosen.tolist():
         truth, guess = classes[int(split.targets[index])], classes[int(predicted[index])]
         labels.append(f"{truth}\n{guess} {confidence[index]:.0%}")
-        right.append(truth == guess)
+        right.append(int(split.targets[index]) == int(predicted[index]))
     return figures.image_grid(split.inputs[chosen].numpy(), labels, right, f"{title}: true name, then predicted")
 
 

@@ -1,11 +1,13 @@
-"""The lines that a finished run prints."""
+"""What is told of a run: the lines it prints at its end, its epochs, its most confused classes."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from mcls.runs.folder import RunFolder, relative, shell_path
+from mcls.runs.folder import RunFolder, parse_json, read_text, relative, shell_path
+from mcls.runs.formats import EPOCH
 
+CURVES = 64_000_000  # bytes of metrics.jsonl that are read
 STAMP = r"\d{4}-\d\d-\d\d_\d\d-"  # begins the name of a run that lies two levels below the folder of all runs
 
 
@@ -59,3 +61,11 @@ def most_confused(
     for truth, guess, count in cells:
         counts[place.get(truth, -1)][place.get(guess, -1)] += count
     return counts, labels, shown
+
+
+def epoch_records(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for one that a kill cut off."""
+    content = read_text(folder.metrics, CURVES) if folder.metrics.exists() else ""
+    return [
+        parse_json(line, folder.metrics, EPOCH) for line in content.splitlines(keepends=True) if line.endswith("\n")
+    ]

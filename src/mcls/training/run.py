@@ -300,8 +300,10 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
     }
     end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more
     recorder.scalars(end, run_figures.final_scalars(result, followed))
-    if settings["figures"] and split and test:
+    if settings["figures"]:
         parts.train.release()  # matplotlib takes as much memory as MNIST
+        run_figures.save_curves(folder, progress.best_epoch)
+    if settings["figures"] and split and test:
         drawn = run_figures.draw_run_figures(
             folder.name, split, accumulator, test, classes, partial(classify_points, parts.model, parts.device)
         )
