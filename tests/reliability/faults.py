@@ -338,10 +338,15 @@ def fail_for_seeds(failures: dict[str, str]) -> None:
 
 
 def no_handlers() -> None:
-    """A control: signals do what they do in Python."""
-    from mcls.system.signals import StopRequest
+    """A control: signals do what they do without mcls."""
+    from mcls.system.signals import ASKING, StopRequest
 
-    StopRequest.__enter__ = lambda self: self  # type: ignore[method-assign]
+    def enter(self: StopRequest) -> StopRequest:
+        for number in ASKING:
+            signal.signal(number, signal.SIG_DFL)
+        return self
+
+    StopRequest.__enter__ = enter  # type: ignore[method-assign]
 
 
 def full_logs() -> None:

@@ -82,7 +82,7 @@ def test_control_weights_differ_from_step_to_step(wholes: Any, mcls: Run, tmp_pa
 
 def test_alone_or_in_a_sweep(mcls: Run, tmp_path: Path, count: Count) -> None:
     keys = ("train", "dataset=blobs", "model.dropout=0.1", "trainer.epochs=2", *QUICK)
-    child = mcls(*keys, "-m", "seed=1,2,3", "optimizer.lr=0.1", "hydra.sweep.dir=sweep")
+    child = mcls(*keys, "-m", "seed=1,2,3", "optimizer.lr=0.1", "hydra.sweep.dir=sweep", "sweep.test=all")
     assert child.status == 0, child.stderr
     for seed, folder in zip((1, 2, 3), sorted((tmp_path / "sweep").glob("?_*")), strict=True):
         root = tmp_path / f"solo{seed}"
