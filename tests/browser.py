@@ -1,8 +1,13 @@
 """A real browser, for tests of what is looked at in one."""
 
+import base64
+import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,3 +45,64 @@ def busy_parts(pixels: np.ndarray, size: int = 100) -> float:
     height, width = (length // size * size for length in pixels.shape[:2])
     squares = pixels[:height, :width].reshape(height // size, size, width // size, size, 3).swapaxes(1, 2)
     return float((squares.std(axis=(2, 3)).max(axis=-1) > 2).mean())
+
+
+class Tab:
+    """A page in chromium that is driven: DevTools' protocol over a pair of pipes.
+
+    Args:
+        url: of the page.
+        folder: for the profile.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        there, self.commands = os.pipe()
+        self.answers, back = os.pipe()
+        flags = [flag for flag in FLAGS if "virtual-time" not in flag]
+        command = [str(CHROMIUM), *flags, "--remote-debugging-pipe", f"--user-data-dir={folder / 'driven'}"]
+        shell = ["bash", "-c", f'exec 3<&{there} 4>&{back}; exec "$@"', "bash", *command]  # it talks over 3 and 4
+        self.process = subprocess.Popen(shell, pass_fds=(there, back), stderr=subprocess.DEVNULL)
+        os.close(there)
+        os.close(back)
+        self.number, self.rest, self.session = 0, b"", {}
+        target = self.call("Target.createTarget", url=url)["targetId"]
+        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+
+    def __enter__(self) -> "Tab":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.commands)
+        os.close(self.answers)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The result of a method of the protocol."""
+        self.number += 1
+        line = {"id": self.number, "method": method, "params": parameters, **self.session}
+        os.write(self.commands, json.dumps(line).encode() + b"\0")
+        while True:
+            while b"\0" not in self.rest:
+                self.rest += os.read(self.answers, 65536) or self.gone()
+            message, _, self.rest = self.rest.partition(b"\0")
+            if (found := json.loads(message)).get("id") == self.number:
+                assert "error" not in found, found
+                return dict(found["result"])
+
+    def gone(self) -> bytes:
+        """Chromium has ended."""
+        raise AssertionError("chromium has ended")
+
+    def value(self, expression: str) -> Any:
+        """What JavaScript makes of `expression`, once that is not null or empty."""
+        for _ in range(100):
+            found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+            if found:
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"nothing: {expression}")
+
+    def screenshot(self, path: Path) -> None:
+        """Save what the page shows."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

@@ -25,6 +25,7 @@ CALLS = {
     "add_parser",
     "add_argument",
     "ArgumentTypeError",
+    "HTTPException",
 } | ERRORS
 KEYWORDS = {"help", "description", "epilog"}
 

@@ -13,12 +13,12 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1185,
+    "commands": 1260,
     "sweep": 270,
-    "inference": 890,
+    "inference": 1290,
     "training": 1170,
     "config": 900,
-    "report": 530,
+    "report": 550,
     "data": 1570,
     "runs": 880,
     "metrics": 200,

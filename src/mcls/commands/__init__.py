@@ -8,6 +8,7 @@ COMMANDS = {
     "resume": "go on where a run stopped: mcls resume RUN [key=value ...]",
     "evaluate": "measure a run: mcls evaluate RUN [--split val|test]",
     "predict": "classify files with a finished run: mcls predict RUN INPUT ...",
+    "serve": "the same over HTTP, with a page to try it: mcls serve RUN",
     "export": "bring a model elsewhere: mcls export RUN --format onnx|pt2|safetensors",
     "runs": "the runs in a folder, best first: mcls runs [DIR]",
     "compare": "what differs between two runs, and whether it matters: mcls compare RUN RUN",

@@ -6,10 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mcls.errors import RequestError
 from mcls.system.text import listed
+
+if TYPE_CHECKING:
+    from mcls.inference.predict import Classifier
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,3 +102,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto (default), cpu, cuda, cuda:N or mps; auto uses a GPU if there is one",
     )
+
+
+def open_classifier(place: Path, device: str, changes: list[str]) -> "Classifier":
+    """The model in a run folder or in an exported ONNX file."""
+    from mcls.inference.predict import from_onnx, from_run
+    from mcls.runs.folder import find_run
+
+    if place.suffix.lower() == ".onnx" and place.is_file():
+        return from_onnx(place, device)
+    return from_run(find_run(place), device, changes)

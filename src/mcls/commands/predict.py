@@ -11,9 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcls.commands.options import Parser, add_device, expanded, path, positive
+from mcls.commands.options import Parser, add_device, expanded, open_classifier, path, positive
 from mcls.errors import DataError, RequestError
-from mcls.runs.folder import find_run
 from mcls.system import text as system_text
 from mcls.system.console import console
 from mcls.system.files import replacing
@@ -33,7 +32,7 @@ def run(arguments: list[str]) -> int:
     """Classify everything that is named. Returns the exit status."""
     options = parse_options(arguments)
     with console():
-        model = open_model(options)
+        model = open_classifier(options.run, options.device, options.changes)
         if options.top > len(model.classes):
             raise RequestError(f"--top {options.top}: there are {len(model.classes)} classes.")
         counter = Counter(options.strict)
@@ -128,15 +127,6 @@ def nothing(model: "Classifier", options: argparse.Namespace, counter: Counter) 
         return f"{names}: nothing was classified, all that was found is wrong."
     kind = "pictures" if model.image else "CSV files"
     return f"{names}: nothing to classify, this run takes {kind}. Name some, or a folder that holds some."
-
-
-def open_model(options: argparse.Namespace) -> "Classifier":
-    """The model that is asked for."""
-    from mcls.inference.predict import from_onnx, from_run
-
-    if options.run.suffix.lower() == ".onnx" and options.run.is_file():
-        return from_onnx(options.run, options.device)
-    return from_run(find_run(options.run), options.device, options.changes)
 
 
 def classified(model: "Classifier", options: argparse.Namespace, counter: Counter) -> Batches:

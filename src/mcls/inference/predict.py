@@ -52,6 +52,11 @@ def classify(
         yield [name for name, _ in batch], model.probabilities(np.stack([sample for _, sample in batch]))
 
 
+def warm_up(model: Classifier) -> None:
+    """Compute one made-up sample: the first one takes longest, and tells whether the model works here."""
+    model.probabilities(np.zeros((1, *model.input_shape), dtype=np.uint8 if model.image else np.float32))
+
+
 def from_run(folder: RunFolder, device: str, changes: Sequence[str]) -> Classifier:
     """The selected model of the run in `folder`, on `device`; `changes` as `load_run` takes them.
 

@@ -1,19 +1,20 @@
 """A run as one page of HTML that needs nothing else: no script, no file from elsewhere, everything escaped."""
 
 import base64
+import hashlib
 import math
 import shlex
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mcls.errors import FolderError
 from mcls.report.summary import epoch_records, most_confused
 from mcls.report.svg import Curve, chart
 from mcls.runs.folder import RunFolder, read_json, read_text, unfinished
-from mcls.system.text import clean, decimals
+from mcls.system.text import clean, comma_separated, decimals
 
 PICTURE = 8_000_000  # bytes of a figure that is embedded
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -52,8 +53,37 @@ def page(folder: RunFolder) -> str:
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         reason = clean(f"{type(error).__name__}: {error}")
         raise FolderError(f"{folder.path}: damaged, its files do not have mcls's format ({reason}).") from error
+    return rendered("page.html", values)
+
+
+def template(name: str) -> str:
+    """The text of a template of this package."""
+    return files("mcls.report").joinpath(f"{name}.j2").read_text("utf-8")
+
+
+def rendered(name: str, values: dict[str, Any]) -> str:
+    """The page that a template makes of `values`, in the style of all pages."""
     environment = Environment(autoescape=True, finalize=printable_value, undefined=StrictUndefined)
-    return environment.from_string(files("mcls.report").joinpath("page.html.j2").read_text("utf-8")).render(values)
+    return environment.from_string(template(name)).render(values, style=Markup(template("style.css")))
+
+
+def try_html(name: str, about: str, image: bool, example: list[list[str]]) -> str:
+    """The page on which a served model is tried; its own script is the only one that a browser runs there.
+
+    Args:
+        about: what the model takes.
+        image: whether that is a picture, else it is rows such as `example`.
+    """
+    script = files("mcls.report").joinpath("try.js").read_text("utf-8")
+    values = {
+        "title": name,
+        "about": about,
+        "image": image,
+        "example": Markup(escape(comma_separated(example[0], example[1:], safe=False))) if example else "",
+        "script": Markup(script),
+        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return rendered("try.html", values)
 
 
 def printable_value(value: object) -> object:
