@@ -1,0 +1,50 @@
+"""Makes the pictures of the README: `python docs/images/make.py [DATA_ROOT]`; for board.png it needs chromium.
+
+The runs take a minute on two cores, in a temporary folder; MNIST is read from DATA_ROOT, or downloaded to it.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MCLS = [sys.executable, "-m", "mcls"]
+WIDTH, HEIGHT = 1200, 760  # of the browser's window, in pixels
+RENDERED = 30  # seconds that TensorBoard gets to draw, at most
+
+
+def main(root: str) -> None:
+    """Train, copy the figures, and photograph TensorBoard."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def train(*keys: str) -> None:
+            subprocess.run([*MCLS, "train", *keys, "device=cpu"], cwd=folder, check=True)
+
+        train("outputs=blobs")
+        (run,) = Path(folder, "blobs").glob("*/*")
+        shutil.copy(run / "figures" / "regions.png", HERE)
+        mnist = ("dataset=mnist", f"dataset.root={root}", "outputs=mnist", "trainer.epochs=5")
+        train(*mnist, "-m", "optimizer.lr=0.001,0.01,0.1")
+        (matrix,) = Path(folder, "mnist").glob("**/confusion.png")  # of the selected job
+        shutil.copy(matrix, HERE)
+        if shutil.which("chromium"):
+            photograph_board(Path(folder))
+
+
+def photograph_board(folder: Path) -> None:
+    """A screenshot of `mcls board` on the sweep, as board.png."""
+    with subprocess.Popen([*MCLS, "board", "mnist"], cwd=folder, stdout=subprocess.PIPE, text=True) as board:
+        assert board.stdout is not None
+        url = board.stdout.readline().strip()
+        time.sleep(5)  # TensorBoard reads the runs
+        window = [f"--window-size={WIDTH},{HEIGHT}", f"--virtual-time-budget={RENDERED * 1000}", "--hide-scrollbars"]
+        flags = ["--headless", "--no-sandbox", f"--user-data-dir={folder / 'profile'}", *window]
+        subprocess.run(["chromium", *flags, f"--screenshot={HERE / 'board.png'}", url], check=True, capture_output=True)
+        board.terminate()
+
+
+if __name__ == "__main__":
+    main(str(Path(sys.argv[1]).resolve()) if len(sys.argv) > 1 else "data")
