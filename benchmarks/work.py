@@ -23,7 +23,8 @@ from mcls.runs.folder import RunFolder
 from mcls.runs.tracking import RunLogger
 from mcls.training import run, setup
 from mcls.training.precision import evaluate_loader
-from mcls.training.trainer import Progress, Trainer
+from mcls.training.state import Progress
+from mcls.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import real

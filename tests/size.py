@@ -13,10 +13,10 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1260,
+    "commands": 1300,
     "sweep": 270,
-    "inference": 1290,
-    "training": 1170,
+    "inference": 1310,
+    "training": 1450,
     "config": 900,
     "report": 550,
     "data": 1570,

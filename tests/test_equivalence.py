@@ -1,5 +1,6 @@
 """Two ways to the same numbers: losses, loops, numpy, workers, and the same command twice."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,26 @@ from mcls.models.mlp import MLP
 from mcls.runs import checkpoint
 from mcls.schedules import constant, cosine
 from mcls.training.optim import LRScheduler
-from mcls.training.trainer import Settings, Trainer
+from mcls.training.state import Settings
+from mcls.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(CONFIGS.glob("model/*.yaml"))
 STATISTICS = {"mean": (0.4,), "std": (0.3,)}
+SETTINGS = partial(
+    Settings,
+    patience=None,
+    monitor="accuracy",
+    ema=None,
+    accumulate=1,
+    max_steps=None,
+    max_minutes=None,
+    tta=None,
+    log_every_steps=3,
+    checkpoint_every_seconds=0.0,
+    checkpoint_every_steps=None,
+)
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
@@ -72,7 +87,7 @@ def trained(
         loss or nn.CrossEntropyLoss(),
         optimizer,
         LRScheduler(optimizer, schedule, epochs * len(train)),
-        Settings(epochs, None, "accuracy", clip, 3, 0.0, None),
+        SETTINGS(epochs=epochs, grad_clip_norm=clip),
         num_classes=10,
         device=CPU,
         precision="fp32",

@@ -5,7 +5,16 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from mcls.commands.options import DATA_KEYS, Parser, add_checkpoint, add_device, check_effective, override, path
+from mcls.commands.options import (
+    DATA_KEYS,
+    Parser,
+    add_checkpoint,
+    add_device,
+    add_tta,
+    check_effective,
+    override,
+    path,
+)
 from mcls.report.summary import percent
 from mcls.runs.folder import RunFolder, find_run, read_json, relative, unfinished
 from mcls.system import text
@@ -37,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_checkpoint(command)
     add_device(command)
+    add_tta(command)
     command.add_argument("--mistakes", action="store_true", help="list the samples with the most doubtful labels")
     return command
 
@@ -59,7 +69,7 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     label = unfinished(folder, folder.read_result())
     if label and not folder.best.is_file():  # without val it is written at the end
         options.checkpoint = "last"
-    loaded = load_run(folder, options.checkpoint, options.device, options.changes)
+    loaded = load_run(folder, options.checkpoint, options.device, options.changes, tta=options.tta)
     classes = loaded.classes
     asked = any(change.startswith("dataset.download=") for change in options.changes)
     folder.refuse_links()
@@ -83,6 +93,8 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
 def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> None:
     """The measures as tables on the terminal."""
     print(f"{report['split']:<5} {percent(report)}; {report['checkpoint']} checkpoint, of epoch {report['epoch']}")
+    if "tta" in report:
+        print(f"test-time augmentation: {report['tta']}")
     if "unfinished" in report:
         print(f"the run is not finished: {report['unfinished']}")
     if openings:

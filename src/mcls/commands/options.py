@@ -94,6 +94,15 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """The option that sets the test-time augmentation."""
+    parser.add_argument(
+        "--tta",
+        choices=("flip", "none"),
+        help="flip averages the logits of each image and its mirror image (default: evaluate.tta of the run)",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option that names a device."""
     parser.add_argument(
@@ -104,11 +113,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_classifier(place: Path, device: str, changes: list[str]) -> "Classifier":
+def open_classifier(place: Path, device: str, changes: list[str], tta: str | None = None) -> "Classifier":
     """The model in a run folder or in an exported ONNX file."""
     from mcls.inference.predict import from_onnx, from_run
     from mcls.runs.folder import find_run
 
     if place.suffix.lower() == ".onnx" and place.is_file():
+        if tta:
+            raise RequestError("--tta: an exported file has the run's own inside. Omit it.")
         return from_onnx(place, device)
-    return from_run(find_run(place), device, changes)
+    return from_run(find_run(place), device, changes, tta)

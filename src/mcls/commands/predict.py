@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcls.commands.options import Parser, add_device, expanded, open_classifier, path, positive
+from mcls.commands.options import Parser, add_device, add_tta, expanded, open_classifier, path, positive
 from mcls.errors import DataError, RequestError
 from mcls.system import text as system_text
 from mcls.system.console import console
@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
     """Classify everything that is named. Returns the exit status."""
     options = parse_options(arguments)
     with console():
-        model = open_classifier(options.run, options.device, options.changes)
+        model = open_classifier(options.run, options.device, options.changes, options.tta)
         if options.top > len(model.classes):
             raise RequestError(f"--top {options.top}: there are {len(model.classes)} classes.")
         counter = Counter(options.strict)
@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--strict", action="store_true", help="an invalid file or row is an error, exit status 3")
     add_device(command)
+    add_tta(command)
     command.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples per batch (default 64)")
     command.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger images (default 64 million)")
     command.add_argument("--trust", action="append", default=[], help=argparse.SUPPRESS)  # as it was once said

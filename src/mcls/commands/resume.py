@@ -23,8 +23,8 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="mcls resume",
         description="Go on where a run stopped, however it stopped: the result is the uninterrupted run's, bit for bit "
-        "on the CPU. Keys that do not change what is trained may be changed, and trainer.epochs and trainer.patience, "
-        "to go on for longer or to end earlier.",
+        "on the CPU. Keys that do not change what is trained may be changed, and how long is trained: trainer.epochs, "
+        "patience, max_steps and max_minutes, to go on for longer or to end earlier.",
     )
     made.add_argument("run", type=path, metavar="RUN", help="folder of a run or of a sweep")
     made.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example trainer.epochs=30")
@@ -73,6 +73,11 @@ def complete(result: dict[str, Any], folder: RunFolder, asked: dict[str, Any]) -
     done, was = result["epochs"], read_yaml(folder.config)["trainer"]
     epochs, patience, again = asked["epochs"], asked["patience"], f"mcls resume {shell_path(folder.path)}"
     check_length(epochs, done)
+    if (key := str(result.get("ended_by")).removeprefix("trainer.")) in ("max_steps", "max_minutes"):
+        if asked[key] is None or asked[key] > was[key]:
+            return ""
+        ended = f"already finished: trainer.{key} ended it in epoch {done}"
+        return f"{ended}; for more: {again} trainer.{key}={2 * was[key]:g}"
     if done < was["epochs"] and patience is not None and patience <= (was["patience"] or patience):
         ended = f"already finished: trainer.patience ran out after {done} of {was['epochs']} epochs"
         return f"{ended}; for more: {again} trainer.patience={2 * (was['patience'] or patience)}"

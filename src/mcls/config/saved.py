@@ -25,7 +25,12 @@ log = logging.getLogger("mcls")
 # schema number: defaults that folders of it and older ones had, where today's would do something else
 THEN: dict[int, dict[str, Any]] = {0: {"dataset.bits": 16, "sweep.test": "all"}}
 
-EXTENDABLE_KEYS = ("trainer.epochs", "trainer.patience")  # how long is trained; not to less than has been
+EXTENDABLE_KEYS = (
+    "trainer.epochs",
+    "trainer.patience",
+    "trainer.max_steps",
+    "trainer.max_minutes",
+)  # how long is trained; not to less than has been
 # keys that do not change what is trained
 RESUMABLE_KEYS = (
     "trainer.log_every_steps",
@@ -74,7 +79,7 @@ def saved_model(folder: RunFolder, changes: Sequence[str] = ()) -> dict[str, Any
     for key, value in shipped_defaults(choices).items():
         group, _, name = key.rpartition(".")
         (config.setdefault(group, {}) if group else config)[name] = value
-    config |= {key: stored[key] for key in ("schema", "precision", "model") if key in stored}
+    config |= {key: stored[key] for key in ("schema", "precision", "model", "evaluate") if key in stored}
     config = check_saved(config, choices, changes, folder.config)
     dataset = stored.get("dataset")
     if isinstance(dataset, dict) and isinstance(dataset.get("delimiter"), str):  # of new files too, or else "auto"
@@ -141,7 +146,8 @@ def bring_up_to_date(
     }
     for key, value in shipped_defaults(choices).items():
         group, _, name = key.rpartition(".")
-        node = config.setdefault("sweep", {}) if group == "sweep" else config[group] if group else config
+        own_file = group in ("sweep", "evaluate")  # of train.yaml, in every run since it is there
+        node = config.setdefault(group, {}) if own_file else config[group] if group else config
         if name != "_target_":
             node.setdefault(name, then.get(key, value))
 

@@ -85,6 +85,7 @@ class Loader:
         augment: applied to every batch as it is stored; None for val and test.
         seed: of the order and the augmentation; None serves the samples in their own order.
         balanced: an epoch draws as many samples, of each class as probably as of another, some more than once.
+        drop_last: leave out the last batch of an epoch where it is smaller than the others.
         resident: keep the whole split on the device; otherwise, and always when its inputs are `Files`, it stays where
             it is and batches are brought over.
         workers: processes that read the batches of a split that is not resident.
@@ -101,6 +102,7 @@ class Loader:
         augment: Augmentation | None = None,
         seed: int | None = None,
         balanced: bool = False,
+        drop_last: bool = False,
         resident: bool = True,
         workers: int = 0,
         channels_last: bool = False,
@@ -110,7 +112,7 @@ class Loader:
         self.targets = split.targets.to(device)
         self.batch_size, self.device, self.normalise = batch_size, device, normalise
         self.augment, self.seed = augment, seed
-        self.balanced, self.workers = balanced, workers
+        self.balanced, self.drop_last, self.workers = balanced, drop_last, workers
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     @property
@@ -120,7 +122,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return -(-self.samples // self.batch_size)
+        return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
 
     def order(self, epoch: int) -> Tensor:
         """Sample numbers (int64, on the CPU) in the order in which `epoch` serves them."""
@@ -154,7 +156,7 @@ class Loader:
             return
 
         def cut(numbers: Tensor) -> list[Tensor]:
-            shares = map(world.share, numbers.split(self.batch_size)[first:])
+            shares = map(world.share, numbers.split(self.batch_size)[first : len(self)])
             return [share for share in shares if len(share)]
 
         order = self.order(epoch)

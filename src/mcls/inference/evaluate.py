@@ -21,7 +21,6 @@ from mcls.report import figures
 from mcls.report.run_figures import draw_measures, fingerprint
 from mcls.runs.folder import RunFolder, shell_path
 from mcls.system.files import make_folder, publish
-from mcls.training.precision import recorded_autocast
 from mcls.training.restore import as_trained_on
 
 log = logging.getLogger("mcls")
@@ -102,16 +101,12 @@ def fingerprint_difference(known: dict[str, Any] | None, split: Split) -> str:
     return "what is in them differs" if known["inputs"] != here["inputs"] else ""
 
 
-@torch.inference_mode()
 def logit_batches(loaded: LoadedRun, split: Split) -> Iterator[Tensor]:
     """Logits float32 (n, C) of the samples of `split`, in order, on the CPU, in the precision of the training."""
     size = forward_batch(loaded.input_shape, len(loaded.classes))
     loader = Loader(split, size, loaded.device, loaded.normalise, resident=False)
-    arithmetic = recorded_autocast(loaded.precision, loaded.device)
     for inputs, _ in loader.epoch():
-        with arithmetic:
-            logits = loaded.model(inputs)
-        yield logits.float().cpu()
+        yield loaded.logits(inputs).cpu()
 
 
 def logits_of(loaded: LoadedRun, split: Split) -> Tensor:
@@ -150,6 +145,7 @@ def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> E
     report = {
         "split": name,
         "epoch": loaded.epoch,
+        **({"tta": loaded.tta} if loaded.tta else {}),
         **measures.report(loaded.classes, selected=name == "val"),
         **({f"top_{TOP}": round(hits) / len(split)} if count > TOP else {}),
         "brier": distances / len(split),

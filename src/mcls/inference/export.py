@@ -16,6 +16,7 @@ from mcls.data import image_io
 from mcls.data.table_encoder import all_numbers
 from mcls.errors import MachineError, RunError
 from mcls.inference.load import LoadedRun, with_delimiter
+from mcls.training.precision import eval_logits
 
 BATCHES = (1, 7)  # batch sizes at which the export is compared with the original; the traced example has 2 samples
 TOLERANCE = 1e-4  # largest difference of two probabilities
@@ -28,14 +29,15 @@ class Deployed(nn.Module):
     Args:
         model: inputs to logits.
         scale, shift: of the normalisation, (1, C, 1, 1) or float64 (F,); None for inputs that need none.
+        tta: the run's test-time augmentation.
     """
 
     scale: Tensor | None
     shift: Tensor | None
 
-    def __init__(self, model: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
+    def __init__(self, model: nn.Module, scale: Tensor | None, shift: Tensor | None, tta: str | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.tta = model, tta
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
@@ -43,8 +45,7 @@ class Deployed(nn.Module):
         """Probabilities float32 (N, C)."""
         if self.scale is not None and self.shift is not None:
             inputs = (inputs * self.scale + self.shift).float()
-        logits: Tensor = self.model(inputs)
-        return logits.float().softmax(dim=1)
+        return eval_logits(self.model, inputs, self.tta).float().softmax(dim=1)
 
 
 def export(loaded: LoadedRun, form: str) -> tuple[bytes, dict[int, float]]:
@@ -59,7 +60,7 @@ def export(loaded: LoadedRun, form: str) -> tuple[bytes, dict[int, float]]:
         scale, shift = loaded.normalise.scale, loaded.normalise.shift
         if (table := format_numbers(loaded)) is not None:
             scale, shift = 1 / table[1], -table[0] / table[1]
-        deployed = Deployed(loaded.model, scale, shift).eval()
+        deployed = Deployed(loaded.model, scale, shift, loaded.tta).eval()
         with quiet():
             content, copied = FORMS[form](deployed, loaded)
             differences = {size: output_difference(loaded, copied, size) for size in BATCHES}
@@ -147,6 +148,7 @@ def about(loaded: LoadedRun) -> dict[str, str]:
         "model": loaded.config["model"],
         "epoch": loaded.epoch,
         "encoder": with_delimiter(loaded),
+        "tta": loaded.tta,
         "bits": loaded.bits if loaded.bits != image_io.BITS else None,
     }
     return {f"mcls.{key}": json.dumps(value) for key, value in found.items() if value is not None}
@@ -168,7 +170,7 @@ def output_difference(loaded: LoadedRun, copied: Run, size: int) -> float:
     inputs = example(loaded, size)
     table = format_numbers(loaded)
     given = loaded.normalise(inputs) if table is None else ((inputs - table[0]) / table[1]).float()
-    expected = loaded.model(given).float().softmax(dim=1)
+    expected = eval_logits(loaded.model, given, loaded.tta).float().softmax(dim=1)
     return float((copied(inputs) - expected).abs().max())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mcls.config.instantiate import build
 from mcls.config.saved import saved_config, saved_model
@@ -18,7 +18,7 @@ from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, find_run, read_json, read_yaml, shell_path
 from mcls.system.device import resolve_device
 from mcls.system.text import composed
-from mcls.training.precision import trained_precision
+from mcls.training.precision import check_tta, eval_logits, recorded_autocast, trained_precision
 from mcls.training.restore import check_weights_fit
 
 PLACES = {"root": "DIR", "path": "FILE", "test_path": "FILE"}  # keys of data sets that say where the data are
@@ -41,6 +41,7 @@ class LoadedRun:
         epoch: that the weights come from.
         encoder: what turns the rows of a table into samples, plain data; None for data that are no table.
         bits: of the values in pictures of more than 8 bits.
+        tta: the test-time augmentation that its logits are computed with, of `evaluate.tta`.
     """
 
     folder: RunFolder
@@ -56,10 +57,22 @@ class LoadedRun:
     epoch: int
     encoder: dict[str, Any] | None
     bits: int
+    tta: str | None
+
+    @torch.inference_mode()
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits float32 (N, C), in the precision of the training, of `inputs` as the model is given them."""
+        with recorded_autocast(self.precision, self.device):
+            return eval_logits(self.model, inputs, self.tta).float()
 
 
 def load_run(
-    folder: RunFolder, which: str = "best", device: str = "auto", changes: Sequence[str] = (), model_only: bool = False
+    folder: RunFolder,
+    which: str = "best",
+    device: str = "auto",
+    changes: Sequence[str] = (),
+    model_only: bool = False,
+    tta: str | None = None,
 ) -> LoadedRun:
     """Load the run in `folder`.
 
@@ -68,6 +81,7 @@ def load_run(
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         changes: `key=value` that do not change what was trained, such as `dataset.root=DIR` or `trust=[my_package]`.
         model_only: look at nothing in the run's configuration but its model: what the data were is in the checkpoint.
+        tta: `flip`, or `none`, in place of the run's `evaluate.tta`.
 
     Raises FolderError when the folder is no run, has no such checkpoint yet, or is damaged or refused.
     """
@@ -77,7 +91,7 @@ def load_run(
     if not path.is_file():
         raise FolderError(f"{path}: no such checkpoint yet. Continue with: mcls resume {shell_path(folder.path)}")
     state = checkpoint.load_as(checkpoint.BEST if which == "best" else checkpoint.LAST, path)
-    data, weights = state["data"], state["model"]
+    data, weights = state["data"], state.get("average") or state["model"]
     epoch = state["epoch"] if which == "best" else state["progress"]["epoch"]
     classes, shape = tuple(map(composed, data["classes"])), tuple(data["input_shape"])
     mean, std = ((tuple(map(float, data[key])) if key in data else None) for key in ("mean", "std"))
@@ -94,7 +108,20 @@ def load_run(
     normalise = Normalise(mean, std, target)
     encoder = data.get("encoder")
     return LoadedRun(
-        folder, config, model, classes, shape, mean, std, normalise, target, precision, epoch, encoder, bits
+        folder,
+        config,
+        model,
+        classes,
+        shape,
+        mean,
+        std,
+        normalise,
+        target,
+        precision,
+        epoch,
+        encoder,
+        bits,
+        check_tta({"flip": "flip", "none": None, None: config["evaluate"]["tta"]}[tta], shape, "--tta"),
     )
 
 

@@ -57,14 +57,14 @@ def warm_up(model: Classifier) -> None:
     model.probabilities(np.zeros((1, *model.input_shape), dtype=np.uint8 if model.image else np.float32))
 
 
-def from_run(folder: RunFolder, device: str, changes: Sequence[str]) -> Classifier:
-    """The selected model of the run in `folder`, on `device`; `changes` as `load_run` takes them.
+def from_run(folder: RunFolder, device: str, changes: Sequence[str], tta: str | None = None) -> Classifier:
+    """The selected model of the run in `folder`, on `device`; `changes` and `tta` as `load_run` takes them.
 
     Raises MclsError as `load_run` does.
     """
     from mcls.inference.load import load_run
 
-    return run_classifier(load_run(folder, "best", device, changes, model_only=True))
+    return run_classifier(load_run(folder, "best", device, changes, model_only=True, tta=tta))
 
 
 def run_classifier(loaded: "LoadedRun") -> Classifier:
@@ -72,14 +72,10 @@ def run_classifier(loaded: "LoadedRun") -> Classifier:
     import torch
 
     from mcls.inference.load import with_delimiter
-    from mcls.training.precision import recorded_autocast
 
-    @torch.inference_mode()
     def probabilities(samples: NumpyArray) -> NumpyArray:
         inputs = loaded.normalise(torch.from_numpy(samples).to(loaded.device))
-        with recorded_autocast(loaded.precision, loaded.device):
-            logits = loaded.model(inputs)
-        found: NumpyArray = logits.float().softmax(dim=1).cpu().numpy()
+        found: NumpyArray = loaded.logits(inputs).softmax(dim=1).cpu().numpy()
         return found
 
     encoder = with_delimiter(loaded)

@@ -22,6 +22,7 @@ BEST = {"model": WEIGHTS_SHAPE, "data": {}, "epoch": "count"}
 LAST = {
     "model": WEIGHTS_SHAPE,
     "best": ("null", WEIGHTS_SHAPE),
+    "average?": ("null", WEIGHTS_SHAPE),
     "optimizer": {"state": {"*": {"*": (torch.Tensor, "float|null")}}, "param_groups": [{"params": ["count"]}]},
     "scaler": {"*": "float"},
     "progress": {
@@ -118,7 +119,7 @@ def load_as(shape: Any, path: Path) -> dict[str, Any]:
     state = load_checkpoint(path)
     check(state, shape, path)
     check_data(state["data"], path)
-    for weights in (state["model"], state.get("best")):
+    for weights in (state["model"], state.get("best"), state.get("average")):
         if weights and not all(tensor.isfinite().all() for tensor in weights.values()):
             raise FolderError(f"{path}: damaged, its weights are not finite.")
     return state

@@ -30,7 +30,7 @@ REPORT = {
 }
 RESULT: dict[str, Any] = {
     "status": "text",
-    "reason?": "text|null",
+    **{f"{key}?": "text|null" for key in ("reason", "ended_by")},
     **{f"{key}?": "count" for key in ("test_openings", "epochs", "best_epoch", "steps")},
     **{f"{key}?": "float" for key in ("seconds", "total_seconds")},
     **{f"{key}?": ("null", {"accuracy?": "float|null"}) for key in ("val", "test")},

@@ -34,19 +34,17 @@ class World:
         """This process's part of a batch."""
         return batch if self.size == 1 else batch[slice(*self.cut(0, len(batch)))]
 
-    def scale_loss(self, loss: Tensor, targets: Tensor, whole: int, weights: Tensor | None) -> Tensor:
-        """This process's part of the mean loss over a batch of `whole` samples; the parts add up to it.
+    def loss_share(self, targets: Tensor, whole: int, weights: Tensor | None) -> Tensor | float | None:
+        """What this process's mean loss counts in that of a batch of `whole` samples; None for a single process.
 
         Args:
-            loss: mean over this process's `targets`.
+            targets: classes of this process's samples.
             weights: of each class, if the mean is weighed; float (C,).
         """
         if self.size == 1:
-            return loss
-        if weights is None:
-            return loss * (len(targets) / whole)
-        mine = weights[targets].sum()
-        return loss * (mine / self.sum(mine.clone()))
+            return None
+        mine = loss_mass(targets, weights)
+        return mine / self.sum(mine.clone()) if isinstance(mine, Tensor) else mine / whole
 
     def add_gradients(self, weights: Iterable[Tensor]) -> None:
         """Add the gradients of all processes up: in one buffer, so in the same order at every step."""
@@ -104,3 +102,8 @@ class World:
 
 
 SINGLE_PROCESS = World()
+
+
+def loss_mass(targets: Tensor, weights: Tensor | None) -> Tensor | int:
+    """What samples of these classes weigh in a mean loss: their number, or the sum of their classes' `weights`."""
+    return len(targets) if weights is None else weights[targets].sum()

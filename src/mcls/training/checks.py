@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mcls.data.types import Dataset
 from mcls.errors import MclsError, RequestError
+from mcls.training.precision import check_tta
 
 log = logging.getLogger("mcls")
 
@@ -33,6 +34,7 @@ def check_components(
             "trainer.patience: requires a validation split. Raise dataset.val_fraction, or set it to null."
         )
     check_model(model, config["model"]["_target_"], shape, num_classes, device)
+    check_tta(config["evaluate"]["tta"], shape, "evaluate.tta")
     check_augment(augment, config["augment"]["_target_"], shape)
     class_weights = check_loss(loss, config["loss"]["_target_"], dataset.train.targets, num_classes, device)
     check_optimizer(optimizer, config["optimizer"]["_target_"])

@@ -1,10 +1,12 @@
 """What the trainer needs of an optimizer: its learning rates set before each step, and a step without overhead."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from mcls.schedules import Schedule
@@ -29,6 +31,23 @@ def raw_step(optimizer: Optimizer) -> Callable[[], object]:
     if not kind.__module__.startswith("torch.optim.") or optimizer.defaults.get("differentiable"):
         return optimizer.step
     return torch.no_grad()(partial(inspect.unwrap(kind.step), optimizer))
+
+
+def not_finite(model: nn.Module, optimizer: Optimizer) -> str:
+    """The first tensor of the model or of the optimizer's state that holds a value that is not finite; or nothing."""
+    tensors = dict(model.state_dict())
+    for number, values in enumerate(optimizer.state.values()):
+        tensors |= {f"the optimizer's {key} of weight {number}": item for key, item in values.items()}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+            return name
+    return ""
+
+
+def planned_steps(settings: Mapping[str, Any], batches: int) -> int:
+    """Steps of a training by its `trainer` keys, of `batches` an epoch; the schedule is stretched over them."""
+    steps: int = settings["epochs"] * batches
+    return steps if settings["max_steps"] is None else min(steps, settings["max_steps"])
 
 
 class LRScheduler:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mcls.data.loader import Loader, worker_errors
 from mcls.errors import MachineError, RequestError, Stopped
@@ -28,6 +28,20 @@ def recorded_autocast(precision: str, device: torch.device) -> contextlib.Abstra
     return autocast(device, precision)
 
 
+def eval_logits(model: nn.Module, inputs: Tensor, tta: str | None) -> Tensor:
+    """Logits (N, C) of `inputs`; with `tta` `flip` their mean over the pictures and their mirror images."""
+    logits: Tensor = model(inputs)
+    return logits if tta is None else (logits + model(inputs.flip(-1))) / 2
+
+
+def check_tta(tta: str | None, shape: tuple[int, ...], key: str) -> str | None:
+    """`tta`, set by `key`. Raises RequestError where samples of `shape` have no mirror images."""
+    if tta is not None and len(shape) != 3:
+        got = " x ".join(map(str, shape))
+        raise RequestError(f"{key}: {tta} requires images, but this data set has samples of shape {got}.")
+    return tta
+
+
 @worker_errors()
 @torch.inference_mode()
 def evaluate_loader(
@@ -37,13 +51,14 @@ def evaluate_loader(
     precision: str,
     stop: Callable[[], int] = int,
     world: World = SINGLE_PROCESS,
+    tta: str | None = None,
 ) -> EvalAccumulator:
     """Measure `model` on this process's share of what `loader` serves. Raises Stopped when `stop` tells of a signal."""
     model.eval()
     accumulator = EvalAccumulator(num_classes, loader.device)
     for inputs, targets in loader.epoch(world=world):
         with autocast(loader.device, precision):
-            logits = model(inputs)
+            logits = eval_logits(model, inputs, tta)
         del inputs  # or the next batch takes memory that is not in the cache
         accumulator.add(logits, targets)
         if signal_number := stop():

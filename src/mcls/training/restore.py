@@ -14,8 +14,10 @@ from mcls.errors import FolderError
 from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, read_json
 from mcls.runs.formats import check
+from mcls.training.optim import planned_steps
 from mcls.training.setup import PARTS, Components
-from mcls.training.trainer import Progress, Trainer
+from mcls.training.state import Progress
+from mcls.training.trainer import Trainer
 
 log = logging.getLogger("mcls")
 
@@ -42,7 +44,7 @@ def read_metadata(folder: RunFolder) -> dict[str, Any]:
 def check_resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
     """`config` with a model whose weights come from `state`. Raises FolderError unless `state` fits it."""
     data = state["data"]
-    for weights in filter(None, (state["best"], state["model"])):
+    for weights in filter(None, (state["best"], state.get("average"), state["model"])):
         node = check_weights_fit(config, tuple(data["input_shape"]), len(data["classes"]), weights, folder.last)
     check_length(config["trainer"]["epochs"], state["progress"]["epoch"])
     dataset = as_trained_on(config["dataset"], data.get("bits", image_io.BITS))
@@ -61,6 +63,8 @@ def fitted(state: dict[str, Any], trainer: Trainer, batches: int) -> dict[str, A
         raise ValueError("its progress makes no sense")
     if state["best"] is not None and kinds(state["best"]) != kinds(trainer.model.state_dict()):
         raise ValueError("its best weights do not fit")
+    if (trainer.average is None) != (state.get("average") is None):
+        raise ValueError("its averaged weights do not fit")
     if state["scaler"].keys() != trainer.scaler.state_dict().keys():
         raise ValueError("its precision is another")
     check_optimizer_state(state["optimizer"], trainer, state["data"]["input_shape"])
@@ -100,13 +104,14 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def tell_length(config: dict[str, Any], planned: int, progress: dict[str, Any], parts: Components) -> None:
-    """Warn of what it does to a run that it is to have another number of epochs than `planned`."""
+def tell_length(config: dict[str, Any], planned: dict[str, Any], progress: dict[str, Any], parts: Components) -> None:
+    """Warn of what it does to the schedule that a run is to have other steps than by the `planned` keys of trainer."""
+    before, steps = planned_steps({"max_steps": None, **planned}, len(parts.train)), parts.rates.total_steps
     epochs, constant = config["trainer"]["epochs"], {"_target_": "mcls.schedules.constant", "warmup_fraction": 0}
-    if progress["epoch"] < epochs != planned and config["schedule"] != constant:
-        way = "stretched over all epochs: the learning rate goes back to where it was before"
-        if epochs < planned:
-            way = "shrunk to fewer epochs: the learning rate jumps ahead"
+    if progress["step"] < steps != before and config["schedule"] != constant:
+        way = "stretched over all steps: the learning rate goes back to where it was before"
+        if steps < before:
+            way = "shrunk to fewer steps: the learning rate jumps ahead"
         log.warning(f"the schedule is {way}")
     if progress["epoch"] == epochs and progress["batch"] and parts.val is None:
         log.warning(f"{progress['batch']} steps of epoch {epochs + 1} are in the weights too")

@@ -31,7 +31,8 @@ from mcls.training.launch import launch_workers
 from mcls.training.precision import evaluate_loader
 from mcls.training.restore import check_resumable, fitted, newest_checkpoint, read_metadata, tell_length
 from mcls.training.setup import Components, build_components, hyperparameters
-from mcls.training.trainer import MetricWriter, Trainer
+from mcls.training.state import MetricWriter, NullWriter
+from mcls.training.trainer import Trainer
 
 log = logging.getLogger("mcls")
 
@@ -84,9 +85,9 @@ def train_new(
         "device_name": device_name(parts.device),
         "precision": parts.precision,
         "channels_last": parts.channels_last,
-        "batch_size": parts.train.batch_size,
+        "batch_size": parts.batch_size,
         "environment": environment(),
-        "hyperparameters": {**hyperparameters(config, origin["choices"]), "trainer.batch_size": parts.train.batch_size},
+        "hyperparameters": {**hyperparameters(config, origin["choices"]), "trainer.batch_size": parts.batch_size},
     }
     with stop.patient(), (folder := make_folder()).lock(), log_to_folder(folder):
         folder.write_config(config)
@@ -114,10 +115,10 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
             if (was := str(about[key]).split(":")[0]) != str(found):
                 raise MachineError(f"{key}: the run was started with {was}, got {found}. Resume it with {was}.")
         if state is not None:
-            tell_length(config, read_yaml(folder.config)["trainer"]["epochs"], state["progress"], parts)
+            tell_length(config, read_yaml(folder.config)["trainer"], state["progress"], parts)
         with stop.patient():
             folder.write_config(config)
-            resolved = {"trainer.batch_size": parts.train.batch_size}
+            resolved = {"trainer.batch_size": parts.batch_size}
             about["hyperparameters"] = {**hyperparameters(config, about["choices"]), **resolved}
             folder.write_json(folder.about, about)
             return train_and_record(RunContext(folder, parts, wanted, about, state, stop), started)
@@ -168,6 +169,8 @@ def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> 
     device = f"{processes}{parts.device} ({about['device_name']}), {parts.precision}{order}"
     log.info(f"data    {choices['dataset']}: {sizes}; {len(dataset.classes)} classes; {shape}; {memory}")
     log.info(f"model   {choices['model']}: {weights:,} weights; {others}")
+    if parts.settings.ema is not None:
+        log.info(f"ema     val, the selected weights and exports are averages, trainer.ema={parts.settings.ema:g}")
     log.info(f"device  {device}; {about['environment']['threads']} threads; seed {about['seed']}")
     log.info(f"folder  {relative(folder.path)}")
 
@@ -212,8 +215,8 @@ def make_trainer(
 
 
 @worker_errors()
-def restore_and_fit(trainer: Trainer, parts: Components, config: dict[str, Any], state: dict[str, Any] | None) -> None:
-    """Train, from the leader's `state` on if there is one."""
+def restore_and_fit(trainer: Trainer, parts: Components, config: dict[str, Any], state: dict[str, Any] | None) -> str:
+    """Train, from the leader's `state` on if there is one. Returns the key of `trainer` that ended it."""
     state = parts.world.broadcast_object(state)
     if state is not None:
         try:
@@ -221,17 +224,7 @@ def restore_and_fit(trainer: Trainer, parts: Components, config: dict[str, Any],
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise FolderError(f"last.pt: refused, it does not fit the run ({error}).") from error
     followed = parts.load(parts.dataset.open_test()) if config["trainer"]["evaluate_test_each_epoch"] else None
-    trainer.fit(parts.train, parts.val, followed)
-
-
-class NullWriter:
-    """A recorder that records nothing."""
-
-    def steps(self, step: int, scalars: dict[str, float]) -> None:
-        """Nothing."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Nothing."""
+    return trainer.fit(parts.train, parts.val, followed)
 
 
 def worker_main(
@@ -252,26 +245,38 @@ def worker_main(
             )
 
 
+def train_in_processes(run: RunContext, recorder: RunLogger, openings: int) -> tuple[Trainer, str, int]:
+    """Train, in all processes. Returns the trainer, the key of `trainer` that ended it, and the openings of test."""
+    parts, folder, followed = run.components, run.folder, run.config["trainer"]["evaluate_test_each_epoch"]
+    begun = run.state["progress"]["epoch"] if run.state else 0
+    with launch_workers(parts.world, parts.device, "mcls.training.run:worker_main", run.config, run.stop):
+        trainer = make_trainer(parts, recorder, checkpoint_writer(folder, parts), run.stop)
+        try:
+            ended = restore_and_fit(trainer, parts, run.config, run.state)
+        finally:
+            if followed:  # every epoch opens the test set, those before a kill -9 did too
+                openings = max(openings, begun) + max(0, trainer.progress.epoch - begun)
+                folder.write_json(folder.result, {"status": "running", "test_openings": openings})
+    return trainer, ended, openings
+
+
 def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> dict[str, Any]:
     """Train, select, open the test set (which had `openings` before) unless it is to stay closed, measure and draw.
 
     Returns the content of result.json.
     """
     parts, folder, settings = run.components, run.folder, run.config["trainer"]
-    begun, followed = run.state["progress"]["epoch"] if run.state else 0, settings["evaluate_test_each_epoch"]
-    with launch_workers(parts.world, parts.device, "mcls.training.run:worker_main", run.config, run.stop):
-        trainer = make_trainer(parts, recorder, checkpoint_writer(folder, parts), run.stop)
-        try:
-            restore_and_fit(trainer, parts, run.config, run.state)
-        finally:
-            if followed:  # every epoch opens the test set, those before a kill -9 did too
-                openings = max(openings, begun) + max(0, trainer.progress.epoch - begun)
-                folder.write_json(folder.result, {"status": "running", "test_openings": openings})
+    trainer, ended, openings = train_in_processes(run, recorder, openings)
     progress, classes = trainer.progress, parts.dataset.classes
-
-    measure = partial(evaluate_loader, parts.model, num_classes=len(classes), precision=parts.precision, stop=run.stop)
-    if trainer.best is not None:
-        parts.model.load_state_dict(trainer.best)
+    measure = partial(
+        evaluate_loader,
+        parts.model,
+        num_classes=len(classes),
+        precision=parts.precision,
+        stop=run.stop,
+        tta=parts.settings.tta,
+    )
+    parts.model.load_state_dict(trainer.weights if trainer.best is None else trainer.best)
     split = test = None
     if not run.about.get("test_closed"):
         openings += 1
@@ -283,10 +288,12 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
             raise RunError(f"the test loss is {test.loss} after step {progress.step}. Lower optimizer.lr.")
     if trainer.best is None:  # no val: the last weights are the selected ones
         progress.best_epoch = progress.epoch
-        save_best(folder, parts.model.state_dict(), progress.epoch, parts.data)
+    if trainer.best is None or trainer.best_is_new:  # or they are of an epoch that a limit cut short
+        save_best(folder, parts.model.state_dict(), progress.best_epoch, parts.data)
     val = measure(parts.val).measure() if parts.val is not None else None
     result: dict[str, Any] = {
         "status": "finished",
+        "ended_by": f"trainer.{ended}",
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "steps": progress.step,
@@ -299,7 +306,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
         "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
     }
     end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more
-    recorder.scalars(end, run_figures.final_scalars(result, followed))
+    recorder.scalars(end, run_figures.final_scalars(result, settings["evaluate_test_each_epoch"]))
     if settings["figures"]:
         parts.train.release()  # matplotlib takes as much memory as MNIST
         run_figures.save_curves(folder, progress.best_epoch)

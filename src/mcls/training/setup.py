@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from mcls.config.instantiate import build
-from mcls.data.loader import Loader, Normalise, forward_batch
+from mcls.data.loader import ORDER, Loader, Normalise, forward_batch, generator
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MachineError, RequestError
 from mcls.system.device import memory_bytes, resolve_device
 from mcls.system.distributed import SINGLE_PROCESS, World
 from mcls.training.checks import check_components, may_fuse
-from mcls.training.optim import LRScheduler, skip_compiler_import
+from mcls.training.optim import LRScheduler, planned_steps, skip_compiler_import
 from mcls.training.precision import resolve_precision, set_matrix_products
-from mcls.training.trainer import Settings
+from mcls.training.state import Settings
 
 log = logging.getLogger("mcls")
 
@@ -38,6 +38,7 @@ class Components:
     optimizer: torch.optim.Optimizer
     rates: LRScheduler
     settings: Settings
+    batch_size: int
     train: Loader
     val: Loader | None
     load: Callable[[Split], Loader]
@@ -79,7 +80,7 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     schedule = build("schedule", config["schedule"], trust)
     # check
     class_weights = check_components(config, dataset, model, augment, loss, optimizer, device)
-    size = resolve_batch_size(settings["batch_size"], len(dataset.train), model, world.size)
+    split, size = training_split(config, dataset, model, world)
     # prepare
     channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
     if channels_last:
@@ -97,9 +98,8 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     def load(split: Split) -> Loader:
         return Loader(split, forward_batch(shape, num_classes), **serve)
 
-    train = Loader(
-        dataset.train, size, augment=augment, seed=seed, balanced=settings["class_balanced_sampling"], **serve
-    )
+    keys = {"balanced": settings["class_balanced_sampling"], "drop_last": settings["drop_last"]}
+    train = Loader(split, size * settings["accumulate"], augment=augment, seed=seed, **keys, **serve)
     torch.manual_seed(seed + rank)  # of dropout
     return Components(
         dataset=dataset,
@@ -107,8 +107,9 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
         loss=loss,
         class_weights=class_weights,
         optimizer=optimizer,
-        rates=LRScheduler(optimizer, schedule, settings["epochs"] * len(train)),
-        settings=Settings(**{field.name: settings[field.name] for field in fields(Settings)}),
+        rates=LRScheduler(optimizer, schedule, planned_steps(settings, len(train))),
+        settings=Settings(**{field.name: (settings | config["evaluate"])[field.name] for field in fields(Settings)}),
+        batch_size=size,
         train=train,
         val=load(dataset.val) if dataset.val is not None else None,
         load=load,
@@ -150,7 +151,28 @@ def prepare_machine(config: dict[str, Any], world: World) -> tuple[torch.device,
     return device, precision
 
 
-def resolve_batch_size(choice: int | str, samples: int, model: nn.Module, processes: int) -> int:
+def training_split(config: dict[str, Any], dataset: Dataset, model: nn.Module, world: World) -> tuple[Split, int]:
+    """What is trained on, and how many samples of it a batch has.
+
+    Raises RequestError for a batch that goes with neither the samples nor the model.
+    """
+    settings, split = config["trainer"], dataset.train
+    size = resolve_batch_size(settings["batch_size"], len(split), model, world.size, settings["drop_last"])
+    step = size * settings["accumulate"]
+    if settings["drop_last"] and step > len(split):
+        raise RequestError(
+            f"trainer.drop_last: a step takes {step} samples, and train has {len(split)}. Set it to false."
+        )
+    if (batches := settings["overfit_batches"]) is not None and batches * step < len(split):
+        chosen = torch.randperm(len(split), generator=generator(config["seed"], 0, ORDER))[: batches * step]
+        split = split.rows(chosen)
+        log.warning(f"trainer.overfit_batches: trains on {len(split):,} of {len(dataset.train):,} training samples")
+    return split, size
+
+
+def resolve_batch_size(
+    choice: int | str, samples: int, model: nn.Module, processes: int, drop_last: bool = False
+) -> int:
     """The samples a batch; `auto` goes with any number of training samples.
 
     Of every batch each of the `processes` gets a sample, and more than one where there is batch norm.
@@ -160,7 +182,8 @@ def resolve_batch_size(choice: int | str, samples: int, model: nn.Module, proces
     least = (2 if normalised else 1) * processes
 
     def fitting(first: int) -> int:
-        return next(size for size in range(min(first, samples), samples + 1) if not 0 < samples % size < least)
+        whole = range(min(first, samples), samples + 1)
+        return next(size for size in whole if drop_last or not 0 < samples % size < least)
 
     size = choice if isinstance(choice, int) else samples if choice == "full" else fitting(AUTO_BATCH)
     if choice == "auto" and size != AUTO_BATCH:
@@ -172,7 +195,7 @@ def resolve_batch_size(choice: int | str, samples: int, model: nn.Module, proces
     if processes > 1 and size < least:
         norm = ", and batch norm can't train on one sample" if normalised else ""
         raise RequestError(f"trainer.batch_size: {size} is too few for trainer.devices={processes}{norm}.")
-    if 0 < samples % size < least:
+    if 0 < samples % size < least and not drop_last:
         better = fitting(size + 1)
         if processes > 1:
             raise RequestError(

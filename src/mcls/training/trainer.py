@@ -5,8 +5,8 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,55 +16,15 @@ from mcls.data.loader import Loader
 from mcls.errors import RunError, Stopped
 from mcls.metrics import Metrics, RunningLoss
 from mcls.system.device import rng_states, set_rng_states
-from mcls.system.distributed import SINGLE_PROCESS, World
-from mcls.training.optim import LRScheduler, raw_step
+from mcls.system.distributed import SINGLE_PROCESS, World, loss_mass
+from mcls.training.average import WeightAverage
+from mcls.training.optim import LRScheduler, not_finite, raw_step
 from mcls.training.precision import autocast, evaluate_loader
+from mcls.training.state import MetricWriter, Progress, Settings
 
 log = logging.getLogger("mcls")
 
 LINES = 100  # epochs that get a line on the terminal, at most
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long and how to train; the keys of configs/trainer that concern the loop."""
-
-    epochs: int
-    patience: int | None
-    monitor: str
-    grad_clip_norm: float | None
-    log_every_steps: int
-    checkpoint_every_seconds: float
-    checkpoint_every_steps: int | None
-
-
-@dataclass
-class Progress:
-    """How far a run is. With the weights, the optimizer and the random state it is all that a resumed run needs."""
-
-    epoch: int = 0  # finished epochs
-    step: int = 0  # optimizer updates
-    batch: int = 0  # batches of the current epoch that are done
-    loss_sum: float = 0.0  # of the current epoch, over samples
-    correct: int = 0
-    seen: int = 0
-    window: list[float] = field(default_factory=lambda: [0.0, 0, 0])  # loss sum, correct, seen since the last record
-    train_seconds: float = 0.0  # in the current epoch's updates
-    seconds: float = 0.0  # in all
-    samples_and_seconds: list[float] = field(default_factory=lambda: [0, 0.0])  # in all updates
-    best: list[float] = field(default_factory=list)  # the best epoch's value, larger is better; then minus its loss
-    best_epoch: int = 0
-    waited: int = 0  # epochs since the best one
-
-
-class MetricWriter(Protocol):
-    """Where the loop reports; never raises for a failed write."""
-
-    def steps(self, step: int, scalars: dict[str, float]) -> None:
-        """Values of the training steps up to `step` since the last report."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """One finished epoch: a line of metrics.jsonl."""
 
 
 class Trainer:
@@ -108,56 +68,50 @@ class Trainer:
         self.asked = 0  # the signal that all processes agreed to stop for
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.step = raw_step(optimizer)
+        self.average = None if settings.ema is None else WeightAverage(model, settings.ema)
         self.progress = Progress()
         self.running = RunningLoss()
         self.best: dict[str, Any] | None = None
         self.best_is_new, self.last_loss = False, math.nan
-        self.saved_at = time.monotonic()
+        self.saved_at = self.flushed_at = time.monotonic()
+        self.out_of_time = False  # all processes agreed that trainer.max_minutes have passed
 
-    def fit(self, train: Loader, val: Loader | None, test: Loader | None = None) -> None:
-        """Train to the end of the last epoch, or until patience runs out. Raises Stopped after a signal.
+    def fit(self, train: Loader, val: Loader | None, test: Loader | None = None) -> str:
+        """Train until `ended_by` names what ends it, and return that. Raises Stopped after a signal.
 
         Selects the best epoch on `val`; without it the last one counts. `test` is measured and selects nothing.
+        An epoch that a limit cuts short is measured like any other, but what is saved is from before that: a resumed
+        run goes on with the epoch.
         """
-        progress = self.progress
-        while not self.finished:
+        loaders = {name: loader for name, loader in {"val": val, "test": test}.items() if loader is not None}
+        while not self.ended_by:
             self.train_epoch(train)
-            started = time.monotonic()
-            measured = {"val": val, "test": test}
-            try:
-                measures = {name: self.evaluate(loader) for name, loader in measured.items() if loader is not None}
-            except Stopped as stopped:
-                self.asked = stopped.signal_number
-                self.pause()  # which raises it again, when everything is saved
-            self.record()  # with the epoch, so that a checkpoint at its last step has both written or neither
-            if "val" in measures:
-                self.select(measures["val"])
-            progress.epoch += 1
-            progress.seconds += time.monotonic() - started
-            self.report(measures)
-            progress.batch = progress.correct = progress.seen = 0
-            progress.loss_sum = progress.train_seconds = 0.0
+            if self.progress.batch < len(train):
+                break
+            self.end_epoch(loaders)
             if self.pause_due() or self.settings.checkpoint_every_seconds == 0:
                 self.pause()
         self.checkpoint()
+        if (ended := self.ended_by).startswith("max_") and self.progress.batch:
+            self.end_epoch(loaders)
+        return ended
 
     def train_epoch(self, train: Loader) -> None:
-        """The rest of the current epoch, one optimizer step a batch."""
+        """The rest of the current epoch, one optimizer step a batch, to its end or to a limit."""
         progress, settings = self.progress, self.settings
         self.model.train()
-        started = time.monotonic()
+        self.flushed_at = time.monotonic()
         title = f"epoch {progress.epoch + 1}/{settings.epochs}"
         batches, quiet = train.epoch(progress.epoch, progress.batch, self.world), True if self.world.rank else None
         with tqdm(total=len(train), initial=progress.batch, desc=title, leave=False, delay=0.5, disable=quiet) as bar:
             for inputs, targets in batches:
                 self.rates.set(progress.step)
-                with autocast(self.device, self.precision):
-                    logits = self.model(inputs)
-                    loss = self.loss(logits, targets)
                 size = train.size(progress.batch)
-                loss = self.world.scale_loss(loss, targets, size, self.class_weights)
-                self.optimizer.zero_grad()
-                self.scaler.scale(loss).backward()
+                share = self.world.loss_share(targets, size, self.class_weights)
+                if settings.accumulate == 1:
+                    loss, logits = self.backward(inputs, targets, share)
+                else:
+                    loss, logits = self.accumulate(inputs, targets, share, train.batch_size)
                 self.world.add_gradients(self.model.parameters())
                 if settings.grad_clip_norm is not None:
                     self.scaler.unscale_(self.optimizer)
@@ -167,48 +121,87 @@ class Trainer:
                     self.scaler.update()
                 else:
                     self.step()
+                if self.average is not None:
+                    self.average.update(progress.step)
                 self.running.add(loss, logits, targets, size)
                 progress.step += 1
                 progress.batch += 1
                 bar.update()
                 if progress.step % settings.log_every_steps == 0 and progress.batch < len(train):
-                    started = self.flush(started)
+                    self.flush()
                     self.record()
                     bar.set_postfix_str(f"loss {self.last_loss:.4f}", refresh=False)
                 if self.pause_due() and progress.batch < len(train):
-                    self.flush(started)
+                    self.flush()
+                    if self.ended_by and not self.asked:
+                        break
                     self.pause()
-                    started = time.monotonic()
-        self.flush(started)
+                    self.flushed_at = time.monotonic()
+        self.flush()
 
-    def flush(self, started: float) -> float:
-        """Read the losses of the steps since the last call, the one wait for the device. Returns the time.
+    def backward(
+        self, inputs: Tensor, targets: Tensor, share: Tensor | float | None, first: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of samples that are `share` of a batch, None for all of it, added to those of earlier samples
+        unless they are its `first`. Returns loss and logits."""
+        with autocast(self.device, self.precision):
+            logits = self.model(inputs)
+            loss = self.loss(logits, targets)
+        if share is not None:
+            loss = loss * share
+        if first:
+            self.optimizer.zero_grad()  # not before the forward pass, which would take their memory, to be had in cache
+        self.scaler.scale(loss).backward()
+        return loss.detach(), logits.detach()
+
+    def accumulate(
+        self, inputs: Tensor, targets: Tensor, share: Tensor | float | None, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """`backward` in pieces of `batch_size / trainer.accumulate` samples, of all processes together, at most."""
+        pieces = -(-len(targets) // -(-batch_size // (self.settings.accumulate * self.world.size)))
+        found: list[tuple[Tensor, Tensor]] = []
+        whole = loss_mass(targets, self.class_weights)
+        for part, truth in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+            fraction = loss_mass(truth, self.class_weights) / whole
+            found.append(self.backward(part, truth, fraction if share is None else fraction * share, not found))
+        losses, logits = zip(*found, strict=True)
+        return torch.stack(losses).sum(), torch.cat(logits)
+
+    def end_epoch(self, loaders: dict[str, Loader]) -> None:
+        """Measure the weights at the end of an epoch, select on val, report, and begin to count the next epoch."""
+        progress, started = self.progress, time.monotonic()
+        try:
+            measures = {name: self.evaluate(loader) for name, loader in loaders.items()}
+        except Stopped as stopped:
+            self.asked = stopped.signal_number
+            self.pause()  # which raises it again, when everything is saved
+        self.record()  # with the epoch, so that a checkpoint at its last step has both written or neither
+        if "val" in measures:
+            self.select(measures["val"])
+        progress.epoch += 1
+        self.flushed_at = time.monotonic()
+        progress.seconds += self.flushed_at - started
+        self.report(measures)
+        progress.begin_epoch()
+
+    def flush(self) -> None:
+        """Read the losses of the steps since the last call, the one wait for the device.
 
         Raises RunError at the first loss that is not finite.
         """
         losses, sizes, correct = self.running.flush(self.world)
-        now = time.monotonic()
         if not losses:
-            return now
+            return
+        passed, self.flushed_at = time.monotonic() - self.flushed_at, time.monotonic()
         progress, rate = self.progress, self.optimizer.param_groups[0]["lr"]
-        for number, (loss, size) in enumerate(zip(losses, sizes, strict=True), start=progress.step - len(losses) + 1):
+        for number, loss in enumerate(losses, start=progress.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise RunError(
                     f"step {number}: the training loss is {loss}, learning rate {rate:g}, "
                     f"last finite loss {self.last_loss:g}. Lower optimizer.lr, or clip with trainer.grad_clip_norm=1."
                 )
             self.last_loss = loss
-            progress.loss_sum += loss * size
-            progress.window[0] += loss * size
-        progress.correct += correct
-        progress.seen += sum(sizes)
-        progress.window[1] += correct
-        progress.window[2] += sum(sizes)
-        progress.train_seconds += now - started
-        progress.seconds += now - started
-        samples, seconds = progress.samples_and_seconds
-        progress.samples_and_seconds = [samples + sum(sizes), seconds + now - started]
-        return now
+        progress.count(losses, sizes, correct, passed)
 
     def record(self) -> None:
         """Report the steps since the last record, wherever a checkpoint was written between them."""
@@ -220,10 +213,12 @@ class Trainer:
         self.progress.window = [0.0, 0, 0]
 
     def evaluate(self, loader: Loader) -> Metrics:
-        """Measure the current weights on everything that `loader` serves. Raises Stopped after a signal."""
-        self.world.broadcast(self.model.buffers())
-        with contextlib.suppress(Stopped):
-            accumulator = evaluate_loader(self.model, loader, self.num_classes, self.precision, self.stop, self.world)
+        """Measure the current or averaged weights on all that `loader` serves. Raises Stopped after a signal."""
+        self.agree()
+        with self.average.applied() if self.average else contextlib.nullcontext(), contextlib.suppress(Stopped):
+            accumulator = evaluate_loader(
+                self.model, loader, self.num_classes, self.precision, self.stop, self.world, self.settings.tta
+            )
         if number := self.world.all_reduce_max(self.stop()):
             raise Stopped("stopped while measuring", number)  # in every process
         return accumulator.measure(self.world)
@@ -241,7 +236,7 @@ class Trainer:
             progress.waited += 1
             return
         progress.best, progress.best_epoch, progress.waited = [value, -val.loss], progress.epoch + 1, 0
-        self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.best = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
         self.best_is_new = True
 
     def report(self, measures: dict[str, Metrics]) -> None:
@@ -259,7 +254,7 @@ class Trainer:
             "samples_per_second": speed,
         }
         self.recorder.epoch(record)
-        if progress.epoch % -(-epochs // LINES) == 0 or self.finished:
+        if progress.epoch % -(-epochs // LINES) == 0 or self.ended_by:
             parts = [
                 f"{name} loss {record[name]['loss']:.4f} acc {record[name]['accuracy']:.2%}"
                 for name in ("train", *measures)
@@ -267,18 +262,28 @@ class Trainer:
             log.info(f"epoch {progress.epoch}/{epochs}  {'  '.join(parts)}  {speed:,.0f} samples/s")
 
     @property
-    def finished(self) -> bool:
-        """Whether the last epoch is done or patience has run out."""
-        progress, patience = self.progress, self.settings.patience
-        return progress.epoch >= self.settings.epochs or (patience is not None and progress.waited >= patience)
+    def ended_by(self) -> str:
+        """The key of `trainer` whose value ends the training now; nothing while it goes on."""
+        return self.settings.reached(self.progress) or "max_minutes" * self.out_of_time
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What is measured and selected: the averaged weights with `trainer.ema`, else the model's."""
+        return self.model.state_dict() if self.average is None else self.average.weights
+
+    def agree(self) -> None:
+        """Take the leader's buffers, which each process computes on its own samples, and its average of them."""
+        self.world.broadcast([*self.model.buffers(), *(self.average.weights.values() if self.average else ())])
 
     def pause_due(self) -> bool:
-        """Whether a signal came to any process, or enough steps or seconds have passed since the last checkpoint."""
-        steps, seconds = self.settings.checkpoint_every_steps, self.settings.checkpoint_every_seconds
-        due = steps is not None and self.progress.step % steps == 0
-        due = due or (seconds > 0 and time.monotonic() - self.saved_at >= seconds)
-        agreed = self.world.all_reduce_max(2 * self.stop() + due)
-        self.asked = agreed // 2
+        """Whether a signal came to any process, a limit is reached, or a checkpoint is due by its steps or seconds."""
+        settings, step, now = self.settings, self.progress.step, time.monotonic()
+        steps, seconds = settings.checkpoint_every_steps, settings.checkpoint_every_seconds
+        due = step == settings.max_steps or (steps is not None and step % steps == 0)
+        due = due or (seconds > 0 and now - self.saved_at >= seconds)
+        over = self.progress.seconds + now - self.flushed_at >= settings.max_seconds
+        agreed = self.world.all_reduce_max(4 * self.stop() + 2 * over + due)
+        self.asked, self.out_of_time = agreed // 4, self.out_of_time or agreed % 4 > 1
         return agreed > 0
 
     def pause(self) -> None:
@@ -289,16 +294,12 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Save everything. Raises RunError rather than save weights that are not finite."""
-        self.world.broadcast(self.model.buffers())
-        weights = dict(self.model.state_dict())
-        for number, values in enumerate(self.optimizer.state.values()):
-            weights |= {f"the optimizer's {key} of weight {number}": item for key, item in values.items()}
-        for name, tensor in weights.items():
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
-                raise RunError(
-                    f"step {self.progress.step}: {name} is not finite, last finite loss {self.last_loss:g}; not saved. "
-                    "Lower optimizer.lr, or clip with trainer.grad_clip_norm=1."
-                )
+        self.agree()
+        if name := not_finite(self.model, self.optimizer):
+            raise RunError(
+                f"step {self.progress.step}: {name} is not finite, last finite loss {self.last_loss:g}; not saved. "
+                "Lower optimizer.lr, or clip with trainer.grad_clip_norm=1."
+            )
         self.save(self.state_dict(), self.best_is_new)
         self.best_is_new = False
         self.saved_at = time.monotonic()
@@ -307,6 +308,7 @@ class Trainer:
         """All that changes, as tensors and plain values. Every process of a team has to ask for it."""
         return {
             "model": self.model.state_dict(),
+            "average": self.average.weights if self.average else None,
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -317,9 +319,12 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
         self.model.load_state_dict(state["model"])
+        if self.average:
+            self.average.load(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        self.out_of_time = self.progress.seconds >= self.settings.max_seconds
         self.best = state["best"]
         self.best_is_new = self.best is not None  # best.pt may be older than this, or damaged: it is written again
         set_rng_states(state["rng"][self.world.rank], self.device)
