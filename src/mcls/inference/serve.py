@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Message
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mcls.errors import DataError
@@ -92,7 +93,7 @@ class Service:
             Route("/metrics", lambda request: PlainTextResponse(prometheus(self.answers, self.seconds, self.batcher))),
         ]
         handlers: Any = {HTTPException: refused, Exception: failed}
-        self.app = Starlette(routes=routes, exception_handlers=handlers, max_body_size=limits.max_body)
+        self.app = Starlette(routes=routes, exception_handlers=handlers)
 
     async def predict(self, request: Request) -> Response:
         """POST /predict."""
@@ -114,7 +115,7 @@ class Service:
         try:
             async with asyncio.timeout(self.limits.timeout), self.reserved(request):
                 top = parse_top(request.query_params.get("top", str(TOP)))
-                samples = await self.samples(request)
+                samples = await self.samples(self.limited(request))
                 late = (503, "no answer")
                 return JSONResponse({"predictions": await self.predictions(samples, top)})
         except TimeoutError as error:
@@ -130,7 +131,7 @@ class Service:
         length = request.headers.get("content-length", "")
         size = int(length) if length.isdecimal() else self.limits.max_body
         if size > self.limits.max_body:
-            raise HTTPException(413, f"{size:,} bytes; at most {self.limits.max_body:,} are read (--max-body).")
+            raise self.too_large()
         if self.held + size > BODIES * self.limits.max_body or self.batcher.full(1):
             raise busy()
         self.held += size
@@ -138,6 +139,24 @@ class Service:
             yield
         finally:
             self.held -= size
+
+    def limited(self, request: Request) -> Request:
+        """The same request, whose body may be no longer than is allowed, whatever its header says."""
+        size = 0
+
+        async def receive() -> Message:
+            nonlocal size
+            message = await request.receive()
+            size += len(message.get("body", b""))
+            if size > self.limits.max_body:
+                raise self.too_large()
+            return message
+
+        return Request(request.scope, receive)
+
+    def too_large(self) -> HTTPException:
+        """The answer to a request that is too long."""
+        return HTTPException(413, f"the request is too large; at most {self.limits.max_body:,} bytes are read.")
 
     async def samples(self, request: Request) -> Iterator[Sample]:
         """Name and array of each sample in a request; they are read as they are taken. Raises HTTPException."""
