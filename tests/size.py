@@ -19,7 +19,7 @@ BUDGETS = {
     "training": 1450,
     "config": 900,
     "report": 550,
-    "data": 1570,
+    "data": 1680,
     "runs": 880,
     "metrics": 200,
     "models": 160,

@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from mcls.config.instantiate import build
-from mcls.data.table_encoder import Table, encode_table
+from mcls.data.delimited import parse_number, read_at_once
+from mcls.data.table_encoder import Table, as_numbers, encode_table, read_table
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MclsError, RequestError
 from mcls.runs import checkpoint
@@ -389,7 +390,7 @@ FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "utf-16": (lambda text: text.encode("utf-16-le"), "FILE, row 1: a NUL byte. Is this a text file?"),
     "workbook": (lambda text: zipped("xl/workbook.xml"), "FILE: no CSV file but an Excel workbook. Save it as CSV."),
     "zip": (lambda text: zipped("t.csv"), "FILE: no CSV file but a zip archive. Unpack it."),
-    "parquet": (lambda text: b"PAR1\0\0PAR1", "FILE: no CSV file but a Parquet file. Save it as CSV."),
+    "parquet": (lambda text: b"PAR1\0\0PAR1", "FILE: damaged, it cannot be read as Parquet."),
     "half a gzip": (
         lambda text: gzip.compress(text.encode())[:200],
         "FILE: cannot be read (Compressed file ended before the end-of-stream marker was reached).",
@@ -554,11 +555,92 @@ def test_mutated_files_are_one_line(tmp_path: Path) -> None:
     assert 50 < refused < 300
 
 
+def outcome(path: Path) -> tuple[Any, ...]:
+    """The table in a file, or the error."""
+    try:
+        table = read_table(path)
+    except DataError as error:
+        return (str(error),)
+    return list(table.rows), {name: cells.to_list() for name, cells in table.columns.items()}
+
+
+def test_reading_at_once_gives_what_reading_row_by_row_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of files that polars would take and that are wrong."""
+    generator = random.Random(2)
+    body = [
+        [*row[:3], generator.choice(["a b", 'say "x"', "p,q", "one\ntwo", " \u00a0caf\u00e9 ", ""]), row[4]]
+        for row in rows()
+    ]
+    path = write(tmp_path / "t.csv", body)
+    contents = [path.read_bytes(), path.read_bytes().replace(b"\r\n", b"\n"), write(path, rows()).read_bytes()]
+    pieces = [
+        b'"',
+        b'""',
+        b',"',
+        b'",',
+        b",",
+        b"\n",
+        b"\n\n",
+        b"\r",
+        b"\r\n",
+        b" ",
+        b"\x1c",
+        b"\0",
+        b"\xff",
+        b"e\xcc\x81",
+        b'"a\n,b"',
+    ]
+    frames: list[Any] = []
+    for number in range(600):
+        content = bytearray(contents[number % 3])
+        for _ in range(number // 3 % 4):
+            place = generator.randrange(len(content))
+            content[place : place + generator.randrange(3)] = generator.choice(pieces)
+        path.write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr("mcls.data.table_encoder.read_at_once", lambda *given: frames.append(read_at_once(*given)))
+            expected = outcome(path)  # nothing comes back of what is appended
+        assert outcome(path) == expected, content
+    assert sum(frame is not None for frame in frames) > 150
+
+
+def test_numbers_of_a_column_are_those_of_its_cells() -> None:
+    generator = random.Random(0)
+    texts = [
+        "".join(generator.choice("0123456789+-.eE_ inf\u0663d") for _ in range(generator.randrange(9)))
+        for _ in range(20_000)
+    ]
+    texts += [repr(generator.uniform(-1, 1) * 10.0 ** generator.randrange(-320, 300)) for _ in range(20_000)]
+    texts += ["", "nan", "Infinity", "1e30", "1.0000000000000002e30", "0.1" + "0" * 40 + "1", "9" * 40]
+    assert as_numbers(Table.of("x", {"a": texts}, []).columns["a"]).to_list() == list(map(parse_number, texts))
+
+
+def test_parquet_is_read_as_the_same_table_in_csv(tmp_path: Path, mcls: Callable[..., int]) -> None:
+    import polars as pl
+
+    expected = read(write(tmp_path / "t.csv", rows()), missing_values_strategy="mean")
+    frame = pl.read_csv(tmp_path / "t.csv")
+    assert [str(kind) for kind in frame.dtypes] == ["Int64", "Float64", "Int64", "String", "String"]
+    frame.write_parquet(tmp_path / "t.parquet")
+    found = read(tmp_path / "t.parquet", missing_values_strategy="mean")
+    assert found.encoder == expected.encoder and found.classes == expected.classes
+    assert torch.equal(inputs(found.train), inputs(expected.train))
+    line = "dataset=csv dataset.path=t.parquet dataset.target=kind trainer.epochs=1 trainer.batch_size=8 outputs=out"
+    assert mcls("train", *line.split(), "trainer.figures=false") == 0
+    (run,) = (tmp_path / "out" / "csv-mlp").iterdir()
+    for name in ("t.csv", "t.parquet"):
+        assert mcls("predict", str(run), name, "--id", "id", "--output", f"{name}.out") == 0
+    assert (tmp_path / "t.csv.out").read_text() == (tmp_path / "t.parquet.out").read_text()
+    frame.with_columns(pl.concat_list("id").alias("list")).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: column 'list' holds List\(Int64\), not one value per row\.$"):
+        read(tmp_path / "t.parquet")
+
+
 def encode(rows: list[dict[str, str]], encoder: dict[str, Any], first: int = 2) -> torch.Tensor:
     """The inputs that rows of a table called x become, the first of them row `first`."""
     there = [name for name in encoder["columns"] if all(name in row for row in rows)]
     columns = {name: [row[name].strip() for row in rows] for name in there}
-    return torch.from_numpy(encode_table(Table("x", columns, list(range(first, first + len(rows)))), encoder))
+    return torch.from_numpy(encode_table(Table.of("x", columns, list(range(first, first + len(rows)))), encoder))
 
 
 def encoder(tmp_path: Path, **keys: Any) -> dict[str, Any]:

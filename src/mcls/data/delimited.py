@@ -15,10 +15,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
 
 from mcls.errors import DataError, RequestError
 from mcls.system.text import composed, quote_names, quoted
+
+if TYPE_CHECKING:
+    import polars as pl
 
 log = logging.getLogger("mcls")
 
@@ -35,8 +40,10 @@ QUOTED = re.compile('"[^"]*"')
 UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of bytes that are not UTF-8
 GZIP = b"\x1f\x8b"
 SAVE = "Save it as CSV."
+PARQUET = b"PAR1"
+BLANKS = (b" ", b"\t", b"\r", b"\v", b"\f")
+UNUSUAL = (b"\0", b"\x1c", b"\x1d", b"\x1e", b"\x1f")  # refused, or blanks to Python alone
 OTHER_FORMATS = {  # first bytes of what is no CSV file
-    b"PAR1": f"a Parquet file. {SAVE}",
     b"\xd0\xcf\x11\xe0": f"an old Excel workbook. {SAVE}",
     b"ARROW1": f"an Arrow file. {SAVE}",
     b"\x89HDF": f"an HDF5 file. {SAVE}",
@@ -79,15 +86,6 @@ def parse_number(text: str) -> float | None:
     return value if abs(value) <= MAX_TABLE_BYTES else None
 
 
-def parse_numbers(cells: Sequence[str]) -> list[float | None]:
-    """The `number` of each cell, found once for each text where there are few, as in columns of pixels and counts."""
-    texts = set(cells)
-    if 2 * len(texts) > len(cells):
-        return list(map(parse_number, cells))
-    found = {cell: parse_number(cell) for cell in texts}
-    return [found[cell] for cell in cells]
-
-
 def read_records(path: Path, delimiter: str = "auto", header: bool = True) -> Records:
     """Number and cells, without the blanks around them, of each row of CSV file `path`; empty rows are left out.
 
@@ -97,10 +95,19 @@ def read_records(path: Path, delimiter: str = "auto", header: bool = True) -> Re
 
     Raises DataError, naming file and row, when the file is not there or is no such table.
     """
+    if is_parquet(path):
+        frame = read_parquet(path)
+        yield from enumerate([frame.columns, *map(list, frame.iter_rows())], 1)
+        return
     found = detect(path, delimiter)
     if header:
         check_header(found)
-    row = found.skipped
+    yield from read_rows(found)
+
+
+def read_rows(found: Format) -> Records:
+    """The rows of a CSV file, as `read_records`."""
+    path, row = found.path, found.skipped
     try:
         with decode_text(path, found.compressed, found.encoding) as file:
             for row, cells in enumerate(
@@ -120,6 +127,80 @@ def read_records(path: Path, delimiter: str = "auto", header: bool = True) -> Re
         raise DataError(f"{path}, row {row + 1}: {error}. Is a quote not closed?") from error
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise DataError(f"{path}, row {row + 1}: cannot be read ({error}).") from error
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether `path` begins as Parquet files do."""
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and file.read(len(PARQUET)) == PARQUET
+    except OSError:
+        return False
+
+
+def read_parquet(path: Path) -> "pl.DataFrame":
+    """A Parquet file as text, as a CSV file would hold it; what is missing is empty. Raises DataError."""
+    import polars as pl
+
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path}: damaged, it cannot be read as Parquet.") from error
+    nested = [name for name, kind in frame.schema.items() if kind.is_nested() or kind == pl.Binary]
+    if nested:
+        raise DataError(f"{path}: column {quoted(nested[0])} holds {frame.schema[nested[0]]}, not one value per row.")
+    return plain_text(frame.cast(pl.String).rename(lambda name: composed(name.strip())))
+
+
+def plain_text(frame: "pl.DataFrame") -> "pl.DataFrame":
+    """Cells of text without the blanks around them, accented letters as one character; empty where missing."""
+    import polars as pl
+
+    return frame.with_columns(pl.all().fill_null("").str.normalize("NFC").str.strip_chars())
+
+
+def read_at_once(found: Format, header_row: int, width: int) -> "pl.DataFrame | None":
+    """What follows the header of a CSV file, as text, in `width` columns; None if it has to be read row by row.
+
+    polars is lenient: rows that are too short, blank lines and stray quotes are no errors. So this takes only files
+    where, quoted cells aside, every line has as many separators as the header; then it is what `read_rows` gives.
+    """
+    import polars as pl
+
+    separator = found.separator.encode()
+    if found.separator == " " or len(separator) != 1:
+        return None
+    try:
+        content = gzip.decompress(found.path.read_bytes()) if found.compressed else found.path.read_bytes()
+        if found.encoding == "utf-16":
+            content = content.decode("utf-16").encode()
+    except (OSError, EOFError, zlib.error, UnicodeError):
+        return None
+    start = 0
+    for _ in range(header_row):
+        start = content.find(b"\n", start) + 1
+    if content[:start].count(b'"') % 2 or any(code in content for code in UNUSUAL):
+        return None
+    content = content[start:].rstrip(b"\r\n") if start else b""
+    quoted_cell = rb'(?:(?<=[\n@])|^)"[^"]*(?:""[^"]*)*"(?=[\r\n@]|$)'.replace(b"@", re.escape(separator))
+    bare = re.sub(quoted_cell, b"", content) if b'"' in content else content
+    lines = bare.count(b"\n") + 1
+    blank = bare.startswith((b"\n", b"\r")) or b"\n\n" in bare or b"\n\r" in bare
+    if not content or blank or b'"' in bare or bare.count(b"\r") != bare.count(b"\r\n"):
+        return None
+    if np.count_nonzero(np.frombuffer(bare, np.uint8) == separator[0]) != lines * (width - 1):  # count() takes longer
+        return None
+    schema = {str(place): pl.String() for place in range(width)}
+    try:
+        frame = pl.read_csv(
+            content, has_header=False, separator=found.separator, schema=schema, empty_string_is_null=False
+        )
+    except pl.exceptions.PolarsError:
+        return None
+    widest = max(frame.select(pl.all().str.len_bytes().max()).row(0), default=0)
+    if frame.height != lines or widest > csv.field_size_limit():
+        return None
+    return frame if content.isascii() and not any(map(content.__contains__, BLANKS)) else plain_text(frame)
 
 
 def decode_text(path: Path, compressed: bool, encoding: str) -> IO[str]:

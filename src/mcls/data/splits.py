@@ -26,7 +26,8 @@ def stratified(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Ten
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(targets), dtype=torch.bool)
-    sizes = targets.unique(return_counts=True)[1]
+    sizes = targets.bincount()
+    sizes = sizes[sizes > 0]
     counts = (fraction * sizes).floor().long()
     missing = max(0, round(fraction * len(targets)) - int(counts.sum()))
     counts[(fraction * sizes - counts).argsort(descending=True, stable=True)[:missing]] += 1

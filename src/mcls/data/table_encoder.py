@@ -13,17 +13,31 @@ A row's number is that of the file, whose header is row 1. An encoder is a plain
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mcls.data.delimited import parse_number, parse_numbers, read_records
+from mcls.data.delimited import (
+    MAX_TABLE_BYTES,
+    Records,
+    check_header,
+    detect,
+    is_parquet,
+    parse_number,
+    read_at_once,
+    read_parquet,
+    read_rows,
+)
 from mcls.errors import DataError
 from mcls.system.text import did_you_mean, natural_order, quote_names, quoted
+
+if TYPE_CHECKING:
+    import polars as pl
 
 GROUPED = re.compile(r"[+-]?([0-9]+|[0-9]{1,3}((,[0-9]{2,3})+|(\.[0-9]{3})+))([.,][0-9]+)?")  # as people write them
 UNSEEN = "cells hold categories that train does not have; they count as none"
@@ -36,20 +50,30 @@ class Table:
 
     Args:
         source: what messages call it.
-        columns: name to cells, without the blanks around them; all of one length.
+        columns: name to cells of text, without the blanks around them; all of one length.
         rows: number of each row.
     """
 
     source: str
-    columns: dict[str, list[str]]
-    rows: list[int]
+    columns: dict[str, "pl.Series"]
+    rows: Sequence[int]
+
+    @staticmethod
+    def of(source: str, columns: Mapping[str, Sequence[str]], rows: Sequence[int]) -> "Table":
+        """The table of these cells."""
+        import polars as pl
+
+        return Table(source, {name: pl.Series(cells, dtype=pl.String) for name, cells in columns.items()}, rows)
 
     def take(self, indices: Sequence[int]) -> "Table":
         """The rows at these places."""
-        columns = {name: [cells[index] for index in indices] for name, cells in self.columns.items()}
+        import polars as pl
+
+        places = pl.Series(list(indices), dtype=pl.Int64)
+        columns = {name: cells.gather(places) for name, cells in self.columns.items()}
         return Table(self.source, columns, [self.rows[index] for index in indices])
 
-    def column(self, name: str, key: str) -> list[str]:
+    def column(self, name: str, key: str) -> "pl.Series":
         """The cells of a column. Raises DataError when there is none, `key` asked for it."""
         if name not in self.columns:
             there = list(self.columns)
@@ -66,15 +90,34 @@ class Table:
 
 
 def read_table(path: Path, delimiter: str = "auto") -> Table:
-    """The table in CSV file `path`, with a header row. Columns without a name are left out.
+    """The table in CSV or Parquet file `path`, with a header row. Columns without a name are left out.
 
     Raises DataError, naming file and row, when the file is not there or is no such table.
     """
-    lines = read_records(path, delimiter)
-    _, header = next(lines, (1, []))
+    frame: pl.DataFrame | None
+    lines: Records
+    if is_parquet(path):
+        frame, first, lines = read_parquet(path), 1, iter(())
+        header = frame.columns
+    else:
+        found = detect(path, delimiter)
+        check_header(found)
+        lines = read_rows(found)
+        first, header = next(lines, (1, []))
+        frame = read_at_once(found, first, len(header)) if header else None
     if not header:
         raise DataError(f"{path}: empty. The first row must be a header of column names.")
     check_names(header, str(path))
+    if frame is None:
+        return read_one_by_one(path, lines, header)
+    if not frame.height:
+        raise DataError(f"{path}: a header without rows.")
+    columns = {name: cells for name, cells in zip(header, frame, strict=True) if name}
+    return Table(str(path), columns, range(first + 1, first + 1 + frame.height))
+
+
+def read_one_by_one(path: Path, lines: Records, header: Sequence[str]) -> Table:
+    """The table of the `lines` that follow `header`. Raises DataError for one that is too short or too long."""
     body: list[list[str]] = []
     rows: list[int] = []
     for row, cells in lines:
@@ -88,7 +131,7 @@ def read_table(path: Path, delimiter: str = "auto") -> Table:
     if not body:
         raise DataError(f"{path}: a header without rows.")
     cells_of = zip(*body, strict=True)
-    return Table(str(path), {name: list(cells) for name, cells in zip(header, cells_of, strict=True) if name}, rows)
+    return Table.of(str(path), {name: cells for name, cells in zip(header, cells_of, strict=True) if name}, rows)
 
 
 def check_names(header: Sequence[str], source: str) -> None:
@@ -106,45 +149,47 @@ def looks_numeric(text: str) -> bool:
 
 def missing_cells(table: Table, columns: Sequence[str], missing_values: Sequence[str]) -> list[tuple[int, str]]:
     """Place and column of every cell of `columns` that is missing, row by row."""
-    words = {"", *missing_values}
-    found = [(index, name) for name in columns for index, cell in enumerate(table.columns[name]) if cell in words]
+    words = ["", *missing_values]
+    found = [(index, name) for name in columns for index in table.columns[name].is_in(words).arg_true().to_list()]
     return sorted(found, key=lambda place: place[0])
 
 
 def fit_encoder(
     table: Table,
+    places: NDArray[np.int64],
     columns: Sequence[str],
     categorical_columns: Sequence[str],
     missing_values: Sequence[str],
     max_categories: int,
 ) -> dict[str, Any]:
-    """Columns, means, stds and categories of an encoder, from the training rows.
+    """Columns, means, stds and categories of an encoder, from the training rows, which are at `places` in `table`.
 
     A column is one of numbers when more than half of its cells are; then all of them must be.
     Raises DataError, naming row and column.
     """
-    words = {"", *missing_values}
+    words = ["", *missing_values]
     found: dict[str, Any] = {"columns": list(columns), "means": [], "stds": [], "categories": []}
     for name in columns:
-        cells = [cell for cell in table.columns[name] if cell not in words]
-        if not cells:
+        column = table.columns[name].gather(places)
+        cells = column.filter(~column.is_in(words))
+        if not len(cells):
             raise DataError(
                 f"{table.source}: column {quoted(name)} has no value in train. Name it in dataset.drop_columns."
             )
-        values = [value for value in parse_numbers(cells) if value is not None]
+        values = as_numbers(cells).drop_nulls().to_numpy()
         mean, std, categories = 0.0, 1.0, []
         if name in categorical_columns or 2 * len(values) <= len(cells):
             if name not in categorical_columns:
-                check_text(table, name, cells)
-            categories = natural_order(set(cells))
+                check_text(table, name, cells, places[~column.is_in(words).to_numpy()])
+            categories = natural_order(cells.unique().to_list())
             if len(categories) > max_categories:
                 raise DataError(
                     f"{table.source}: column {quoted(name)} has {len(categories)} different values in train, more than "
                     f"dataset.max_categories={max_categories}. Name it in dataset.drop_columns, or raise the limit."
                 )
         else:
-            mean = math.fsum(values) / len(values)
-            std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+            mean = math.fsum(values.tolist()) / len(values)
+            std = math.sqrt(math.fsum(map(pow, (values - mean).tolist(), repeat(2))) / len(values))
             std = std if std > 1e-12 * abs(mean) else 1.0
         found["means"].append(mean)
         found["stds"].append(std)
@@ -152,15 +197,25 @@ def fit_encoder(
     return found
 
 
-def check_text(table: Table, name: str, cells: Sequence[str]) -> None:
-    """Raise DataError when most `cells` of a column that would be text are numbers to people."""
-    if 2 * sum(map(looks_numeric, cells)) > len(cells):
-        odd = [cell for cell in cells if looks_numeric(cell) and parse_number(cell) is None]
+def check_text(table: Table, name: str, cells: "pl.Series", places: NDArray[np.int64]) -> None:
+    """Raise DataError when most `cells`, at `places`, of a column that would be text are numbers to people."""
+    texts = cells.unique().to_list()
+    if 2 * cells.is_in([text for text in texts if looks_numeric(text)]).sum() > len(cells):
+        odd = cells.is_in([text for text in texts if looks_numeric(text) and parse_number(text) is None])
+        cell = cells.filter(odd)[0]
         raise DataError(
-            f"{table.at(table.columns[name].index(odd[0]), name)}: {quoted(odd[0])} looks like a number but is not "
-            f"one ({len(odd)} of {len(cells)} cells). Write numbers as 1234.5, or name the column in "
+            f"{table.at(places[odd.arg_true()[0]], name)}: {quoted(cell)} looks like a number but is "
+            f"not one ({odd.sum()} of {len(cells)} cells). Write numbers as 1234.5, or name the column in "
             "dataset.categorical_columns."
         )
+
+
+def as_numbers(cells: "pl.Series") -> "pl.Series":
+    """What `parse_number` finds in each cell, float64; null for none."""
+    import polars as pl
+
+    values = cells.cast(pl.Float64, strict=False)
+    return values.set(~(values.abs() <= MAX_TABLE_BYTES), None)
 
 
 def all_numbers(encoder: dict[str, Any]) -> bool:
@@ -174,61 +229,58 @@ def encode_table(table: Table, encoder: dict[str, Any]) -> NDArray[np.float32]:
     Raises DataError, naming row, column and value, for what the encoder does not take.
     """
     settings = zip(encoder["columns"], encoder["means"], encoder["stds"], encoder["categories"], strict=True)
-    words = {"", *encoder["missing_values"]}
+    words = ["", *encoder["missing_values"]]
     parts = []
     for name, mean, std, categories in settings:
         cells = table.column(name, INPUTS)
-        if encoder["missing"] != "mean" and not words.isdisjoint(cells):
-            index = next(index for index, cell in enumerate(cells) if cell in words)
+        gaps = cells.is_in(words)
+        if encoder["missing"] != "mean" and gaps.any():
+            index = gaps.arg_true()[0]
             raise DataError(
                 f"{table.at(index, name)}: missing, got {quoted(cells[index])}. The model was trained without missing "
                 "values."
             )
         if categories:
-            parts.append(indicators(table, name, categories, encoder["unseen"], words))
+            parts.append(indicators(table, name, categories, encoder["unseen"], gaps))
         else:
-            parts.append(standardised(table, name, mean, std, words))
+            parts.append(standardised(table, name, mean, std, gaps))
     return np.concatenate(parts, axis=1)
 
 
-def standardised(table: Table, name: str, mean: float, std: float, words: set[str]) -> NDArray[np.float32]:
-    """A column of numbers as (N, 1), 0 where it is missing. Raises DataError for what is no number."""
+def standardised(table: Table, name: str, mean: float, std: float, gaps: "pl.Series") -> NDArray[np.float32]:
+    """A column of numbers as (N, 1), 0 in its `gaps`. Raises DataError for what is no number."""
     cells = table.columns[name]
-    values = [mean if cell in words else value for cell, value in zip(cells, parse_numbers(cells), strict=True)]
-    wrong = [index for index, value in enumerate(values) if value is None]
-    if wrong:
+    values = as_numbers(cells)
+    wrong = (values.is_null() & ~gaps).arg_true()
+    if len(wrong):
         share = f" ({len(wrong)} of {len(cells)} cells)" if len(cells) > 1 else ""
         raise DataError(
             f"{table.at(wrong[0], name)}: {quoted(cells[wrong[0]])} is not a number{share}. "
             "Fix it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
         )
-    return ((np.array(values, dtype=np.float64) - mean) / std).astype(np.float32)[:, None]
+    found: NDArray[np.float64] = values.scatter(gaps.arg_true(), mean).to_numpy()
+    return ((found - mean) / std).astype(np.float32)[:, None]
 
 
-def indicators(table: Table, name: str, categories: Sequence[str], unseen: str, words: set[str]) -> NDArray[np.float32]:
+def indicators(
+    table: Table, name: str, categories: Sequence[str], unseen: str, gaps: "pl.Series"
+) -> NDArray[np.float32]:
     """A column of text as (N, categories), 0 where missing. Raises DataError for an unseen one, if that is wrong."""
     cells = table.columns[name]
-    places = {category: place for place, category in enumerate(categories)}
-    found = np.zeros((len(cells), len(categories)), dtype=np.float32)
-    for index, cell in enumerate(cells):
-        if cell in places:
-            found[index, places[cell]] = 1
-        elif cell not in words and unseen == "error":
-            raise DataError(
-                f"{table.at(index, name)}: {quoted(cell)} is a category that does not occur in train, which has "
-                f"{quote_names(categories)}. Fix it, or encode it as none: "
-                f"dataset.handle_unknown=ignore, or for predict "
-                "--handle-unknown ignore."
-            )
-    return found
+    unknown = (~(cells.is_in(categories) | gaps)).arg_true()
+    if len(unknown) and unseen == "error":
+        raise DataError(
+            f"{table.at(unknown[0], name)}: {quoted(cells[unknown[0]])} is a category that does not occur in train, "
+            f"which has {quote_names(categories)}. Fix it, or encode it as none: "
+            "dataset.handle_unknown=ignore, or for predict --handle-unknown ignore."
+        )
+    return np.stack([(cells == category).to_numpy() for category in categories], axis=1).astype(np.float32)
 
 
 def count_unseen(table: Table, encoder: dict[str, Any]) -> int:
     """How many cells hold categories that an encoder does not know."""
-    words = {"", *encoder["missing_values"]}
-    known = [
-        (name, words.union(categories))
-        for name, categories in zip(encoder["columns"], encoder["categories"], strict=True)
-        if categories
-    ]
-    return sum(cell not in cells for name, cells in known for cell in table.columns[name])
+    words = ["", *encoder["missing_values"]]
+    known = zip(encoder["columns"], encoder["categories"], strict=True)
+    return sum(
+        int((~table.columns[name].is_in([*words, *categories])).sum()) for name, categories in known if categories
+    )

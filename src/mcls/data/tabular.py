@@ -3,16 +3,25 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcls.data.delimited import NUMBER, parse_number
+from mcls.data.delimited import parse_number
 from mcls.data.splits import check_classes, materialise, split_train_test, split_train_val, warn_missing_classes
-from mcls.data.table_encoder import UNSEEN, Table, count_unseen, encode_table, fit_encoder, missing_cells, read_table
+from mcls.data.table_encoder import (
+    UNSEEN,
+    Table,
+    as_numbers,
+    count_unseen,
+    encode_table,
+    fit_encoder,
+    missing_cells,
+    read_table,
+)
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
 from mcls.system.text import composed, natural_order, quote_names, quoted
@@ -20,6 +29,7 @@ from mcls.system.text import composed, natural_order, quote_names, quoted
 log = logging.getLogger("mcls")
 
 LEAST_ROWS = 20  # of which chance says something
+HEAD_ROWS = 1000  # that are looked at before all
 
 
 def csv_file(
@@ -63,13 +73,10 @@ def csv_file(
     else:
         test = as_indices(tables["test"], target, classes)
     train, val = split_train_val(whole, val_fraction, val_seed)
-    encoder = fit_encoder(rows_of(tables["train"], train), columns, categorical_columns, missing_values, max_categories)
-    encoder |= {
-        "missing": missing_values_strategy,
-        "missing_values": list(missing_values),
-        "unseen": handle_unknown,
-        "target": target,
-    }
+    places = torch.as_tensor(train.inputs).numpy()
+    encoder = fit_encoder(tables["train"], places, columns, categorical_columns, missing_values, max_categories)
+    encoder |= {"missing": missing_values_strategy, "missing_values": list(missing_values)}
+    encoder |= {"unseen": handle_unknown, "target": target}
     inputs = {"train": encode_split(tables["train"], {**encoder, "unseen": "ignore"})}
     inputs["test"] = encode_split(tables["test"], encoder) if "test" in tables else inputs["train"]
     for name, categories in zip(columns, encoder["categories"], strict=True):
@@ -113,7 +120,7 @@ def without_gaps(
     gaps = missing_cells(table, columns, missing_values)
     if not gaps + unlabelled:
         return table
-    empty = [name for name in columns if {"", *missing_values}.issuperset(table.columns[name])]
+    empty = [name for name in columns if table.columns[name].is_in(["", *missing_values]).all()]
     if empty and missing != "mean":
         raise DataError(f"{table.source}: column {quoted(empty[0])} has no value. Name it in dataset.drop_columns.")
     if missing == "error":
@@ -153,16 +160,17 @@ def warn_index_columns(table: Table, columns: Sequence[str], target: str) -> Non
     Numbers of rows are whole, all different, and go little further than there are rows. In their order the class
     changes from row to row not half as often as by chance.
     """
-    labels, size = table.columns[target], len(table.rows)
+    labels, size = table.columns[target].to_list(), len(table.rows)
     by_chance = size - sum(count * count for count in Counter(labels).values()) / size
     for name in columns:
-        cells = table.columns[name]
-        if size < LEAST_ROWS or len(set(cells)) < size:
+        begin = table.columns[name].head(HEAD_ROWS)  # most columns are seen there not to number rows
+        if size < LEAST_ROWS or begin.n_unique() < len(begin) or table.columns[name].n_unique() < size:
             continue
-        values = list(takewhile(lambda value: value.is_integer(), map(float, takewhile(NUMBER.fullmatch, cells))))
-        if len(values) < size or max(values) - min(values) >= 2 * size:
+        numbers = as_numbers(table.columns[name])
+        values = numbers.to_numpy()
+        if numbers.has_nulls() or (values % 1).any() or values.max() - values.min() >= 2 * size:
             continue
-        order = sorted(range(size), key=values.__getitem__)
+        order = values.argsort().tolist()
         if 2 * sum(labels[before] != labels[after] for before, after in pairwise(order)) < by_chance:
             log.warning(
                 f"data    {table.source}: column {quoted(name)} numbers the rows, and the classes are in its "
@@ -186,7 +194,7 @@ def warn_lookalikes(names: Sequence[str], place: str) -> None:
 def class_names(table: Table, target: str) -> tuple[str, ...]:
     """The classes, in natural order. Raises DataError when there is one alone, or nearly as many as rows."""
     labels = table.columns[target]
-    classes = tuple(natural_order(set(labels)))
+    classes = tuple(natural_order(labels.unique().to_list()))
     place = f"{table.source}, column {quoted(target)}"
     check_classes(classes, place)
     warn_lookalikes(classes, place)
@@ -202,18 +210,13 @@ def as_indices(table: Table, target: str, classes: Sequence[str]) -> Split:
     """The rows' places (int64, in place of inputs), class numbers and names. Raises DataError for a class unknown."""
     places = {name: place for place, name in enumerate(classes)}
     labels = table.columns[target]
-    for index, label in enumerate(labels):
-        if label not in places:
-            raise DataError(
-                f"{table.at(index, target)}: class {quoted(label)} is not in train, which has {quote_names(classes)}."
-            )
+    if len(unknown := (~labels.is_in(classes)).arg_true()):
+        raise DataError(
+            f"{table.at(unknown[0], target)}: class {quoted(labels[unknown[0]])} is not in train, which has "
+            f"{quote_names(classes)}."
+        )
     names = tuple(f"row {row}" for row in table.rows)
     return Split(torch.arange(len(labels)), torch.tensor([places[label] for label in labels]), names)
-
-
-def rows_of(table: Table, split: Split) -> Table:
-    """The rows of `table` that `split`, of places, has."""
-    return table.take(torch.as_tensor(split.inputs).tolist())
 
 
 def encode_split(table: Table, encoder: dict[str, Any]) -> Tensor:

@@ -36,7 +36,9 @@ class Split:
 
     def rows(self, indices: Tensor) -> "Split":
         """The samples with these numbers."""
-        names, files = (tuple(have[index] for index in indices.tolist() if have) for have in (self.names, self.files))
+        places = indices.tolist() if self.names or self.files else []
+        names = tuple(self.names[place] for place in places) if self.names else ()
+        files = tuple(self.files[place] for place in places) if self.files else ()
         return Split(select_inputs(self.inputs, indices), self.targets[indices], names, files)
 
 

@@ -61,7 +61,7 @@ def read_files(
     id_column: str | None = None,
 ) -> Iterator[Sample]:
     """Name and array of each sample in the files that `arguments` name (see `paths`), as `model` takes them."""
-    files = paths(arguments, {*image_io.suffixes(), ""} if model.image else {".csv", ".tsv"}, listed)
+    files = paths(arguments, {*image_io.suffixes(), ""} if model.image else {".csv", ".tsv", ".parquet"}, listed)
     if model.image:
         return read_images(files, model.input_shape, max_pixels, model.bits, refuse)
     if model.encoder is not None:
@@ -143,7 +143,7 @@ def loaded(path: str, encoder: dict[str, Any]) -> tuple[list[str], Records]:
         raise DataError(f"{path}: empty.")
     check_names(header, path)
     for name in encoder["columns"]:
-        Table(path, {column: [] for column in header}, []).column(name, INPUTS)
+        Table.of(path, {column: [] for column in header}, []).column(name, INPUTS)
     return header, lines
 
 
@@ -174,7 +174,7 @@ def rows(
                 else:
                     refuse(DataError(f"{path}, row {row}: {len(cells)} cells, the header has {len(header)}."))
             columns = {name: [cells[place] for _, cells in whole] for place, name in enumerate(header)}
-            table = Table(path, columns, [row for row, _ in whole])
+            table = Table.of(path, columns, [row for row, _ in whole])
             unseen += count_unseen(table, encoder) if encoder["unseen"] == "ignore" else 0
             yield from encode_inputs(table, encoder, refuse, id_column)
         if unseen:
@@ -182,15 +182,16 @@ def rows(
 
 
 def encode_inputs(table: Table, encoder: dict[str, Any], refuse: Refuse, id_column: str | None) -> Iterator[Sample]:
-    """Name and float32 (F,) for each row of `table`: all at once, or one by one where a row is wrong."""
+    """Name and float32 (F,) for each row of `table`: all at once, or in halves where a row is wrong."""
     try:
         inputs = encode_table(table, encoder)
     except DataError as error:
         if len(table.rows) == 1:
             refuse(error)
         else:
-            for index in range(len(table.rows)):
-                yield from encode_inputs(table.take([index]), encoder, refuse, id_column)
+            middle = len(table.rows) // 2
+            for half in (range(middle), range(middle, len(table.rows))):
+                yield from encode_inputs(table.take(half), encoder, refuse, id_column)
     else:
-        names = table.columns[id_column] if id_column else [f"{table.source}:{row}" for row in table.rows]
+        names = table.columns[id_column].to_list() if id_column else [f"{table.source}:{row}" for row in table.rows]
         yield from zip(names, inputs, strict=True)

@@ -121,7 +121,7 @@ def table_rows(encoder: dict[str, Any], given: Any) -> Iterator[NumpyArray]:
     categories = dict(zip(encoder["columns"], encoder["categories"], strict=True))
     columns = {composed(str(name).strip()): cells for name, cells in named_columns(encoder["columns"], given).items()}
     texts = {name: [cell_text(cell, categories.get(name, ())) for cell in cells] for name, cells in columns.items()}
-    table = Table(TABLE, texts, list(range(len(next(iter(texts.values()), [])))))
+    table = Table.of(TABLE, texts, list(range(len(next(iter(texts.values()), [])))))
     inputs = encode_table(table, encoder)
     if encoder["unseen"] == "ignore" and (unseen := count_unseen(table, encoder)):
         log.warning(f"{TABLE}: {unseen:,} {UNSEEN}")
