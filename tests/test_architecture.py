@@ -31,7 +31,7 @@ ALLOWED = {
     "omegaconf": ("mcls.config", "mcls.sweep.plugins"),
 }
 YAML = ("mcls.config", "mcls.commands.train", "mcls.runs.folder")
-LATE = {"torchvision", "sklearn", "matplotlib", "tensorboard"}  # imported where they are used
+LATE = {"torchvision", "sklearn", "matplotlib", "tensorboard", "timm"}  # imported where they are used
 
 
 def module_of(path: Path) -> str:

@@ -287,6 +287,8 @@ def test_files_that_inherit_from_shipped_ones(defaults: str, own: Path) -> None:
         "betas": [0.9, 0.999],
         "eps": 1.0,
         "weight_decay": 0.0,
+        "head_lr_factor": 1.0,
+        "decay_norm_and_bias": True,
         "amsgrad": True,
     }
     assert refused("optimizer=mine", "optimizer.lr=-1", config_dir=own) == "optimizer.lr: must be float > 0, got -1."

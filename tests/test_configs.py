@@ -24,10 +24,11 @@ def choices(group: str) -> list[str]:
 
 
 COUNTS = {
-    "augment": 2, "dataset": 6, "experiment": 7, "loss": 2, "model": 5, "optimizer": 4, "schedule": 4, "trainer": 2
+    "augment": 2, "dataset": 6, "experiment": 7, "loss": 2, "model": 6, "optimizer": 4, "schedule": 4, "trainer": 2
 }  # fmt: skip
 SMALL = ["trainer.batch_size=8", "dataset.val_fraction=0.2"]
 NO_WEIGHTS = "model.weights=null"
+PRETRAINED = ("pretrained", "resnet18-finetune")
 FLAT = ("mlp", "linear-softmax")  # models that take anything; the others want pictures
 
 
@@ -91,7 +92,7 @@ def test_every_choice_trains_a_step(
     lines = [f"{group}={choice}", *SMALL, *given(choice, tmp_path)]
     if choice == "crop_flip" or (group == "model" and choice not in FLAT):
         lines.append("dataset=cifar10")
-    if choice == "resnet18-finetune":
+    if choice in PRETRAINED:
         lines.append(NO_WEIGHTS)
     config = compose(*lines)
     assert math.isfinite(train_a_step(config))
@@ -119,7 +120,7 @@ def test_networks_for_pictures_take_grey_ones(
     model: str, dataset: str, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MCLS_DATA", str(data_root))
-    weights = [NO_WEIGHTS] if model == "resnet18-finetune" else []
+    weights = [NO_WEIGHTS] if model in PRETRAINED else []
     train_a_step(compose(f"dataset={dataset}", f"model={model}", *weights, *SMALL))
 
 

@@ -280,14 +280,14 @@ def test_greys_of_more_than_8_bits_keep_the_upper_8_that_they_use(
 ) -> None:
     caplog.set_level(logging.INFO, "mcls")
     found = read(deep_tree(tmp_path, largest, suffix=suffix))
-    assert found.bits == bits
+    assert found.reading.bits == bits
     shown = f"images  20 of more than 8 bits: values 0 to {2**bits - 1} ({bits} bits) become 0 to 255"
     assert [record.getMessage() for record in caplog.records if "bits" in record.getMessage()] == [shown]
     for pixels, name in zip(torch.as_tensor(found.train.inputs), found.train.names, strict=True):
         assert np.array_equal(pixels[0].numpy(), np.asarray(Image.open(tmp_path / name)) // 2 ** (bits - 8))
     streamed = read(tmp_path, fits=lambda size: False).train
     assert torch.equal(streamed.inputs[:], torch.as_tensor(found.train.inputs))
-    assert read(tmp_path, bits=min(16, bits + 1)).bits == min(16, bits + 1)
+    assert read(tmp_path, bits=min(16, bits + 1)).reading.bits == min(16, bits + 1)
     assert torch.equal(torch.as_tensor(read(tmp_path, bits=bits).train.inputs), torch.as_tensor(found.train.inputs))
 
 
@@ -295,7 +295,7 @@ def test_only_the_training_images_say_how_many_bits_there_are(tmp_path: Path) ->
     deep_tree(tmp_path / "train", 4095)
     deep_tree(tmp_path / "test", 8000)
     found = read(tmp_path)
-    assert found.bits == 12 and int(found.open_test().inputs[:].max()) == 255
+    assert found.reading.bits == 12 and int(found.open_test().inputs[:].max()) == 255
     deep_tree(tmp_path / "val", 60_000)  # another scale
     with pytest.raises(DataError, match=r"val/a/0\.png: cannot be read \(values up to 60000, expected 0 to 4095\)"):
         read(tmp_path)

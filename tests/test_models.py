@@ -13,8 +13,8 @@ from torchvision.models import ResNet18_Weights
 from torchvision.models import resnet18 as theirs
 
 from mcls.errors import DataError, MachineError, RequestError
+from mcls.models import resnet18, resnet18_finetune
 from mcls.models.mlp import MLP
-from mcls.models.resnet import resnet18, resnet18_finetune
 
 URL = ResNet18_Weights.IMAGENET1K_V1.url
 
@@ -262,7 +262,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, pretrained, change, first
     torch.save({name: tensor for name, tensor in {**pretrained, **change}.items() if tensor is not None}, path)
     with pytest.raises(DataError) as caught:
         resnet18_finetune((3, 32, 32), 10, str(path), False)
-    expected = f"model.weights: {path} does not fit ResNet-18, first at {first!r} (1 in all)."
+    expected = f"model.weights: {path} does not fit resnet18, first at {first!r} (1 in all)."
     assert str(caught.value) == expected
 
 

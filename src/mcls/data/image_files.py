@@ -34,14 +34,14 @@ class ImageFiles:
         paths: of the files.
         sample: C, H and W.
         max_pixels: of an image, before it is resized.
-        bits: of a grey pixel of more than 8 bits.
+        reading: how the files become arrays.
     """
 
     dtype = torch.uint8
     ndim = 4
 
-    def __init__(self, paths: Sequence[Path], sample: Shape, max_pixels: int, bits: int) -> None:
-        self.paths, self.sample, self.max_pixels, self.bits = list(paths), sample, max_pixels, bits
+    def __init__(self, paths: Sequence[Path], sample: Shape, max_pixels: int, reading: image_io.Reading) -> None:
+        self.paths, self.sample, self.max_pixels, self.reading = list(paths), sample, max_pixels, reading
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,13 +60,12 @@ class ImageFiles:
 
     def select(self, indices: Tensor) -> "ImageFiles":
         """The images with these numbers, unread."""
-        return ImageFiles([self.paths[index] for index in indices.tolist()], self.sample, self.max_pixels, self.bits)
+        paths = [self.paths[index] for index in indices.tolist()]
+        return ImageFiles(paths, self.sample, self.max_pixels, self.reading)
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """One image, uint8 (C, H, W). Raises DataError, naming the file."""
-        return image_io.resize_image(
-            image_io.read_image(path, self.sample[0], self.max_pixels, self.bits), self.sample[1:]
-        )
+        return image_io.read_resized(path, self.sample, self.max_pixels, self.reading)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,9 @@ def image_folder(
     max_bad_fraction: float,
     max_pixels: int,
     bits: str | int,
+    resize: str,
+    crop_fraction: str | float,
+    interpolation: str,
     test_fraction: float,
     test_seed: int,
     val_fraction: float,
@@ -65,16 +69,14 @@ def image_folder(
     shape = choose_shape([header for header in headers if header is not None], size, channels)
     deep = [path for path, header in zip(paths, headers, strict=True) if header and header[2].startswith("I")]
     depth = choose_bits(deep, bits, max_pixels)
-    files = ImageFiles(found.paths, shape, max_pixels, depth)
+    asked: dict[str, Any] = {"resize": resize, "crop_fraction": crop_fraction, "interpolation": interpolation}
+    reading = image_io.Reading(depth, **{key: value for key, value in asked.items() if value != "auto"})
+    files = ImageFiles(found.paths, shape, max_pixels, reading)
     keep = fits(len(files) * math.prod(shape))
     looked = scan_images(files, keep)
     parts = {name: readable_images(numbers, found, looked) for name, numbers in found.parts.items()}
     report_unreadable(found, looked, max_bad_fraction if bad_images == "skip" else None)
-    if "test" not in parts:
-        parts["train"], parts["test"] = split_train_test(parts["train"], test_fraction, test_seed)
-    if "val" not in parts and val_fraction > 0:
-        parts["train"], val = split_train_val(parts["train"], val_fraction, val_seed)
-        parts |= {"val": val} if val is not None else {}
+    split_off(parts, test_fraction, test_seed, val_fraction, val_seed)
     warn_missing_classes(found.classes, parts)
     middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
     if not any(spread):
@@ -88,8 +90,19 @@ def image_folder(
     }
     middle, spread = given("mean", mean, middle), given("std", std, tuple(value or 1.0 for value in spread))
     return Dataset(
-        found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread, bits=depth
+        found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread, reading=reading
     )
+
+
+def split_off(
+    parts: dict[str, Split], test_fraction: float, test_seed: int, val_fraction: float, val_seed: int
+) -> None:
+    """Cut test and val off from train, in `parts`, where they have none of their own."""
+    if "test" not in parts:
+        parts["train"], parts["test"] = split_train_test(parts["train"], test_fraction, test_seed)
+    if "val" not in parts and val_fraction > 0:
+        parts["train"], val = split_train_val(parts["train"], val_fraction, val_seed)
+        parts |= {"val": val} if val is not None else {}
 
 
 def choose_bits(deep: Sequence[Path], bits: str | int, max_pixels: int) -> int:

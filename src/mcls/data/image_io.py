@@ -4,7 +4,8 @@ import contextlib
 import functools
 import importlib
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,43 @@ Result = TypeVar("Result")
 MODES = {1: "L", 3: "RGB"}  # by number of channels
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is a warning up to twice its size; `read` has one that holds
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pictures become arrays of one shape. A run keeps it, so that new pictures are read as those of its training.
+
+    Args:
+        bits: that grey pixels of more than 8 bits have.
+        resize: `stretch` gives up the proportions, `crop` cuts off what is too long, `pad` adds black.
+        crop_fraction: of the picture's shorter side, that a crop keeps.
+        interpolation: Pillow's, in lower case; always antialiased.
+    """
+
+    bits: int = BITS
+    resize: str = "stretch"
+    crop_fraction: float = 1.0
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no picture can be read with."""
+        known = (*range(8, BITS + 1), "stretch", "crop", "pad", *(method.name.lower() for method in Image.Resampling))
+        if unknown := [value for value in (self.bits, self.resize, self.interpolation) if value not in known]:
+            raise ValueError(f"pictures are not read with {unknown[0]!r}")
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"a crop of {self.crop_fraction!r}")
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Reading":
+        """What `record`, of a checkpoint or an exported file, says of it. Raises ValueError."""
+        return cls(**{key: record[key] for key in cls.__dataclass_fields__ if record.get(key) is not None})
+
+    def record(self) -> dict[str, Any]:
+        """What is not as it would be anyway, for `of`."""
+        return {key: value for key, value in asdict(self).items() if value != getattr(Reading, key)}
+
+
+PLAIN = Reading()
 
 
 @functools.cache
@@ -136,21 +174,38 @@ def eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return found
 
 
-def checked_bits(bits: object) -> int:
-    """`bits` as a checkpoint or an exported file names them. Raises ValueError unless they are 8 to 16."""
-    if not isinstance(bits, int) or not 8 <= bits <= BITS:
-        raise ValueError(f"bits {bits!r}")
-    return bits
-
-
-def resize_image(image: Image.Image, size: Sequence[int]) -> NDArray[np.uint8]:
-    """`image` as uint8 (C, H, W), resized (bilinear, antialiased, its proportions given up) where `size` asks for it.
+def resize_image(image: Image.Image, size: Sequence[int], reading: Reading = PLAIN) -> NDArray[np.uint8]:
+    """`image` as uint8 (C, H, W), resized as `reading` says where `size` asks for it.
 
     Args:
         size: height and width.
     """
     height, width = size
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    method = Image.Resampling[reading.interpolation.upper()]
+    if reading.resize == "crop":
+        image = crop_image(image, height, width, reading.crop_fraction, method)
+    elif image.size != (width, height) and reading.resize == "pad":
+        image = ImageOps.pad(image, (width, height), method)
+    elif image.size != (width, height):
+        image = image.resize((width, height), method)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def crop_image(image: Image.Image, height: int, width: int, fraction: float, method: Image.Resampling) -> Image.Image:
+    """The middle of `image`, `fraction` of its shorter side, as torchvision's Resize and CenterCrop cut it."""
+    down, across = round(height / fraction), round(width / fraction)
+    if down * image.width >= across * image.height:  # what is too long is the width
+        across = down * image.width // image.height
+    else:
+        down = across * image.height // image.width
+    if image.size != (across, down):
+        image = image.resize((across, down), method)
+    top, left = round((down - height) / 2), round((across - width) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def read_resized(path: Path, shape: Sequence[int], max_pixels: int, reading: Reading) -> NDArray[np.uint8]:
+    """The picture in `path` as uint8 of `shape` (C, H, W). Raises DataError as `read_image` does."""
+    channels, *size = shape
+    return resize_image(read_image(path, channels, max_pixels, reading.bits), size, reading)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from mcls.data.image_io import PLAIN, Reading
 from mcls.data.validate import wrong_split
 from mcls.errors import DataError
 
@@ -58,7 +59,7 @@ class Dataset:
         open_test: reads the test split. Called once, at the end, when every choice has been made.
         mean, std: of each channel, in 0..1, for uint8 images; None leaves float inputs as they are.
         encoder: what turns rows of a table into inputs (`encode_table`): text, floats and lists; None for others.
-        bits: that grey pixels of more than 8 bits have in the files of images.
+        reading: how files of images become arrays.
     """
 
     classes: tuple[str, ...]
@@ -68,7 +69,7 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     encoder: dict[str, Any] | None = None
-    bits: int = 16
+    reading: Reading = PLAIN
 
     def __post_init__(self) -> None:
         """Raise DataError unless the splits are as described above; the test split is checked when it is opened."""

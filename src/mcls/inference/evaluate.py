@@ -51,7 +51,7 @@ class Evaluation:
 
 def rebuild_dataset(loaded: LoadedRun, download: bool) -> Dataset:
     """The run's data set. Raises DataError when it is not the one that the run was trained on."""
-    node = as_trained_on(loaded.config["dataset"], loaded.bits)
+    node = as_trained_on(loaded.config["dataset"], loaded.reading.bits)
     if "download" in node and not download:  # a folder must not make this machine fetch or write anything
         node = {**node, "download": False}
     with pointing(loaded.folder, node):

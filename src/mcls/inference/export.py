@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcls.data import image_io
 from mcls.data.table_encoder import all_numbers
 from mcls.errors import MachineError, RunError
 from mcls.inference.load import LoadedRun, with_delimiter
@@ -149,7 +148,7 @@ def about(loaded: LoadedRun) -> dict[str, str]:
         "epoch": loaded.epoch,
         "encoder": with_delimiter(loaded),
         "tta": loaded.tta,
-        "bits": loaded.bits if loaded.bits != image_io.BITS else None,
+        **loaded.reading.record(),
     }
     return {f"mcls.{key}": json.dumps(value) for key, value in found.items() if value is not None}
 

@@ -63,7 +63,7 @@ def read_files(
     """Name and array of each sample in the files that `arguments` name (see `paths`), as `model` takes them."""
     files = paths(arguments, {*image_io.suffixes(), ""} if model.image else {".csv", ".tsv", ".parquet"}, listed)
     if model.image:
-        return read_images(files, model.input_shape, max_pixels, model.bits, refuse)
+        return read_images(files, model.input_shape, max_pixels, model.reading, refuse)
     if model.encoder is not None:
         return rows(files, model.encoder, refuse, id_column)
     return vectors(files, model.input_shape, refuse)
@@ -83,14 +83,13 @@ def walk(folder: str, suffixes: set[str]) -> Iterator[str]:
 
 
 def read_images(
-    found: Iterable[str], shape: Sequence[int], max_pixels: int, bits: int, refuse: Refuse
+    found: Iterable[str], shape: Sequence[int], max_pixels: int, reading: image_io.Reading, refuse: Refuse
 ) -> Iterator[Sample]:
     """Path and uint8 (C, H, W) of each picture, in `shape`; `refuse` is called with what is wrong with the others."""
-    channels, *size = shape
     for path in found:
         try:
             with warnings.catch_warnings(action="ignore"):  # Pillow's, of files that can be read all the same
-                picture = image_io.resize_image(image_io.read_image(Path(path), channels, max_pixels, bits), size)
+                picture = image_io.read_resized(Path(path), shape, max_pixels, reading)
         except DataError as error:
             refuse(error)
         else:

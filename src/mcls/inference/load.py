@@ -40,7 +40,7 @@ class LoadedRun:
         precision: of the training, or fp32 where `device` does not compute in that.
         epoch: that the weights come from.
         encoder: what turns the rows of a table into samples, plain data; None for data that are no table.
-        bits: of the values in pictures of more than 8 bits.
+        reading: how pictures become samples.
         tta: the test-time augmentation that its logits are computed with, of `evaluate.tta`.
     """
 
@@ -56,7 +56,7 @@ class LoadedRun:
     precision: str
     epoch: int
     encoder: dict[str, Any] | None
-    bits: int
+    reading: image_io.Reading
     tta: str | None
 
     @torch.inference_mode()
@@ -95,7 +95,10 @@ def load_run(
     epoch = state["epoch"] if which == "best" else state["progress"]["epoch"]
     classes, shape = tuple(map(composed, data["classes"])), tuple(data["input_shape"])
     mean, std = ((tuple(map(float, data[key])) if key in data else None) for key in ("mean", "std"))
-    bits = data.get("bits", image_io.BITS)
+    try:
+        reading = image_io.Reading.of(data)
+    except ValueError as error:
+        raise FolderError(f"{path}: damaged, {error}.") from error
     target = resolve_device(device)
     precision = trained_precision(read_json(folder.about).get("precision"), config["precision"], target)
     node = check_weights_fit(config, shape, len(classes), weights, path)
@@ -120,7 +123,7 @@ def load_run(
         precision,
         epoch,
         encoder,
-        bits,
+        reading,
         check_tta({"flip": "flip", "none": None, None: config["evaluate"]["tta"]}[tta], shape, "--tta"),
     )
 

@@ -48,10 +48,10 @@ def image_samples(model: Classifier, given: Any) -> Iterator[NumpyArray]:
     channels, *size = model.input_shape
     if isinstance(given, Image.Image):
         try:
-            image = image_io.in_mode(ImageOps.exif_transpose(given), image_io.MODES[channels], model.bits)
+            image = image_io.in_mode(ImageOps.exif_transpose(given), image_io.MODES[channels], model.reading.bits)
         except Exception as error:  # what Pillow's decoders raise on damaged files is of every kind
             raise DataError(f"inputs: an image cannot be read ({image_io.reason(error)}).") from error
-        yield image_io.resize_image(image, size)
+        yield image_io.resize_image(image, size, model.reading)
     elif isinstance(given, str | os.PathLike):
         yield from (sample for _, sample in read_files(model, [os.fspath(given)], fail))
     elif hasattr(given, "__array__"):

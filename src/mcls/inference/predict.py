@@ -32,7 +32,7 @@ class Classifier:
         image: samples are uint8 images (C, H, W), otherwise float32 of `input_shape`.
         encoder: what turns the rows of a table into samples, plain data; None where columns are the inputs.
         probabilities: samples (N, *input_shape) to float32 (N, C).
-        bits: of the values in pictures of more than 8 bits.
+        reading: how pictures become samples.
     """
 
     classes: tuple[str, ...]
@@ -40,7 +40,7 @@ class Classifier:
     image: bool
     encoder: dict[str, Any] | None
     probabilities: Callable[[NumpyArray], NumpyArray]
-    bits: int = image_io.BITS
+    reading: image_io.Reading = image_io.PLAIN
 
 
 def classify(
@@ -79,7 +79,9 @@ def run_classifier(loaded: "LoadedRun") -> Classifier:
         return found
 
     encoder = with_delimiter(loaded)
-    return Classifier(loaded.classes, loaded.input_shape, loaded.mean is not None, encoder, probabilities, loaded.bits)
+    return Classifier(
+        loaded.classes, loaded.input_shape, loaded.mean is not None, encoder, probabilities, loaded.reading
+    )
 
 
 def from_onnx(path: Path, device: str) -> Classifier:
@@ -101,7 +103,7 @@ def from_onnx(path: Path, device: str) -> Classifier:
         about = session.get_modelmeta().custom_metadata_map
         found = {key: json.loads(value) for key, value in about.items() if key.startswith("mcls.")}
         classes, shape = tuple(map(str, found["mcls.classes"])), tuple(map(int, found["mcls.input_shape"]))
-        bits = image_io.checked_bits(found.get("mcls.bits", image_io.BITS))
+        reading = image_io.Reading.of({key.removeprefix("mcls."): value for key, value in found.items()})
         image, name = found["mcls.input_type"] == "uint8", session.get_inputs()[0].name
     except (KeyError, ValueError, TypeError) as error:
         raise FolderError(f"{path}: refused, its metadata lack classes and inputs. Was it exported by mcls?") from error
@@ -117,4 +119,4 @@ def from_onnx(path: Path, device: str) -> Classifier:
             samples = samples * np.array(encoder["stds"]) + np.array(encoder["means"])
         return np.asarray(session.run(None, {name: samples})[0])
 
-    return Classifier(classes, shape, image, encoder, probabilities, bits)
+    return Classifier(classes, shape, image, encoder, probabilities, reading)

@@ -185,7 +185,7 @@ class Service:
             try:
                 path.write_bytes(content)
                 if model.image:
-                    found = read_images([str(path)], model.input_shape, self.limits.max_pixels, model.bits, fail)
+                    found = read_images([str(path)], model.input_shape, self.limits.max_pixels, model.reading, fail)
                 elif model.encoder is not None:
                     found = rows([str(path)], model.encoder, fail)
                 else:

@@ -1,7 +1,8 @@
 """The models that a configuration may name: from normalised inputs to logits (N, classes)."""
 
 from mcls.models.mlp import MLP
-from mcls.models.resnet import resnet18, resnet18_finetune
+from mcls.models.pretrained import pretrained_network, resnet18_finetune
+from mcls.models.resnet import resnet18
 from mcls.models.small import SmallResNet
 
-__all__ = ["MLP", "SmallResNet", "resnet18", "resnet18_finetune"]
+__all__ = ["MLP", "SmallResNet", "pretrained_network", "resnet18", "resnet18_finetune"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from mcls.models.finetuned import FineTuned
 from mcls.schedules import Schedule
 
 
@@ -22,6 +23,41 @@ def skip_compiler_import() -> None:
         plain = getattr(vars(Optimizer)[name], "__wrapped__", None)
         if plain is not None and not hasattr(plain, "__dynamo_disable"):
             setattr(plain, "__dynamo_disable", plain)  # setattr: Python would mangle the name
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, head_lr_factor: float, decay_norm_and_bias: bool
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """The weights of `model` that are trained at some time, in groups of one learning rate and weight decay.
+
+    Args:
+        lr: of all weights but those whose rate is another: the head's, and the stages' of a `layer_decay`.
+        head_lr_factor: of the last linear layer's learning rate.
+        decay_norm_and_bias: whether weights with one dimension, of normalisation and biases, decay too.
+    """
+    later = isinstance(model, FineTuned) and model.unfreeze_epoch is not None
+    weights = [(name, weight) for name, weight in model.named_parameters() if later or weight.requires_grad]
+    factors = model.rate_factors() if isinstance(model, FineTuned) and model.layer_decay != 1 else {}
+    if head_lr_factor != 1:
+        head = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1:]
+        factors |= {f"{name}.{part}": head_lr_factor for name in head for part in ("weight", "bias")}
+    if not factors and decay_norm_and_bias:
+        return [weight for _, weight in weights]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, weight in weights:
+        decays = decay_norm_and_bias or weight.ndim > 1
+        groups.setdefault((factors.get(name, 1.0), decays), []).append(weight)
+    return [
+        {"params": group, "lr": lr * factor, **({} if decays else {"weight_decay": 0.0})}
+        for (factor, decays), group in sorted(groups.items(), key=lambda item: item[0][0] != 1)  # `lr` is reported
+    ]
+
+
+def train_mode(model: nn.Module, epoch: int) -> None:
+    """Put `model` into training mode, what it has frozen into the state that it has after `epoch` epochs."""
+    if isinstance(model, FineTuned):
+        model.unfreeze(epoch)
+    model.train()
 
 
 def raw_step(optimizer: Optimizer) -> Callable[[], object]:

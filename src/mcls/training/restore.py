@@ -92,10 +92,10 @@ def check_optimizer_state(saved: dict[str, Any], trainer: Trainer, shape: list[i
     if any(number not in wanted or kinds(have) != kinds(wanted[number]) for number, have in saved["state"].items()):
         raise ValueError("its optimizer is another")
     if saved["state"] and len(saved["state"]) < len(wanted):  # of weights that the model does not use, there is none
-        model = copy.deepcopy(trainer.model)
+        model, copied = copy.deepcopy((trainer.model, optimizer))
         model(torch.zeros(2, *shape, device=trainer.device)).sum().backward()
-        used = [weight.grad is not None for weight in model.parameters() if weight.requires_grad]
-        if any(number not in saved["state"] for number, is_used in enumerate(used) if is_used):
+        weights = [weight for group in copied.param_groups for weight in group["params"]]
+        if any(number not in saved["state"] for number, weight in enumerate(weights) if weight.grad is not None):
             raise ValueError("its optimizer lacks a part of its state")
 
 
@@ -149,6 +149,8 @@ def check_weights_fit(
     try:
         with torch.device("meta"):
             model = build("model", node, input_shape=shape, num_classes=num_classes)
+    except NotImplementedError:  # of a registry's network that computes its first weights from others
+        return node
     except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise FolderError(f"{path}: refused, the run's model can't be built for its data ({error}).") from error
     if kinds(model.state_dict()) != kinds(weights):

@@ -30,7 +30,7 @@ from mcls.training.checks import check_selection
 from mcls.training.launch import launch_workers
 from mcls.training.precision import evaluate_loader
 from mcls.training.restore import check_resumable, fitted, newest_checkpoint, read_metadata, tell_length
-from mcls.training.setup import Components, build_components, hyperparameters
+from mcls.training.setup import Components, build_components, hyperparameters, with_expected_input
 from mcls.training.state import MetricWriter, NullWriter
 from mcls.training.trainer import Trainer
 
@@ -74,6 +74,7 @@ def train_new(
         The folder and the content of its result.json. Raises MclsError; the folder, if there is one, records it too.
     """
     started = time.monotonic()
+    config = with_expected_input(config)
     parts = build_components(config)
     if origin.get("test_closed"):
         check_selection(config, parts.val is not None)

@@ -12,10 +12,11 @@ from mcls.config.instantiate import build
 from mcls.data.loader import ORDER, Loader, Normalise, forward_batch, generator
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MachineError, RequestError
+from mcls.models.pretrained import expected_input
 from mcls.system.device import memory_bytes, resolve_device
 from mcls.system.distributed import SINGLE_PROCESS, World
 from mcls.training.checks import check_components, may_fuse
-from mcls.training.optim import LRScheduler, planned_steps, skip_compiler_import
+from mcls.training.optim import LRScheduler, parameter_groups, planned_steps, skip_compiler_import
 from mcls.training.precision import resolve_precision, set_matrix_products
 from mcls.training.state import Settings
 
@@ -54,8 +55,7 @@ class Components:
         found["samples"] = [0 if split is None else len(split) for split in (self.dataset.train, self.dataset.val)]
         if self.dataset.mean is not None and self.dataset.std is not None:
             found |= {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
-        if self.dataset.bits != 16:
-            found["bits"] = self.dataset.bits
+        found |= self.dataset.reading.record()
         if self.dataset.encoder is not None:
             found["encoder"] = self.dataset.encoder
         return found
@@ -132,12 +132,31 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of `config` over the weights of `model` that are trained."""
     skip_compiler_import()
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    fused = may_fuse(config["optimizer"], device, precision)
-    optimizer: torch.optim.Optimizer = build(
-        "optimizer", config["optimizer"], config["trust"], params=weights, fused=fused
-    )
+    node = dict(config["optimizer"])
+    factor, decay = node.pop("head_lr_factor", 1), node.pop("decay_norm_and_bias", True)  # a user's own file has none
+    weights = parameter_groups(model, node.get("lr", 0.0), factor, decay)
+    fused = may_fuse(node, device, precision)
+    optimizer: torch.optim.Optimizer = build("optimizer", node, config["trust"], params=weights, fused=fused)
     return optimizer
+
+
+def with_expected_input(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with pictures as the makers of the model's weights prepare them, where the data set leaves it open.
+
+    Raises RequestError for a model that its registry does not have.
+    """
+    expected, node = expected_input(config["model"]), config["dataset"]
+    if expected is None or "resize" not in node:
+        return config
+    if node["channels"] == 1:
+        expected |= {key: [sum(expected[key]) / len(expected[key])] for key in ("mean", "std")}
+    taken = {key: value for key, value in {"channels": 3, **expected}.items() if node[key] in ("auto", None)}
+    if taken:
+        said = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in taken.items()
+        )
+        log.info(f"images  as the weights of {config['model']['name']} expect them: {said}")
+    return {**config, "dataset": {**node, **taken}}
 
 
 def prepare_machine(config: dict[str, Any], world: World) -> tuple[torch.device, str]:

@@ -18,7 +18,7 @@ from mcls.metrics import Metrics, RunningLoss
 from mcls.system.device import rng_states, set_rng_states
 from mcls.system.distributed import SINGLE_PROCESS, World, loss_mass
 from mcls.training.average import WeightAverage
-from mcls.training.optim import LRScheduler, not_finite, raw_step
+from mcls.training.optim import LRScheduler, not_finite, raw_step, train_mode
 from mcls.training.precision import autocast, evaluate_loader
 from mcls.training.state import MetricWriter, Progress, Settings
 
@@ -99,7 +99,7 @@ class Trainer:
     def train_epoch(self, train: Loader) -> None:
         """The rest of the current epoch, one optimizer step a batch, to its end or to a limit."""
         progress, settings = self.progress, self.settings
-        self.model.train()
+        train_mode(self.model, progress.epoch)
         self.flushed_at = time.monotonic()
         title = f"epoch {progress.epoch + 1}/{settings.epochs}"
         batches, quiet = train.epoch(progress.epoch, progress.batch, self.world), True if self.world.rank else None
