@@ -13,19 +13,20 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1300,
+    "commands": 1340,
     "sweep": 270,
     "inference": 1320,
-    "training": 1490,
-    "config": 900,
+    "training": 1540,
+    "config": 910,
     "report": 550,
-    "data": 1720,
+    "data": 1740,
     "runs": 890,
-    "metrics": 200,
+    "metrics": 210,
     "models": 330,
-    "losses": 50,
+    "losses": 65,
     "schedules": 30,
-    "augmentations": 40,
+    "augmentations": 120,
+    "mixing": 50,
     "system": 430,
     "cli": 110,
 }

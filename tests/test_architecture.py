@@ -21,6 +21,7 @@ ROWS = [
     ["config", "report"],
     ["datasets"],
     ["data", "runs", "metrics"],
+    ["mixing"],
     ["models", "losses", "schedules", "augmentations"],
     ["system"],
     ["errors", "version"],

@@ -114,6 +114,7 @@ ALLOWED = {
     "optimizer": ["torch.optim.SGD", "torch.optim.adamw.AdamW", "torch.optim.NAdam"],
     "schedule": ["mcls.schedules.constant", "mcls.schedules.one_cycle"],
     "augment": ["mcls.augmentations.CropFlip"],
+    "mix": ["mcls.mixing.Mixup"],
 }
 
 

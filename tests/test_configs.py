@@ -24,7 +24,8 @@ def choices(group: str) -> list[str]:
 
 
 COUNTS = {
-    "augment": 2, "dataset": 6, "experiment": 7, "loss": 2, "model": 6, "optimizer": 4, "schedule": 4, "trainer": 2
+    "augment": 6, "mix": 3, "dataset": 6, "experiment": 7, "loss": 2, "model": 6, "optimizer": 4, "schedule": 4,
+    "trainer": 2,
 }  # fmt: skip
 SMALL = ["trainer.batch_size=8", "dataset.val_fraction=0.2"]
 NO_WEIGHTS = "model.weights=null"
@@ -90,7 +91,7 @@ def test_every_choice_trains_a_step(
 ) -> None:
     monkeypatch.setenv("MCLS_DATA", str(data_root))
     lines = [f"{group}={choice}", *SMALL, *given(choice, tmp_path)]
-    if choice == "crop_flip" or (group == "model" and choice not in FLAT):
+    if (group in ("augment", "mix") and choice != "none") or (group == "model" and choice not in FLAT):
         lines.append("dataset=cifar10")
     if choice in PRETRAINED:
         lines.append(NO_WEIGHTS)

@@ -5,14 +5,16 @@ with a batch of images and those numbers. The loader draws the numbers from (see
 size nor the number of worker processes nor a restart changes what a sample becomes.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["CropFlip"]
+__all__ = ["CropFlip", "Cutout", "Standard", "rand_augment", "trivial_augment"]
 
 
 class Augmentation(Protocol):
@@ -65,3 +67,143 @@ def crop_flip(images: Tensor, rows: Tensor, columns: Tensor, flipped: Tensor, pa
     pixels = down[:, :, None] * (width + 2 * padding) + across[:, None, :]
     pixels = pixels.view(count, 1, height * width).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, pixels).view(count, channels, height, width)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """`CropFlip`, then a square of each image filled with its mean colour (DeVries and Taylor, 2017).
+
+    Args:
+        padding, flip: as of `CropFlip`.
+        size: of the square's sides, a fraction of the image's; its centre may be anywhere in the image.
+    """
+
+    padding: int
+    flip: float
+    size: float
+    draws: int = 5
+
+    def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """Crop and flip by uniforms 0 to 2; uniforms 3 and 4 are the centre of the square, row and column."""
+        cropped = CropFlip(self.padding, self.flip)(images, uniforms[:, :3])
+        side = torch.full_like(uniforms[:, 0], self.size)
+        return erase(cropped, box(images, side, side, uniforms[:, 3], uniforms[:, 4]))
+
+
+@dataclass(frozen=True)
+class Standard:
+    """A random crop resized to the image's size, flip, rotation, colour jitter and random erasing, in that order.
+
+    Args:
+        scale, ratio: ranges of the crop's area, a fraction of the image's, and of its width to its height.
+        flip, erase: probabilities of a horizontal flip, and that a rectangle (2 to 33 % of the area) is erased.
+        rotation: largest angle in degrees, either way.
+        brightness, contrast, saturation: each is multiplied by a factor of up to this much more or less than 1.
+    """
+
+    scale: Sequence[float]
+    ratio: Sequence[float]
+    flip: float
+    rotation: float
+    brightness: float
+    contrast: float
+    saturation: float
+    erase: float
+    draws: int = 14
+
+    def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """Each uniform is for one choice; a key that is off leaves the numbers of the others as they are."""
+        area, shape, row, column, flip, angle, *factors = uniforms[:, :9].unbind(1)
+        area = self.scale[0] + area * (self.scale[1] - self.scale[0])
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        root = torch.exp((low + shape * (high - low)) / 2)
+        width, height = (area.sqrt() * root).clamp(max=1), (area.sqrt() / root).clamp(max=1)
+        centre = (2 * column - 1) * (1 - width), (2 * row - 1) * (1 - height)
+        turn = torch.deg2rad((2 * angle - 1) * self.rotation)
+        mirrored = torch.where(flip < self.flip, -1.0, 1.0)
+        found = resample(images.float(), (width * mirrored, height), centre, turn)
+        spreads = (self.brightness, self.contrast, self.saturation)
+        found = jitter(found, *(1 + (2 * drawn - 1) * most for drawn, most in zip(factors, spreads, strict=True)))
+        chosen, area, shape, row, column = uniforms[:, 9:].unbind(1)
+        side, root = (0.02 + 0.31 * area).sqrt(), torch.exp((2 * shape - 1) * math.log(3.3) / 2)
+        inside = box(images, side / root, side * root, row, column)
+        found = erase(found, inside & (chosen < self.erase)[:, None, None, None])
+        return found.round().clamp(0, 255).to(images.dtype)
+
+
+def resample(images: Tensor, half: tuple[Tensor, Tensor], centre: tuple[Tensor, Tensor], turn: Tensor) -> Tensor:
+    """Bilinear crops of float images (N, C, H, W), of their own size; black outside the image.
+
+    Args:
+        half: width and height of each crop, a fraction of the image's, (N,); a negative width mirrors.
+        centre: of each crop, across and down, -1 to 1.
+        turn: angle of each crop in radians.
+    """
+    (width, height), (across, down) = half, centre
+    tall, wide = images.shape[2:]
+    first = torch.stack([width * turn.cos(), -width * turn.sin() * tall / wide, across], dim=1)
+    second = torch.stack([height * turn.sin() * wide / tall, height * turn.cos(), down], dim=1)
+    grid = functional.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False)
+
+
+def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Float images (N, C, H, W) of 0 to 255 with these multiplied by factors (N,), as by torchvision's ColorJitter."""
+    bright, sharp, vivid = (factor.view(-1, 1, 1, 1) for factor in (brightness, contrast, saturation))
+    images = (images * bright).clamp(0, 255)
+    images = torch.lerp(grey(images).mean(dim=(2, 3), keepdim=True), images, sharp).clamp(0, 255)
+    return torch.lerp(grey(images), images, vivid).clamp(0, 255)
+
+
+def grey(images: Tensor) -> Tensor:
+    """The luminance (N, 1, H, W) of colour images; others, of one channel or many, by their mean."""
+    if images.shape[1] != 3:
+        return images.mean(dim=1, keepdim=True)
+    return (images * images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+
+
+def box(images: Tensor, height: Tensor, width: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Which pixels, bool (N, 1, H, W), are in a rectangle whose sides and centre (N,) are fractions of the image's."""
+    tall, wide = images.shape[2:]
+    down = (torch.arange(tall, device=images.device) + 0.5) / tall
+    across = (torch.arange(wide, device=images.device) + 0.5) / wide
+    below, right = down - (row - height / 2)[:, None], across - (column - width / 2)[:, None]
+    rows, columns = (below >= 0) & (below < height[:, None]), (right >= 0) & (right < width[:, None])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def erase(images: Tensor, inside: Tensor) -> Tensor:
+    """`images` with the pixels that are `inside` in the mean colour of each image."""
+    return torch.where(inside, images.float().mean(dim=(2, 3), keepdim=True).to(images.dtype), images)
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """A transform of torchvision that draws from torch's own random numbers, seeded for each sample by its uniforms."""
+
+    transform: Any
+    flip: float
+    draws: int = 2
+
+    def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """Flip where uniform 0 is below `flip`; uniform 1 is the seed."""
+        found = []
+        with torch.random.fork_rng(devices=[]):
+            for image, (flip, seed) in zip(images, uniforms.tolist(), strict=True):
+                torch.default_generator.manual_seed(int(seed * (1 << 24)))  # all the bits that a float32 has
+                found.append(self.transform(image.flip(-1) if flip < self.flip else image))
+        return torch.stack(found)
+
+
+def trivial_augment(flip: float) -> PerSample:
+    """TrivialAugment (Müller and Hutter, 2021): one operation of random strength for each sample."""
+    from torchvision.transforms import v2
+
+    return PerSample(v2.TrivialAugmentWide(), flip)
+
+
+def rand_augment(operations: int, magnitude: int, flip: float) -> PerSample:
+    """RandAugment (Cubuk et al., 2019): `operations` random ones of strength `magnitude` (0 to 30) for each sample."""
+    from torchvision.transforms import v2
+
+    return PerSample(v2.RandAugment(operations, magnitude), flip)

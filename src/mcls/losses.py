@@ -1,5 +1,6 @@
 """Losses. A loss takes logits (N x C) and targets (N) and returns the mean over the batch's samples, or their mean
-weighted by the buffer `weight` (C) of the loss; `checks.check_mean` refuses any other.
+weighted by the buffer `weight` (C) of the loss; `checks.check_mean` refuses any other. One that goes with `mix` takes
+soft targets too, probabilities of the classes (N x C).
 
 `cross_entropy` and `nll` are what configs/loss names: they turn its keys and the counts of train into a module.
 """
@@ -21,14 +22,14 @@ log = logging.getLogger("mcls")
 def cross_entropy(
     label_smoothing: float, class_weights: str | Sequence[float] | None, counts: Tensor | None = None
 ) -> nn.Module:
-    """torch's cross-entropy of logits.
+    """`CrossEntropy` of logits.
 
     Args:
         label_smoothing: how much of each target is spread evenly over all classes, 0 to 1.
         class_weights: `balanced`, one number a class, or None for all alike; see `weights_of`.
         counts: int64 (C,), training samples of each class.
     """
-    return nn.CrossEntropyLoss(weights_of(class_weights, counts), label_smoothing=label_smoothing)
+    return CrossEntropy(weights_of(class_weights, counts), label_smoothing=label_smoothing)
 
 
 def nll(label_smoothing: float, class_weights: str | Sequence[float] | None, counts: Tensor | None = None) -> nn.Module:
@@ -57,6 +58,17 @@ def weights_of(class_weights: str | Sequence[float] | None, counts: Tensor | Non
     return torch.where(counts > 0, share, 0.0).float()
 
 
+class CrossEntropy(nn.CrossEntropyLoss):
+    """torch's cross-entropy of logits, but that its mean over soft targets is weighted as that over class numbers."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the batch; logits float (N, C), targets int64 (N,) or float (N, C)."""
+        loss = super().forward(logits, targets)
+        if self.weight is None or not targets.is_floating_point():
+            return loss
+        return loss * (len(targets) / (targets @ self.weight).sum())
+
+
 class NegativeLogLikelihood(nn.Module):
     """Negative log-likelihood of logits: applies log-softmax itself, so that it equals `nn.CrossEntropyLoss`.
 
@@ -73,9 +85,11 @@ class NegativeLogLikelihood(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the batch; logits float (N, C), targets int64 (N,)."""
+        """Mean over the batch; logits float (N, C), targets int64 (N,) or float (N, C)."""
         exact = torch.promote_types(logits.dtype, torch.float32)  # as autocast does for cross-entropy
         log_probabilities = functional.log_softmax(logits, dim=1, dtype=exact)
+        if targets.is_floating_point():
+            return self.soft(log_probabilities, targets)
         loss = functional.nll_loss(log_probabilities, targets, weight=self.weight)
         if not self.label_smoothing:
             return loss
@@ -84,3 +98,10 @@ class NegativeLogLikelihood(nn.Module):
         else:
             smooth = -(log_probabilities * self.weight).mean(dim=1).sum() / self.weight[targets].sum()
         return torch.lerp(loss, smooth, self.label_smoothing)
+
+    def soft(self, log_probabilities: Tensor, targets: Tensor) -> Tensor:
+        """The same for targets that are probabilities, float (N, C)."""
+        smoothed = targets + self.label_smoothing * (1 / targets.shape[1] - targets)
+        if self.weight is None:
+            return -(smoothed * log_probabilities).sum(dim=1).mean()
+        return -(smoothed * log_probabilities * self.weight).sum() / (targets @ self.weight).sum()

@@ -37,7 +37,9 @@ class RunningLoss:
         self.hits = torch.tensor(0)  # on the CPU; added to a GPU's number it gives a GPU's
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor, size: int) -> None:
-        """Remember one step: its mean loss, logits (N x C) and targets (N), and how many samples its batch has.
+        """Remember one step: its mean loss, logits (N x C) and targets, and how many samples its batch has.
+
+        Of soft targets (N x C) the class of the largest counts, so that with mixing half or more has to be recognised.
 
         A process of a team gives its part of the loss and of the samples. Does not wait for the device.
         """
@@ -50,8 +52,9 @@ class RunningLoss:
 
     def count(self) -> None:
         """Turn the logits that wait into hits."""
-        logits, targets = zip(*self.waiting, strict=True)
-        self.hits = self.hits + (torch.cat(logits).argmax(1) == torch.cat(targets)).sum()
+        logits, targets = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+        truth = targets.argmax(1) if targets.ndim == 2 else targets
+        self.hits = self.hits + (logits.argmax(1) == truth).sum()
         self.waiting, self.numbers = [], 0
 
     def flush(self, world: World = SINGLE_PROCESS) -> tuple[list[float], list[int], int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcls.commands.options import Parser, override, path
 from mcls.config.compose import checker
-from mcls.errors import DataError
+from mcls.errors import DataError, RequestError
 from mcls.runs.folder import relative
 from mcls.system import text
 from mcls.system.console import console
@@ -21,6 +21,7 @@ SAMPLES_PER_CLASS = 20  # bad files that are listed
 EXAMPLES = 3  # of doubles
 GRID = 40  # images in the grid
 UNEVEN = 10  # largest class to smallest, from which on weights are suggested
+AUGMENTED_ROWS, AUGMENTED_EPOCHS = 6, 7  # images in the grid of augmented ones, and how often each
 HASH_CHUNK = 256  # samples read at a time
 
 
@@ -36,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "overrides", nargs="*", type=override, metavar="key=value", help="for example dataset=csv dataset.path=FILE"
     )
+    command.add_argument(
+        "--augment", action="store_true", help="also draw a grid of training images as augment=... changes them"
+    )
     command.add_argument("--output", type=path, metavar="DIR", help="folder for the grid (image data only)")
     command.add_argument("--config-dir", type=path, metavar="DIR", help="folder with configuration files of your own")
     return command
@@ -44,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Check one data set. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
+    if options.augment and options.output is None:
+        raise RequestError("--augment: draws a grid of images. Name its folder: --output DIR.")
     with checker(options.config_dir) as check:
         config = check.check(options.overrides, False).config
     with console():
@@ -53,6 +59,8 @@ def run(arguments: list[str]) -> int:
         check_splits(
             dataset, {name: split for name, split in splits.items() if split is not None}, faults, options.output
         )
+        if options.augment:
+            draw_augmented(dataset, config, options.output)
     if faults:
         raise DataError(f"data check: {'; '.join(faults)}.")
     print("nothing wrong")
@@ -158,6 +166,37 @@ def sample_digests(split: "Split") -> list[bytes]:
 def called(split: "Split", index: int) -> str:
     """What to call a sample."""
     return split.names[index] if split.names else f"sample {index}"
+
+
+def draw_augmented(dataset: "Dataset", config: dict[str, Any], output: Path) -> None:
+    """A row for each of a few training images: as it is, then as the first epochs get it, as DIR/augmented.png."""
+    import torch
+
+    from mcls.config.instantiate import build
+    from mcls.data.loader import Loader, Normalise
+    from mcls.report import figures
+    from mcls.training.checks import check_augment
+
+    augment = build("augment", config["augment"], config["trust"])
+    if augment is None:
+        raise RequestError("--augment: augment=none changes nothing. Choose one, such as augment=standard.")
+    check_augment(augment, config["augment"]["_target_"], dataset.input_shape)
+    cpu, count = torch.device("cpu"), len(dataset.classes)
+    loader = Loader(dataset.train, 1, cpu, Normalise(None, None, cpu), augment=augment, seed=config["seed"])
+    firsts = [(dataset.train.targets == number).nonzero()[:1, 0] for number in range(count)]
+    chosen = torch.cat(firsts)[:AUGMENTED_ROWS]
+    images: Any = dataset.train.inputs[chosen]
+    columns = [images]
+    for epoch in range(AUGMENTED_EPOCHS):
+        uniforms: Any = loader.uniforms(epoch)
+        columns.append(augment(images, uniforms[chosen]))
+    pixels = torch.stack(columns, dim=1).flatten(0, 1).numpy()
+    labels = ["as it is", *(f"epoch {epoch + 1}" for epoch in range(AUGMENTED_EPOCHS))] * len(chosen)
+    figure = figures.image_grid(pixels, labels, [True] * len(labels), "training images, augmented", len(columns))
+    path = output / "augmented.png"
+    make_folder(output)
+    publish(path, figures.png(figure))
+    print(f"augmented   {relative(path)}")
 
 
 def draw_samples(dataset: "Dataset", output: Path) -> None:

@@ -22,6 +22,7 @@ OWN = {
     "optimizer": (),
     "schedule": ("mcls.schedules",),
     "augment": ("mcls.augmentations",),
+    "mix": ("mcls.mixing",),
 }
 # group: packages of others, and the class that what they give must be derived from
 THIRD_PARTY = {
@@ -39,7 +40,7 @@ def check_target(group: str, target: Any, trust: Sequence[str]) -> None:
         if package.split(".")[0] in {*KNOWN, *sys.stdlib_module_names}:
             raise RequestError(f"trust: {package} is not a package of your own. Name the one that holds your code.")
     if target is None:
-        if group == "augment":
+        if group in ("augment", "mix"):
             return
         raise RequestError(f"{group}._target_: missing, it names the class or function of the {group}.")
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):

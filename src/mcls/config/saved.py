@@ -91,6 +91,8 @@ def check_saved(config: dict[str, Any], choices: Any, changes: Sequence[str], so
     """`config`, read from file `source` of unknown origin, checked like a fresh one; see `saved_config`."""
     if not isinstance(choices, dict) or not all(isinstance(choice, str) for choice in choices.values()):
         raise FolderError(f"{source}: damaged, it does not record the choices.")
+    choices = {"mix": "none", **choices}  # which older folders do not have
+    config.setdefault("mix", {"_target_": None})
     rules = shipped_constraints(choices)
     given = {today(key, rules): value for key, value in map(assignment, changes)}
     try:

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from mcls.augmentations import Augmentation
 from mcls.data.types import Split
 from mcls.errors import MachineError, MclsError
+from mcls.mixing import Mix
 from mcls.system.distributed import SINGLE_PROCESS, World
 
 if TYPE_CHECKING:
     from mcls.data.image_files import ImageFiles
 
-ORDER, AUGMENT = 0, 1  # what a generator is for
+ORDER, AUGMENT, MIX = 0, 1, 2  # what a generator is for
 
 
 def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
@@ -85,6 +87,9 @@ class Loader:
         augment: applied to every batch as it is stored; None for val and test.
         seed: of the order and the augmentation; None serves the samples in their own order.
         balanced: an epoch draws as many samples, of each class as probably as of another, some more than once.
+        mix: mixes each sample of a batch with the next one there, the last with the first; targets are then
+            probabilities of the classes, float (N, C).
+        num_classes: C, for `mix`.
         drop_last: leave out the last batch of an epoch where it is smaller than the others.
         resident: keep the whole split on the device; otherwise, and always when its inputs are `Files`, it stays where
             it is and batches are brought over.
@@ -102,6 +107,8 @@ class Loader:
         augment: Augmentation | None = None,
         seed: int | None = None,
         balanced: bool = False,
+        mix: Mix | None = None,
+        num_classes: int = 0,
         drop_last: bool = False,
         resident: bool = True,
         workers: int = 0,
@@ -112,6 +119,7 @@ class Loader:
         self.targets = split.targets.to(device)
         self.batch_size, self.device, self.normalise = batch_size, device, normalise
         self.augment, self.seed = augment, seed
+        self.mix, self.num_classes = mix, num_classes
         self.balanced, self.drop_last, self.workers = balanced, drop_last, workers
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -156,17 +164,32 @@ class Loader:
             return
 
         def cut(numbers: Tensor) -> list[Tensor]:
-            shares = map(world.share, numbers.split(self.batch_size)[first : len(self)])
-            return [share for share in shares if len(share)]
+            batches = numbers.split(self.batch_size)[first : len(self)]
+            cuts = [(batch, *world.cut(0, len(batch))) for batch in batches]
+            if self.mix is not None:  # a share, and the partner of its last sample
+                cuts = [(torch.cat([batch, batch[:1]]), start, end + (start < end)) for batch, start, end in cuts]
+            return [batch[start:end] for batch, start, end in cuts if start < end]
 
         order = self.order(epoch)
-        uniforms = self.uniforms(epoch)
+        uniforms, drawn = self.uniforms(epoch), self.mix_numbers(epoch)
         batches, on_device = cut(order), cut(order.to(self.device))
         rows = cut(torch.arange(self.samples, device=self.device)) if self.balanced else on_device
         for stored, indices, row in zip(self.gather(batches, on_device), on_device, rows, strict=True):
             if self.augment is not None and uniforms is not None:
                 stored = self.augment(stored, uniforms[row])
-            yield self.prepare(stored), self.targets[indices]
+            inputs, targets = self.prepare(stored), self.targets[indices]
+            if self.mix is not None and drawn is not None:  # the last one is only a partner
+                inputs, share = self.mix(inputs[:-1], inputs[1:], drawn[row[:-1]])
+                classes = functional.one_hot(targets, self.num_classes).to(share.dtype)
+                targets = torch.lerp(classes[1:], classes[:-1], share[:, None])
+            yield inputs, targets
+
+    def mix_numbers(self, epoch: int) -> Tensor | None:
+        """The random numbers of `mix` in `epoch`, as those of the augmentation; None without it."""
+        if self.mix is None:
+            return None
+        random = np.random.default_rng(np.random.SeedSequence([self.seed or 0, epoch, MIX]))
+        return self.mix.draw(self.samples, random).to(self.device)
 
     def in_order(self, first: int, world: World) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a split whose samples are served in their own order: slices, not copies."""

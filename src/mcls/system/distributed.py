@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, seen from one of them. Every method but `cut` and `share` waits for all of them.
+    """The processes of a run, seen from one of them. Every method but `cut` waits for all of them.
 
     Args:
         rank: number of this process; 0 leads.
@@ -29,10 +29,6 @@ class World:
         """This process's part of a row from `start` to `end`; the sizes of the parts differ by one at most."""
         count = end - start
         return start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size
-
-    def share(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch."""
-        return batch if self.size == 1 else batch[slice(*self.cut(0, len(batch)))]
 
     def loss_share(self, targets: Tensor, whole: int, weights: Tensor | None) -> Tensor | float | None:
         """What this process's mean loss counts in that of a batch of `whole` samples; None for a single process.
@@ -105,5 +101,11 @@ SINGLE_PROCESS = World()
 
 
 def loss_mass(targets: Tensor, weights: Tensor | None) -> Tensor | int:
-    """What samples of these classes weigh in a mean loss: their number, or the sum of their classes' `weights`."""
-    return len(targets) if weights is None else weights[targets].sum()
+    """What samples weigh in a mean loss: their number, or the sum of their classes' `weights`.
+
+    Args:
+        targets: class numbers (N,), or probabilities of the classes (N, C).
+    """
+    if weights is None:
+        return len(targets)
+    return (targets @ weights).sum() if targets.is_floating_point() else weights[targets].sum()

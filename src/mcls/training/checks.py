@@ -23,6 +23,7 @@ def check_components(
     dataset: Dataset,
     model: nn.Module,
     augment: Any,
+    mix: Any,
     loss: Callable[[Tensor, Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     device: torch.device,
@@ -37,6 +38,9 @@ def check_components(
     check_tta(config["evaluate"]["tta"], shape, "evaluate.tta")
     check_augment(augment, config["augment"]["_target_"], shape)
     class_weights = check_loss(loss, config["loss"]["_target_"], dataset.train.targets, num_classes, device)
+    if mix is not None:
+        check_mix(mix, config["mix"]["_target_"], shape)
+        check_soft_targets(loss, config["loss"]["_target_"], num_classes, device)
     check_optimizer(optimizer, config["optimizer"]["_target_"])
     if settings["class_balanced_sampling"] and config["loss"].get("class_weights") == "balanced":
         log.warning(
@@ -170,6 +174,33 @@ def check_augment(augment: Any, name: str | None, shape: tuple[int, ...]) -> Non
         raise RequestError(f"augment: requires images, but this data set has samples of shape {got}. Set augment=none.")
     if not callable(augment) or not isinstance(getattr(augment, "draws", None), int):
         raise RequestError(f"augment: {name} must be callable and have `draws`, its random numbers for each sample.")
+
+
+def check_mix(mix: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raise RequestError unless `mix` mixes samples of `shape`."""
+    if not callable(mix) or not callable(getattr(mix, "draw", None)):
+        raise RequestError(f"mix: {name} must be callable and have `draw`, which draws numbers for each sample.")
+    if mix.images and len(shape) != 3:
+        got = " x ".join(map(str, shape))
+        raise RequestError(f"mix: {name} requires images, but samples have shape {got}. Set mix=mixup or mix=none.")
+
+
+def check_soft_targets(
+    loss: Callable[[Tensor, Tensor], Tensor], name: str, num_classes: int, device: torch.device
+) -> None:
+    """Raise RequestError unless `loss` takes probabilities of the classes as it takes class numbers."""
+    logits = torch.linspace(-1, 1, num_classes * num_classes, device=device).sin().view(num_classes, num_classes)
+    numbers = torch.arange(num_classes, device=device)
+    told = f"mix: the loss {name} does not take probabilities of the classes as it takes class numbers"
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            hard, soft = loss(logits, numbers), loss(logits, torch.eye(num_classes, device=device))
+    except PASS_THROUGH:
+        raise
+    except Exception as error:
+        raise RequestError(f"{told} ({error_summary(error)}). Set loss=ce or loss=nll, or mix=none.") from error
+    if not torch.allclose(hard.float(), soft.float(), rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise RequestError(f"{told}: got {soft:.4g}, and {hard:.4g}. Set loss=ce or loss=nll, or mix=none.")
 
 
 def error_summary(error: Exception) -> str:

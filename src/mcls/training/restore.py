@@ -26,7 +26,7 @@ NEEDED = {
     **dict.fromkeys(("command", "device", "device_name", "precision"), "text"),
     "seed": "count",
     "channels_last": "bool",
-    "choices": dict.fromkeys(PARTS, "text"),
+    "choices": {part + "?" * (part == "mix"): "text" for part in PARTS},  # older folders have no mix
     "environment": {"threads": "count"},
     "hyperparameters": {},
 }
@@ -36,6 +36,7 @@ def read_metadata(folder: RunFolder) -> dict[str, Any]:
     """What run.json says. Raises FolderError unless everything is there that a resumed run needs."""
     about = read_json(folder.about)
     check(about, NEEDED, folder.about)
+    about["choices"].setdefault("mix", "none")
     if not 0 < (threads := about["environment"]["threads"]) <= 1024:
         raise FolderError(f"{folder.about}: damaged, {threads} threads.")
     return about

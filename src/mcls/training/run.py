@@ -165,6 +165,7 @@ def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> 
     weights = sum(weight.numel() for weight in parts.model.parameters())
     memory = "in device memory" if parts.train.resident else f"streamed, {parts.train.workers} workers"
     others = ", ".join(f"{part} {choices[part]}" for part in ("loss", "optimizer", "schedule", "augment"))
+    others += f", mix {choices['mix']}" if choices["mix"] != "none" else ""
     order = ", channels-last" if parts.channels_last else ""
     processes = f"{parts.world.size} processes of " if parts.world.size > 1 else ""
     device = f"{processes}{parts.device} ({about['device_name']}), {parts.precision}{order}"

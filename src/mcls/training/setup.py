@@ -24,7 +24,7 @@ log = logging.getLogger("mcls")
 
 DEFAULT_THREADS = torch.get_num_threads()  # before any job of a sweep has changed it
 AUTO_BATCH = 128  # what trainer.batch_size=auto takes, as its comment says
-PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment")
+PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment", "mix")
 NOT_COMPARED = {"download", "log_every_steps", "checkpoint_every_seconds", "checkpoint_every_steps", "figures"}
 
 
@@ -74,12 +74,12 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     shape, num_classes = dataset.input_shape, len(dataset.classes)
     torch.manual_seed(seed)
     model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)
-    augment = build("augment", config["augment"], trust)
+    augment, mix = (build(part, config[part], trust) for part in ("augment", "mix"))
     loss = build_loss(config, dataset, device)
     optimizer = build_optimizer(config, model, device, precision)
     schedule = build("schedule", config["schedule"], trust)
     # check
-    class_weights = check_components(config, dataset, model, augment, loss, optimizer, device)
+    class_weights = check_components(config, dataset, model, augment, mix, loss, optimizer, device)
     split, size = training_split(config, dataset, model, world)
     # prepare
     channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
@@ -98,8 +98,9 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     def load(split: Split) -> Loader:
         return Loader(split, forward_batch(shape, num_classes), **serve)
 
+    serve_train = {"augment": augment, "mix": mix, "num_classes": num_classes, "seed": seed}
     keys = {"balanced": settings["class_balanced_sampling"], "drop_last": settings["drop_last"]}
-    train = Loader(split, size * settings["accumulate"], augment=augment, seed=seed, **keys, **serve)
+    train = Loader(split, size * settings["accumulate"], **serve_train, **keys, **serve)
     torch.manual_seed(seed + rank)  # of dropout
     return Components(
         dataset=dataset,
@@ -274,7 +275,7 @@ def fits_in_memory(choice: str | bool, needed: int, device: torch.device, world:
 def hyperparameters(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
     """What distinguishes one run from another: flat keys to plain values, for the HPARAMS tab and for tables."""
     found: dict[str, Any] = {"seed": config["seed"], "precision": config["precision"]}
-    found |= {part: choices[part] for part in PARTS}
+    found |= {part: choices[part] for part in PARTS if choices[part] != "none" or part != "mix"}
     for group in (*PARTS, "trainer"):
         for key, value in config[group].items():
             if key not in NOT_COMPARED and value is not None:
