@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import os
 import signal
 import statistics
 import subprocess
@@ -87,17 +88,23 @@ def plain_threads(model: Classifier) -> None:
 
 
 @contextlib.contextmanager
-def serving(kind: str, run: str, rest: list[str]) -> Iterator[int]:
-    """Start a server; gives its port."""
+def serving(kind: str, run: str, rest: list[str]) -> Iterator[tuple[int, int]]:
+    """Start a server; gives its port and its process."""
     command = [sys.executable, __file__, run, "-", "--serve", kind]
     if kind == KINDS[0]:
         command = [sys.executable, "-m", "mcls", "serve", run, "--port", "0", "--device", "cpu", *rest]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         try:
-            yield int(process.stdout.readline().rpartition(":")[2].rstrip("/\n"))
+            yield int(process.stdout.readline().rpartition(":")[2].rstrip("/\n")), process.pid
         finally:
             process.send_signal(signal.SIGTERM)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used of the processors."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def client(port: int, request: bytes, until: float, waits: list[float]) -> int:
@@ -144,15 +151,19 @@ def main() -> None:
     rows = []
     for number in range(options.rounds):
         for kind in KINDS:
-            with serving(kind, options.run, rest) as port:
+            with serving(kind, options.run, rest) as (port, pid):
                 asyncio.run(load(port, body, options.clients, min(2, options.seconds)))
+                before = processor_seconds(pid)
                 waits, failed = asyncio.run(load(port, body, options.clients, options.seconds))
+                used = processor_seconds(pid) - before
             rates[kind].append(len(waits) / options.seconds)
             cuts = statistics.quantiles(waits, n=100)
             times = [f"{1000 * cuts[place]:.1f}" for place in (49, 98)]
-            rows.append([number + 1, kind, f"{rates[kind][-1]:,.0f}", *times, failed])
+            rows.append(
+                [number + 1, kind, f"{rates[kind][-1]:,.0f}", *times, failed, f"{1000 * used / len(waits):.2f}"]
+            )
             print(*rows[-1], file=sys.stderr)
-    print(plain_table(["round", "server", "requests/s", "p50 ms", "p99 ms", "failed"], rows))
+    print(plain_table(["round", "server", "requests/s", "p50 ms", "p99 ms", "failed", "processor ms/request"], rows))
     for kind in KINDS[1:]:
         ratios = [ours / theirs for ours, theirs in zip(rates[KINDS[0]], rates[kind], strict=True)]
         print(f"mcls serve / {kind}: {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})")
