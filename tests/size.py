@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 BUDGETS = {
     "commands": 1340,
     "sweep": 270,
-    "inference": 1320,
+    "inference": 1390,
     "training": 1540,
     "config": 910,
     "report": 550,

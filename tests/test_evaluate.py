@@ -459,3 +459,89 @@ def test_a_folder_that_cannot_be_written_to(
     assert out.startswith("test ") and "log-loss" in out and "everything is in" not in out
     assert err.splitlines()[-1].endswith("blobs: not writable; the results are neither saved nor counted.")
     assert {path: path.stat().st_mtime_ns for path in blobs.rglob("*")} == before
+
+
+MEASURED = ("accuracy", "interval", "n", "loss", "brier", "ece", "per_class", "confusion", "f1_macro")
+
+
+def openings(folder: Path) -> int:
+    return int(json.loads((folder / "result.json").read_text())["test_openings"])
+
+
+def test_other_images_are_measured_as_the_runs_own(mcls: Main, mnist: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The test set as a folder of classes: all measures are equal, and it is no opening of the run's test set."""
+    assert mcls("evaluate", str(mnist), "--split", "test") == 0
+    own, before = written(mnist, "test"), openings(mnist)
+    split = evaluate.rebuild_dataset(load_run(RunFolder(mnist), device="cpu"), download=False).open_test()
+    for index, target in enumerate(split.targets.tolist()):
+        folder = tmp_path / "other set" / str(target)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(torch.as_tensor(split.inputs)[index, 0].numpy()).save(folder / f"{index}.png")
+    capsys.readouterr()
+    assert mcls("evaluate", str(mnist), "--data", str(tmp_path / "other set"), "--mistakes") == 0
+    found = written(mnist, "data-other_set")
+    for key in MEASURED:
+        assert (
+            found[key] == pytest.approx(own[key], abs=1e-9) if isinstance(own[key], float) else found[key] == own[key]
+        )
+    assert found["data"] == str(tmp_path / "other set") and openings(mnist) == before
+    assert (mnist / "figures" / "evaluation-data-other_set-mistakes.png").is_file()
+    assert (mnist / "mistakes-data-other_set.csv").is_file()
+    assert "skipped" not in capsys.readouterr().err
+
+
+def test_other_images_with_other_classes(mcls: Main, mnist: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Classes that the run lacks are left out, those that are absent named, files that cannot be read skipped."""
+    for name in ("3", "4", "cat"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("L", (30, 20), 40 * index).save(tmp_path / "d" / name / f"{index}.png")
+    (tmp_path / "d" / "3" / "0.png").write_bytes(b"no picture")
+    capsys.readouterr()
+    assert mcls("evaluate", str(mnist), "--data", "d") == 0
+    found = written(mnist, "data-d")
+    assert (found["n"], found["unknown_classes"], found["wrong"]) == (5, {"cat": 3}, 1)
+    assert found["absent"] == [name for name in "0123456789" if name not in "34"]
+    assert [row["support"] for row in found["per_class"]] == [0, 0, 0, 2, 3, 0, 0, 0, 0, 0]
+    assert capsys.readouterr().err.splitlines() == [
+        "skipped d/3/0.png: cannot be read (not a picture).",
+        "data    3 samples left out, the run has no class 'cat'",
+        "data    no sample of '0', '1', '2', '5', '6', '7', '8', '9'; means over classes are over the others",
+    ]
+    for words, status, told in (
+        (["--data", "gone"], 2, "--data: gone: no such file or folder."),
+        (["--data", "d/cat"], 3, "d/cat: no sample of a class of the run, which has '0', '1', "),
+        (["--data", "d", "--split", "val"], 2, "--data: not with --split, which names data of the run. Omit one."),
+        (["--data", "d/3/1.png"], 2, "--data: d/3/1.png: must be a folder that holds a folder of images for each"),
+    ):
+        assert mcls("evaluate", str(mnist), *words) == status
+        assert told in capsys.readouterr().err
+
+
+def test_other_tables_are_measured_as_the_runs_own(
+    mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture
+) -> None:
+    rows = [f"{20 + index % 50},{'red' if index % 3 else 'blue'},{'ab'[index % 50 > 20]}" for index in range(120)]
+    (tmp_path / "train.csv").write_text("\n".join(["age,colour,kind", *rows[:90], ""]))
+    (tmp_path / "new.csv").write_text("\n".join(["age,colour,kind", *rows[90:], ""]))
+    keys = ("dataset=csv", "dataset.path=train.csv", "dataset.test_path=new.csv", "dataset.target=kind")
+    run = train(tmp_path / "run", data_root, *keys, "trainer.epochs=3")
+    assert mcls("evaluate", str(run)) == 0
+    assert mcls("evaluate", str(run), "--data", "new.csv") == 0
+    own, found = written(run, "test"), written(run, "data-new.csv")
+    assert {key: found[key] for key in MEASURED} == {key: own[key] for key in MEASURED}
+    (tmp_path / "odd.csv").write_text("kind;colour;age\na;red;30\nc;red;30\na;green;30\nb;red;x\nb;blue;60\n")
+    capsys.readouterr()
+    assert mcls("evaluate", str(run), "--data", "odd.csv") == 0
+    found = written(run, "data-odd.csv")
+    assert (found["n"], found["unknown_classes"], found["absent"], found["wrong"]) == (2, {"c": 1}, [], 2)
+    assert "skipped odd.csv, row 4, column 'colour': 'green' is a category" in capsys.readouterr().err
+    (tmp_path / "none.csv").write_text("age,colour\n30,red\n")
+    assert mcls("evaluate", str(run), "--data", "none.csv") == 3
+    assert "--data: none.csv has no column 'kind'. It has 'age', 'colour'." in capsys.readouterr().err
+
+
+def test_other_data_of_a_run_without_columns(mcls: Main, blobs: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a.csv").write_text("1,2\n")
+    assert mcls("evaluate", str(blobs), "--data", "a.csv") == 2
+    assert "neither on images nor on a table with a header" in capsys.readouterr().err

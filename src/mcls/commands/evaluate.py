@@ -15,6 +15,7 @@ from mcls.commands.options import (
     override,
     path,
 )
+from mcls.errors import RequestError
 from mcls.report.summary import percent
 from mcls.runs.folder import RunFolder, find_run, read_json, relative, unfinished
 from mcls.system import text
@@ -37,13 +38,13 @@ def parser() -> argparse.ArgumentParser:
     command = Parser(
         prog="mcls evaluate",
         description="Evaluate a run on a split of its data. The results are written to its folder: evaluation.json, "
-        "figures/evaluation-*.png. Each evaluation on the test set is counted.",
+        "figures/evaluation-*.png. Each evaluation on the test set is counted; --data is no such evaluation.",
     )
     command.add_argument("run", type=path, metavar="RUN", help="the run's folder")
     command.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example dataset.root=DIR")
-    command.add_argument(
-        "--split", choices=("train", "val", "test"), default="test", help="test (default), val or train"
-    )
+    command.add_argument("--split", choices=("train", "val", "test"), help="test (default), val or train")
+    other = "a folder that holds a folder of images for each class, or a table with the column of the classes"
+    command.add_argument("--data", type=path, metavar="DIR|FILE", help=f"other labelled data: {other}")
     add_checkpoint(command)
     add_device(command)
     add_tta(command)
@@ -55,7 +56,9 @@ def run(arguments: list[str]) -> int:
     """Evaluate one run. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
     folder = find_run(options.run)
-    check_effective(options.changes, DATA_KEYS, "mcls evaluate")
+    if options.data and options.split:
+        raise RequestError("--data: not with --split, which names data of the run. Omit one.")
+    check_effective(options.changes, ("trust",) if options.data else DATA_KEYS, "mcls evaluate")
     with console():
         measure(folder, options)
     return 0
@@ -64,19 +67,26 @@ def run(arguments: list[str]) -> int:
 def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     """Open the run and its data, measure, print and write."""
     from mcls.inference import evaluate
+    from mcls.inference.labelled import labelled_split
     from mcls.inference.load import load_run
 
     label = unfinished(folder, folder.read_result())
     if label and not folder.best.is_file():  # without val it is written at the end
         options.checkpoint = "last"
-    loaded = load_run(folder, options.checkpoint, options.device, options.changes, tta=options.tta)
+    only, tta = options.data is not None, options.tta
+    loaded = load_run(folder, options.checkpoint, options.device, options.changes, model_only=only, tta=tta)
     classes = loaded.classes
-    asked = any(change.startswith("dataset.download=") for change in options.changes)
     folder.refuse_links()
-    dataset = evaluate.rebuild_dataset(loaded, download=asked)
-    split, name, openings = evaluate.open_split(folder, dataset, options.split)
-    found = evaluate.evaluate(loaded, split, name, dataset.val)
-    report = {"checkpoint": options.checkpoint, **({"unfinished": label} if label else {}), **found.report}
+    if options.data:
+        split, name, other = labelled_split(loaded, options.data)
+        val, openings = None, 0
+    else:
+        asked = any(change.startswith("dataset.download=") for change in options.changes)
+        dataset = evaluate.rebuild_dataset(loaded, download=asked)
+        split, name, openings = evaluate.open_split(folder, dataset, options.split or "test")
+        val, other = dataset.val, {}
+    found = evaluate.evaluate(loaded, split, name, val)
+    report = {"checkpoint": options.checkpoint, **({"unfinished": label} if label else {}), **found.report, **other}
     order = evaluate.doubted(found) if options.mistakes else None
     print_evaluation(report, openings, classes)
     if not os.access(folder.path, os.W_OK):
