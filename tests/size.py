@@ -13,16 +13,16 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1340,
+    "commands": 1380,
     "sweep": 270,
     "inference": 1390,
-    "training": 1540,
+    "training": 1575,
     "config": 910,
     "report": 550,
     "data": 1740,
     "runs": 890,
     "metrics": 210,
-    "models": 330,
+    "models": 375,
     "losses": 65,
     "schedules": 30,
     "augmentations": 120,

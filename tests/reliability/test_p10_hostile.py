@@ -29,7 +29,7 @@ TABLE: dict[str, Callable[[str, str, str], list[str]]] = {
     "report": lambda run, healthy, out: ["report", run],
     "board": lambda run, healthy, out: ["board", run],
 }
-NO_RUN_FOLDER = {"train", "data", "completion"}  # commands that take none
+NO_RUN_FOLDER = {"train", "baseline", "data", "completion"}  # commands that take none
 HERE = [name for name in TABLE if name in COMMANDS and importlib.util.find_spec(f"mcls.commands.{name}")]
 
 

@@ -60,8 +60,8 @@ def following(line: str) -> list[str]:
             return list(flags[last].choices or [])
         if len(words) == 1:
             return [choice for one in actions if not one.option_strings for choice in one.choices or []]
-    if command in ("train", "data"):
-        return overrides(words[1 if command == "train" else 2 :], begun)
+    if command in ("train", "baseline", "data"):
+        return overrides(words[2 if command == "data" else 1 :], begun)
     return run_folders(begun)
 
 

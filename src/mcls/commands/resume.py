@@ -10,7 +10,7 @@ from mcls.commands.options import Parser, override, path
 from mcls.config.saved import RESUMABLE_KEYS, check_length, saved_config
 from mcls.errors import FolderError, RequestError
 from mcls.report.summary import print_result
-from mcls.runs.folder import RunFolder, find_run, read_yaml, shell_path
+from mcls.runs.folder import RunFolder, find_run, read_json, read_yaml, shell_path
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.system.console import console
 from mcls.system.torchrun import rank_and_size
@@ -43,6 +43,8 @@ def run(arguments: list[str]) -> int:
             )
         return resume_sweep(options.run, options.changes, options.config_dir)
     folder = find_run(options.run)
+    if name := read_json(folder.about).get("baseline"):
+        raise RequestError(f"{options.run}: the baseline {name}, fitted at once; there is nothing to resume.")
     config = saved_config(folder, options.changes)
     if (result := folder.finished()) and (said := complete(result, folder, config["trainer"])):
         print(said)

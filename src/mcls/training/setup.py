@@ -51,14 +51,19 @@ class Components:
     @property
     def data(self) -> dict[str, Any]:
         """What a checkpoint must know of the data to be used without them."""
-        found: dict[str, Any] = {"classes": list(self.dataset.classes), "input_shape": list(self.dataset.input_shape)}
-        found["samples"] = [0 if split is None else len(split) for split in (self.dataset.train, self.dataset.val)]
-        if self.dataset.mean is not None and self.dataset.std is not None:
-            found |= {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
-        found |= self.dataset.reading.record()
-        if self.dataset.encoder is not None:
-            found["encoder"] = self.dataset.encoder
-        return found
+        return data_state(self.dataset)
+
+
+def data_state(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint must know of `dataset` to be used without it."""
+    found: dict[str, Any] = {"classes": list(dataset.classes), "input_shape": list(dataset.input_shape)}
+    found["samples"] = [0 if split is None else len(split) for split in (dataset.train, dataset.val)]
+    if dataset.mean is not None and dataset.std is not None:
+        found |= {"mean": list(dataset.mean), "std": list(dataset.std)}
+    found |= dataset.reading.record()
+    if dataset.encoder is not None:
+        found["encoder"] = dataset.encoder
+    return found
 
 
 def build_components(config: dict[str, Any], rank: int = 0) -> Components:
