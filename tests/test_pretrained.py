@@ -16,7 +16,7 @@ from torch import nn
 from mcls.config.compose import checker
 from mcls.data import image_io
 from mcls.data.image_io import Reading
-from mcls.errors import DataError, MachineError, RequestError
+from mcls.errors import DataError, MachineError, RequestError, Stopped
 from mcls.inference.inputs import read_images
 from mcls.inference.load import load_run
 from mcls.inference.objects import fail
@@ -27,11 +27,18 @@ from mcls.models.pretrained import expected_input
 from mcls.runs.folder import RunFolder
 from mcls.training.optim import parameter_groups
 from mcls.training.setup import build_components, with_expected_input
+from mcls.training.trainer import Trainer
 from trained import train
 
 Main = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
-CHOICE: dict[str, Any] = {"weights": None, "freeze": "none", "unfreeze_epoch": None, "layer_decay": 1.0}
+CHOICE: dict[str, Any] = {
+    "weights": None,
+    "freeze": "none",
+    "unfreeze_epoch": None,
+    "layer_decay": 1.0,
+    "features_once": False,
+}
 TIMM = ["model=pretrained", "model.source=timm", "model.name=test_resnet", "model.weights=null"]
 SIZE = 40
 RESNET = [*TIMM, f"dataset.size={SIZE}", "trainer.batch_size=8", "trainer.epochs=2"]
@@ -341,3 +348,85 @@ def test_unfreezing_is_exact_under_resume(mcls: Main, gradual: list[str], tmp_pa
     digests = [json.loads((place / "result.json").read_text())["weights_sha256"] for place in (whole, run)]
     assert weights_of(whole).keys() == before.keys() and digests[0] == digests[1]
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(whole).items())
+
+
+# features once
+
+
+@pytest.fixture
+def frozen(data: list[str]) -> list[str]:
+    keys = ["model.freeze=backbone", "optimizer=adamw", "optimizer.lr=0.01", "trainer.figures=false"]
+    return [*data, *RESNET, *keys, "trainer.checkpoint_every_steps=1", "trainer.checkpoint_every_seconds=1000"]
+
+
+def test_features_computed_once_train_as_the_plain_way_does(mcls: Main, frozen: list[str], tmp_path: Path) -> None:
+    results = []
+    for once in ("true", "false"):
+        run = tmp_path / once
+        keys = [f"model.features_once={once}", "trainer.epochs=1", f"hydra.run.dir={run}"]
+        assert mcls("train", *frozen, *keys) == 0
+        results.append((weights_of(run), json.loads((run / "result.json").read_text())))
+    (quick, quick_result), (plain, plain_result) = results
+    assert all(torch.allclose(quick[name], plain[name], rtol=0, atol=1e-5) for name in plain)
+    for part in ("val", "test"):
+        assert quick_result[part]["loss"] == pytest.approx(plain_result[part]["loss"], abs=1e-5)
+
+
+def test_the_backbone_sees_each_picture_once(frozen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    plain = FineTuned.features
+    monkeypatch.setattr(
+        FineTuned, "features", lambda model, images: (seen.append(len(images)), plain(model, images))[1]
+    )
+    parts = build_components(with_expected_input(compose(*frozen)))
+    seen.clear()  # of the checks
+    parts.load(parts.dataset.train)
+    assert sum(seen) == len(parts.dataset.train)
+    for epoch in range(3):
+        for inputs, _ in parts.train.epoch(epoch):
+            assert inputs.shape[1:] == (parts.model.get_parameter("head.weight").shape[1],)
+            parts.model(inputs)
+    assert sum(seen) == len(parts.dataset.train)
+    for key in ("augment=crop_flip", "evaluate.tta=flip", "mix=mixup", "model.unfreeze_epoch=1", "model.freeze=2"):
+        parts = build_components(with_expected_input(compose(*frozen, key)))
+        assert next(parts.train.epoch())[0].ndim == 4
+
+
+def test_features_once_are_exact_under_resume_and_taken_from_the_cache(
+    mcls: Main, frozen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mcls")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    cache = f"cache={tmp_path / 'cache'}"
+    assert mcls("train", *frozen, cache, f"hydra.run.dir={whole}") == 0
+    assert len(list((tmp_path / "cache").rglob("*.pt"))) == 3  # train, val, test
+    pause = Trainer.pause
+
+    def stop(trainer: Trainer) -> None:
+        pause(trainer)
+        if trainer.progress.step == 4:
+            raise Stopped("stopped", 15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "pause", stop)
+        assert mcls("train", *frozen, f"hydra.run.dir={run}") == 143
+    caplog.clear()
+    assert mcls("resume", str(run), cache) == 0
+    assert not [line for line in caplog.messages if "computed once" in line]
+    digests = [json.loads((place / "result.json").read_text())["weights_sha256"] for place in (whole, run)]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    "change", ["model.name=test_resnet", "dataset.mean=[0.4,0.5,0.5]", "dataset.resize=pad", "seed=1"]
+)
+def test_features_of_other_weights_pictures_or_preparation_are_others(
+    frozen: list[str], change: str, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    for keys, files in (([], 2), ([change], 2 if change.startswith("model.name") else 4)):
+        build_components(with_expected_input(compose(*frozen, f"cache={cache}", *keys)))
+        assert len(list(cache.rglob("*.pt"))) == files
+    for path in cache.rglob("*.pt"):
+        path.write_bytes(b"damaged")
+    build_components(with_expected_input(compose(*frozen, f"cache={cache}")))  # computed again

@@ -43,6 +43,7 @@ RESUMABLE_KEYS = (
     "dataset.path",
     "dataset.test_path",
     "dataset.download",
+    "cache",
     "trust",
     "sweep.test",
     "sweep.max_jobs",

@@ -37,6 +37,7 @@ class FineTuned(nn.Module):
             batch norm keeps its statistics.
         unfreeze_epoch: finished epochs after which everything trains; None is never.
         layer_decay: each stage's learning rate is the next one's times this.
+        features_once: of a backbone that never trains, features may be computed once and given in place of images.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class FineTuned(nn.Module):
         freeze: str | int = "none",
         unfreeze_epoch: int | None = None,
         layer_decay: float = 1.0,
+        features_once: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.unfreeze_epoch, self.layer_decay = backbone, unfreeze_epoch, layer_decay
+        self.features_once = features_once
         self.head = nn.Linear(features, num_classes)
         self.frozen = self.first_stages(freeze)
         for part in self.frozen:
@@ -95,8 +98,11 @@ class FineTuned(nn.Module):
         return self
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, 1 or 3, H, W); a grey image is shown to all three channels."""
-        if inputs.shape[1] == 1:
-            inputs = inputs.expand(-1, 3, -1, -1)
-        logits: Tensor = self.head(self.backbone(inputs))
+        """Logits (N, num_classes) of images (N, 1 or 3, H, W), or of their features (N, F)."""
+        logits: Tensor = self.head(inputs if inputs.ndim == 2 else self.features(inputs))
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the backbone makes of images (N, 1 or 3, H, W); a grey image is shown to all three channels."""
+        found: Tensor = self.backbone(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+        return found

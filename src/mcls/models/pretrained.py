@@ -38,6 +38,7 @@ def pretrained_network(
     freeze: str | int,
     unfreeze_epoch: int | None,
     layer_decay: float,
+    features_once: bool,
 ) -> nn.Module:
     """A network of a registry and a new last layer; see configs/model/pretrained.yaml for the other arguments.
 
@@ -47,7 +48,7 @@ def pretrained_network(
     """
     check_channels(input_shape, "pretrained")
     backbone, features = BACKBONES[source](name, weights)
-    return FineTuned(backbone, features, num_classes, freeze, unfreeze_epoch, layer_decay)
+    return FineTuned(backbone, features, num_classes, freeze, unfreeze_epoch, layer_decay, features_once)
 
 
 def check_channels(input_shape: Sequence[int], choice: str, advice: str = "") -> None:

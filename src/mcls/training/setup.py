@@ -15,6 +15,7 @@ from mcls.errors import DataError, MachineError, RequestError
 from mcls.models.pretrained import expected_input
 from mcls.system.device import memory_bytes, resolve_device
 from mcls.system.distributed import SINGLE_PROCESS, World
+from mcls.training import features
 from mcls.training.checks import check_components, may_fuse
 from mcls.training.optim import LRScheduler, parameter_groups, planned_steps, skip_compiler_import
 from mcls.training.precision import resolve_precision, set_matrix_products
@@ -87,11 +88,7 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     class_weights = check_components(config, dataset, model, augment, mix, loss, optimizer, device)
     split, size = training_split(config, dataset, model, world)
     # prepare
-    channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
-    if channels_last:
-        model.to(memory_format=torch.channels_last)
-    if settings["compile"]:
-        model.compile()
+    channels_last = prepare_model(model, settings, device, precision)
     serve = {
         "device": device,
         "normalise": Normalise(dataset.mean, dataset.std, device),
@@ -100,12 +97,18 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
         "channels_last": channels_last,
     }
 
-    def load(split: Split) -> Loader:
-        return Loader(split, forward_batch(shape, num_classes), **serve)
+    frozen = features.constant_features(model, augment, mix, config["evaluate"]["tta"])
+
+    def load(split: Split, batch_size: int = forward_batch(shape, num_classes), **keys: Any) -> Loader:
+        if frozen is None:
+            return Loader(split, batch_size, **serve, **keys)
+        pictures = Loader(split, forward_batch(shape, num_classes), **serve)
+        split = features.with_features(split, frozen, pictures, precision, config["cache"])
+        return Loader(split, batch_size, device, Normalise(None, None, device), **keys)
 
     serve_train = {"augment": augment, "mix": mix, "num_classes": num_classes, "seed": seed}
     keys = {"balanced": settings["class_balanced_sampling"], "drop_last": settings["drop_last"]}
-    train = Loader(split, size * settings["accumulate"], **serve_train, **keys, **serve)
+    train = load(split, size * settings["accumulate"], **serve_train, **keys)
     torch.manual_seed(seed + rank)  # of dropout
     return Components(
         dataset=dataset,
@@ -232,6 +235,16 @@ def resolve_batch_size(
             f"batch norm needs at least two. Try {better}."
         )
     return size
+
+
+def prepare_model(model: nn.Module, settings: dict[str, Any], device: torch.device, precision: str) -> bool:
+    """Memory order and compilation, as the trainer's `settings` ask. Returns whether the order is channels-last."""
+    channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    if settings["compile"]:
+        model.compile()
+    return channels_last
 
 
 def wants_channels_last(choice: str | bool, model: nn.Module, device: torch.device, precision: str) -> bool:
