@@ -13,9 +13,9 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1380,
+    "commands": 1445,
     "sweep": 270,
-    "inference": 1390,
+    "inference": 1490,
     "training": 1640,
     "config": 910,
     "report": 550,

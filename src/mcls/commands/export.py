@@ -2,7 +2,7 @@
 
 import argparse
 
-from mcls.commands.options import Parser, add_checkpoint, check_effective, override, path
+from mcls.commands.options import Parser, add_checkpoint, add_temperature, check_effective, override, path
 from mcls.runs.folder import find_run, read_json, relative
 from mcls.system.files import publish
 
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--format", choices=FORMATS, required=True, help="what to write")
     command.add_argument("--output", type=path, metavar="FILE", help="where; default RUN/model.FORMAT")
     add_checkpoint(command)
+    add_temperature(command)
     return command
 
 
@@ -34,10 +35,13 @@ def run(arguments: list[str]) -> int:
     options = parser().parse_intermixed_args(arguments)
     folder = find_run(options.run)
     check_effective(options.changes, ("trust",), "mcls export")
+    from mcls.inference.calibration import at_temperature
     from mcls.inference.export import export, input_type
     from mcls.inference.load import load_run
 
     loaded = load_run(folder, options.checkpoint, "cpu", options.changes, model_only=True)
+    if options.temperature:
+        loaded = at_temperature(loaded, options.checkpoint)
     content, differences = export(loaded, options.format)
     target = options.output or options.run / f"model.{options.format}"
     publish(target, content)
@@ -45,6 +49,9 @@ def run(arguments: list[str]) -> int:
     checked = ", ".join(f"{value:.1e} in a batch of {size}" for size, value in differences.items())
     kind = input_type(loaded)
     print(f"{relative(target)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {loaded.epoch}")
+    if options.temperature:
+        where = "in the metadata" if options.format == "safetensors" else "applied"
+        print(f"temperature: {loaded.temperature:.3f}, fitted on val, {where}")
     if options.format == "safetensors":
         print("weights only; classes, shape, mean and std are in the metadata")
     else:

@@ -113,13 +113,40 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_classifier(place: Path, device: str, changes: list[str], tta: str | None = None) -> "Classifier":
-    """The model in a run folder or in an exported ONNX file."""
+def share(text: str) -> float:
+    """A number between 0 and 1. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r}")
+    return value
+
+
+def add_temperature(parser: argparse.ArgumentParser) -> None:
+    """The option that calibrates the probabilities."""
+    told = "divide the logits by the temperature that mcls evaluate RUN --split val fitted"
+    parser.add_argument("--temperature", choices=("val",), help=told)
+
+
+def open_classifier(
+    place: Path,
+    device: str,
+    changes: list[str],
+    tta: str | None = None,
+    temperature: str | None = None,
+    risk: float | None = None,
+) -> "Classifier":
+    """The model in a run folder or in an exported ONNX file; the arguments are the options'."""
     from mcls.inference.predict import from_onnx, from_run
     from mcls.runs.folder import find_run
 
     if place.suffix.lower() == ".onnx" and place.is_file():
         if tta:
             raise RequestError("--tta: an exported file has the run's own inside. Omit it.")
+        if temperature or risk:
+            given = "--temperature" if temperature else "--reject-below"
+            raise RequestError(f"{given}: takes a run folder. mcls export --temperature val puts that into the file.")
         return from_onnx(place, device)
-    return from_run(find_run(place), device, changes, tta)
+    return from_run(find_run(place), device, changes, tta, temperature is not None, risk)

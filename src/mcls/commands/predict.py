@@ -11,7 +11,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcls.commands.options import Parser, add_device, add_tta, expanded, open_classifier, path, positive
+from mcls.commands.options import (
+    Parser,
+    add_device,
+    add_temperature,
+    add_tta,
+    expanded,
+    open_classifier,
+    path,
+    positive,
+    share,
+)
 from mcls.errors import DataError, RequestError
 from mcls.system import text as system_text
 from mcls.system.console import console
@@ -32,7 +42,9 @@ def run(arguments: list[str]) -> int:
     """Classify everything that is named. Returns the exit status."""
     options = parse_options(arguments)
     with console():
-        model = open_classifier(options.run, options.device, options.changes, options.tta)
+        model = open_classifier(
+            options.run, options.device, options.changes, options.tta, options.temperature, options.reject_below
+        )
         if options.top > len(model.classes):
             raise RequestError(f"--top {options.top}: there are {len(model.classes)} classes.")
         counter = Counter(options.strict)
@@ -43,7 +55,8 @@ def run(arguments: list[str]) -> int:
             if not begun:
                 raise DataError(nothing(model, options, counter))
             found = chain(begun, batches)
-            for text in WRITERS[options.format](found, model.classes, options.top, options.id or "file"):
+            classes = ("", *model.classes) if model.least else model.classes
+            for text in WRITERS[options.format](found, classes, options.top, options.id or "file"):
                 file.write(text)
                 file.flush()
             if counter.skipped and not model.image:  # rows are put beside those of another table, by place
@@ -51,6 +64,8 @@ def run(arguments: list[str]) -> int:
                 raise DataError(told + (f", {system_text.clean(str(path))} is not written." if path else "."))
         where = f", in {system_text.clean(str(path))}" if path else ""
         log.info(f"{counter.done:,} classified{where}")
+        if model.least:
+            log.info(f"no class for {counter.rejected:,} of them")
         if counter.skipped:
             raise DataError(
                 f"{counter.skipped:,} of {counter.done + counter.skipped:,} images are invalid and left out."
@@ -84,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--strict", action="store_true", help="an invalid file or row is an error, exit status 3")
     add_device(command)
     add_tta(command)
+    add_temperature(command)
+    least = "name no class where the model is so unsure that the error among the rest would be more than this"
+    command.add_argument("--reject-below", type=share, metavar="RISK", help=f"{least}, by what val shows (0 to 1)")
     command.add_argument("--batch-size", type=positive, default=64, metavar="N", help="samples per batch (default 64)")
     command.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger images (default 64 million)")
     command.add_argument("--trust", action="append", default=[], help=argparse.SUPPRESS)  # as it was once said
@@ -97,6 +115,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     options.changes = [f"trust={json.dumps(options.trust)}"] if options.trust else []
     options.changes += [word for word in options.inputs if word.startswith("trust=")]
     options.inputs = [word for word in options.inputs if not word.startswith("trust=")]
+    if options.reject_below and options.format == "wide":
+        raise RequestError("--reject-below: not with --format wide, which names no class. Omit one.")
     if not options.inputs:
         command.error("the following arguments are required: INPUT")
     return options
@@ -110,7 +130,7 @@ class Counter:
     """
 
     def __init__(self, strict: bool) -> None:
-        self.strict, self.done, self.skipped = strict, 0, 0
+        self.strict, self.done, self.skipped, self.rejected = strict, 0, 0, 0
 
     def refuse(self, error: DataError) -> None:
         """Name a file or a row that is left out."""
@@ -153,7 +173,19 @@ def classified(model: "Classifier", options: argparse.Namespace, counter: Counte
         found = ((Path(name).name, picture) for name, picture in found)
     for names, probabilities in predict.classify(model, found, options.batch_size):
         counter.done += len(names)
+        if model.least:
+            unsure = probabilities.max(axis=1) < model.least
+            counter.rejected += int(unsure.sum())
+            probabilities = with_none(probabilities, unsure)
         yield names, probabilities
+
+
+def with_none(probabilities: "NumpyArray", unsure: "NumpyArray") -> "NumpyArray":
+    """`probabilities` (n, C) after a column for no class: as probable as the best class of those that are `unsure`."""
+    import numpy as np
+
+    none = np.where(unsure, probabilities.max(axis=1), -1)
+    return np.concatenate([none[:, None], probabilities], axis=1)
 
 
 def best(probabilities: "NumpyArray", classes: Sequence[str], top: int) -> list[tuple[str, float]]:

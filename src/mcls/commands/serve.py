@@ -6,7 +6,16 @@ import ipaddress
 import logging
 import socket
 
-from mcls.commands.options import Parser, add_device, open_classifier, override, path, positive
+from mcls.commands.options import (
+    Parser,
+    add_device,
+    add_temperature,
+    check_effective,
+    open_classifier,
+    override,
+    path,
+    positive,
+)
 from mcls.errors import MachineError, RequestError
 from mcls.system.console import console
 from mcls.system.signals import StopRequest
@@ -30,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     command.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     add_device(command)
+    add_temperature(command)
     numbers = {
         "--max-batch": (64, "samples that the model computes at a time"),
         "--max-wait-ms": (2, "milliseconds that a sample waits for others"),
@@ -48,6 +58,7 @@ def run(arguments: list[str]) -> int:
     options = parser().parse_intermixed_args(arguments)
     if options.max_queue < options.max_batch:
         raise RequestError(f"--max-queue: must be at least --max-batch, {options.max_batch}, got {options.max_queue}.")
+    check_effective(options.changes, ("trust",), "mcls serve")
     try:
         import python_multipart  # noqa: F401
         import starlette  # noqa: F401
@@ -59,7 +70,7 @@ def run(arguments: list[str]) -> int:
     from mcls.inference.served import metadata
 
     with console(), StopRequest() as stop, listen(options.host, options.port) as listening:
-        model = open_classifier(options.run, options.device, options.changes)
+        model = open_classifier(options.run, options.device, options.changes, temperature=options.temperature)
         warm_up(model)
         limits = Limits(
             options.max_batch, options.max_wait_ms / 1000, options.max_queue, options.max_body, options.max_pixels,

@@ -15,6 +15,7 @@ from mcls.config.instantiate import build
 from mcls.data.loader import Loader, forward_batch
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
+from mcls.inference.calibration import rejection
 from mcls.inference.load import LoadedRun, pointing
 from mcls.metrics import EvalAccumulator, Metrics, brier, fit_temperature, top_k
 from mcls.report import figures
@@ -124,13 +125,14 @@ def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> E
     scores = logits_of(loaded, fitted)  # no others are kept: of many classes they take most of the memory
     temperature, start = fit_temperature(scores, fitted.targets), 0
     accumulator, scaled = (EvalAccumulator(count, torch.device("cpu")) for _ in range(2))
-    label, surest = torch.empty(2, len(split), dtype=torch.float64)
+    label, surest, sure_scaled = torch.empty(3, len(split), dtype=torch.float64)
     hits = distances = 0.0
     for logits in scores.split(forward_batch((1,), count)) if fitted is split else logit_batches(loaded, split):
         rows = slice(start, start := start + len(logits))
         targets, probabilities = split.targets[rows], logits.double().softmax(dim=1)
         accumulator.add(logits, targets)
         scaled.add(logits / (temperature or 1), targets)
+        sure_scaled[rows] = (logits / (temperature or 1)).double().softmax(dim=1).amax(dim=1)
         label[rows] = probabilities.gather(1, targets[:, None])[:, 0]
         surest[rows] = probabilities.amax(dim=1)
         distances += brier(probabilities, targets) * len(targets)
@@ -151,6 +153,8 @@ def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> E
         "brier": distances / len(split),
         "temperature": told,
     }
+    if name == "val":
+        report["rejection"] = rejection(surest, sure_scaled, accumulator.predictions()[0] == split.targets)
     return Evaluation(split, label, surest, accumulator, measures, report)
 
 

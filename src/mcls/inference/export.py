@@ -28,15 +28,15 @@ class Deployed(nn.Module):
     Args:
         model: inputs to logits.
         scale, shift: of the normalisation, (1, C, 1, 1) or float64 (F,); None for inputs that need none.
-        tta: the run's test-time augmentation.
+        loaded: the run, for its test-time augmentation and its temperature.
     """
 
     scale: Tensor | None
     shift: Tensor | None
 
-    def __init__(self, model: nn.Module, scale: Tensor | None, shift: Tensor | None, tta: str | None) -> None:
+    def __init__(self, model: nn.Module, scale: Tensor | None, shift: Tensor | None, loaded: LoadedRun) -> None:
         super().__init__()
-        self.model, self.tta = model, tta
+        self.model, self.tta, self.temperature = model, loaded.tta, loaded.temperature
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
@@ -44,7 +44,7 @@ class Deployed(nn.Module):
         """Probabilities float32 (N, C)."""
         if self.scale is not None and self.shift is not None:
             inputs = (inputs * self.scale + self.shift).float()
-        return eval_logits(self.model, inputs, self.tta).float().softmax(dim=1)
+        return (eval_logits(self.model, inputs, self.tta).float() / self.temperature).softmax(dim=1)
 
 
 def export(loaded: LoadedRun, form: str) -> tuple[bytes, dict[int, float]]:
@@ -59,7 +59,7 @@ def export(loaded: LoadedRun, form: str) -> tuple[bytes, dict[int, float]]:
         scale, shift = loaded.normalise.scale, loaded.normalise.shift
         if (table := format_numbers(loaded)) is not None:
             scale, shift = 1 / table[1], -table[0] / table[1]
-        deployed = Deployed(loaded.model, scale, shift, loaded.tta).eval()
+        deployed = Deployed(loaded.model, scale, shift, loaded).eval()
         with quiet():
             content, copied = FORMS[form](deployed, loaded)
             differences = {size: output_difference(loaded, copied, size) for size in BATCHES}
@@ -146,6 +146,7 @@ def about(loaded: LoadedRun) -> dict[str, str]:
         "std": loaded.std,
         "model": loaded.config["model"],
         "epoch": loaded.epoch,
+        "temperature": loaded.temperature if loaded.temperature != 1 else None,
         "encoder": with_delimiter(loaded),
         "tta": loaded.tta,
         **loaded.reading.record(),
@@ -169,7 +170,7 @@ def output_difference(loaded: LoadedRun, copied: Run, size: int) -> float:
     inputs = example(loaded, size)
     table = format_numbers(loaded)
     given = loaded.normalise(inputs) if table is None else ((inputs - table[0]) / table[1]).float()
-    expected = eval_logits(loaded.model, given, loaded.tta).float().softmax(dim=1)
+    expected = (eval_logits(loaded.model, given, loaded.tta).float() / loaded.temperature).softmax(dim=1)
     return float((copied(inputs) - expected).abs().max())
 
 

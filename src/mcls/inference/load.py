@@ -42,6 +42,7 @@ class LoadedRun:
         encoder: what turns the rows of a table into samples, plain data; None for data that are no table.
         reading: how pictures become samples.
         tta: the test-time augmentation that its logits are computed with, of `evaluate.tta`.
+        temperature: that the logits are divided by.
     """
 
     folder: RunFolder
@@ -58,12 +59,13 @@ class LoadedRun:
     encoder: dict[str, Any] | None
     reading: image_io.Reading
     tta: str | None
+    temperature: float = 1.0
 
     @torch.inference_mode()
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits float32 (N, C), in the precision of the training, of `inputs` as the model is given them."""
         with recorded_autocast(self.precision, self.device):
-            return eval_logits(self.model, inputs, self.tta).float()
+            return eval_logits(self.model, inputs, self.tta).float() / self.temperature
 
 
 def load_run(

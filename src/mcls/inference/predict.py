@@ -1,8 +1,9 @@
 """From samples as they are stored to probabilities: by a run's model, or without torch by an exported ONNX file."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from mcls.runs.formats import check_encoder
 if TYPE_CHECKING:
     from mcls.inference.load import LoadedRun
 
+log = logging.getLogger("mcls")
+
 NumpyArray = NDArray[Any]
 
 
@@ -33,6 +36,8 @@ class Classifier:
         encoder: what turns the rows of a table into samples, plain data; None where columns are the inputs.
         probabilities: samples (N, *input_shape) to float32 (N, C).
         reading: how pictures become samples.
+        least: probability below which no class is named.
+        temperature: that the logits are divided by.
     """
 
     classes: tuple[str, ...]
@@ -41,6 +46,8 @@ class Classifier:
     encoder: dict[str, Any] | None
     probabilities: Callable[[NumpyArray], NumpyArray]
     reading: image_io.Reading = image_io.PLAIN
+    least: float = 0.0
+    temperature: float = 1.0
 
 
 def classify(
@@ -57,14 +64,35 @@ def warm_up(model: Classifier) -> None:
     model.probabilities(np.zeros((1, *model.input_shape), dtype=np.uint8 if model.image else np.float32))
 
 
-def from_run(folder: RunFolder, device: str, changes: Sequence[str], tta: str | None = None) -> Classifier:
-    """The selected model of the run in `folder`, on `device`; `changes` and `tta` as `load_run` takes them.
+def from_run(
+    folder: RunFolder,
+    device: str,
+    changes: Sequence[str],
+    tta: str | None = None,
+    scaled: bool = False,
+    risk: float | None = None,
+) -> Classifier:
+    """The selected model of the run in `folder`.
+
+    Args:
+        device, changes, tta: as `load_run` takes them.
+        scaled: whether its temperature is applied.
+        risk: no class is named where the error among the others would be more than this; see `rejection_threshold`.
 
     Raises MclsError as `load_run` does.
     """
+    from mcls.inference.calibration import at_temperature, rejecting
     from mcls.inference.load import load_run
 
-    return run_classifier(load_run(folder, "best", device, changes, model_only=True, tta=tta))
+    loaded = load_run(folder, "best", device, changes, model_only=True, tta=tta)
+    if scaled:
+        loaded = at_temperature(loaded, "best")
+        log.info(f"temperature {loaded.temperature:.3f}, fitted on val")
+    if risk is None:
+        return run_classifier(loaded)
+    least, kept = rejecting(loaded, "best", risk)
+    log.info(f"no class below the probability {least:.4f}; on val {kept:.1%} are at least as sure")
+    return replace(run_classifier(loaded), least=least)
 
 
 def run_classifier(loaded: "LoadedRun") -> Classifier:
@@ -79,8 +107,9 @@ def run_classifier(loaded: "LoadedRun") -> Classifier:
         return found
 
     encoder = with_delimiter(loaded)
+    image, temperature = loaded.mean is not None, loaded.temperature
     return Classifier(
-        loaded.classes, loaded.input_shape, loaded.mean is not None, encoder, probabilities, loaded.reading
+        loaded.classes, loaded.input_shape, image, encoder, probabilities, loaded.reading, temperature=temperature
     )
 
 
@@ -104,6 +133,7 @@ def from_onnx(path: Path, device: str) -> Classifier:
         found = {key: json.loads(value) for key, value in about.items() if key.startswith("mcls.")}
         classes, shape = tuple(map(str, found["mcls.classes"])), tuple(map(int, found["mcls.input_shape"]))
         reading = image_io.Reading.of({key.removeprefix("mcls."): value for key, value in found.items()})
+        temperature = float(found.get("mcls.temperature", 1))  # which is inside
         image, name = found["mcls.input_type"] == "uint8", session.get_inputs()[0].name
     except (KeyError, ValueError, TypeError) as error:
         raise FolderError(f"{path}: refused, its metadata lack classes and inputs. Was it exported by mcls?") from error
@@ -119,4 +149,4 @@ def from_onnx(path: Path, device: str) -> Classifier:
             samples = samples * np.array(encoder["stds"]) + np.array(encoder["means"])
         return np.asarray(session.run(None, {name: samples})[0])
 
-    return Classifier(classes, shape, image, encoder, probabilities, reading)
+    return Classifier(classes, shape, image, encoder, probabilities, reading, temperature=temperature)

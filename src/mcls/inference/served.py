@@ -22,7 +22,8 @@ def metadata(name: str, model: Classifier) -> dict[str, Any]:
         }
     else:
         inputs = {"kind": "numbers", **inputs}
-    return {"model": name, "classes": model.classes, "input": inputs, "mcls": __version__}
+    about = {"model": name, "classes": model.classes, "input": inputs, "mcls": __version__}
+    return about if model.temperature == 1 else {**about, "temperature": model.temperature}
 
 
 def example(about: dict[str, Any]) -> list[list[str]]:
