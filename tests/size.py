@@ -19,7 +19,7 @@ BUDGETS = {
     "training": 1640,
     "config": 910,
     "report": 550,
-    "data": 1740,
+    "data": 1880,
     "runs": 890,
     "metrics": 210,
     "models": 385,

@@ -24,7 +24,7 @@ def choices(group: str) -> list[str]:
 
 
 COUNTS = {
-    "augment": 6, "mix": 3, "dataset": 6, "experiment": 7, "loss": 2, "model": 6, "optimizer": 4, "schedule": 4,
+    "augment": 6, "mix": 3, "dataset": 7, "experiment": 7, "loss": 2, "model": 6, "optimizer": 4, "schedule": 4,
     "trainer": 2,
 }  # fmt: skip
 SMALL = ["trainer.batch_size=8", "dataset.val_fraction=0.2"]
@@ -73,6 +73,12 @@ def given(dataset: str, folder: Path) -> list[str]:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
         return [f"dataset.root={folder}/pictures"]
+    if dataset == "image_table":
+        given("image_folder", folder)
+        paths = sorted((folder / "pictures").rglob("*.png"))
+        rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in paths]
+        (folder / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+        return [f"dataset.path={folder}/labels.csv"]
     return []
 
 

@@ -27,6 +27,27 @@ READER_THREADS = 16  # at most
 Shape = tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class ImageTree:
+    """The images of a data set, by their files.
+
+    Args:
+        classes: names, in natural order.
+        paths: of all images.
+        targets: class number of each.
+        names: of each, below the root, without characters that a terminal would obey.
+        parts: numbers of the images of each split that has a folder; `train` always.
+        groups: a number of each image, equal for those that no split may part; None where each is by itself.
+    """
+
+    classes: tuple[str, ...]
+    paths: list[Path]
+    targets: list[int]
+    names: list[str]
+    parts: dict[str, list[int]]
+    groups: Tensor | None = None
+
+
 class ImageFiles:
     """Image files that are decoded and resized each time they are read, in place of a tensor uint8 (N, C, H, W).
 

@@ -1,10 +1,11 @@
-"""Data sets from folders of images, a folder a class."""
+"""Data sets of images in files: a folder a class, or a table that names them."""
 
 import logging
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,18 @@ import torch
 from torch import Tensor
 
 from mcls.data import image_io
-from mcls.data.image_files import ImageFiles, ScanResult, Shape, header_of, scan_images, significant_bits, threaded
-from mcls.data.image_tree import ImageTree, find_images
+from mcls.data.image_files import (
+    ImageFiles,
+    ImageTree,
+    ScanResult,
+    Shape,
+    header_of,
+    scan_images,
+    significant_bits,
+    threaded,
+)
+from mcls.data.image_table import Columns, read_image_table
+from mcls.data.image_tree import find_images
 from mcls.data.splits import check_classes, materialise, split_train_test, split_train_val, warn_missing_classes
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
@@ -32,76 +43,114 @@ def fits_here(size: int) -> bool:
     return size <= memory_bytes(torch.device("cpu")) / 4
 
 
-def image_folder(
-    root: str | None,
-    size: int | None,
-    channels: str | int,
-    mean: str | Sequence[float],
-    std: str | Sequence[float],
-    bad_images: str,
-    max_bad_fraction: float,
-    max_pixels: int,
-    bits: str | int,
-    resize: str,
-    crop_fraction: str | float,
-    interpolation: str,
-    test_fraction: float,
-    test_seed: int,
-    val_fraction: float,
-    val_seed: int,
-    fits: Callable[[int], bool] = fits_here,
-) -> Dataset:
-    """The images below `root`; see configs/dataset/image_folder.yaml for the arguments.
+@dataclass(frozen=True)
+class ImageKeys:
+    """How the images of a data set are read and split; see configs/dataset/image_folder.yaml."""
 
-    Every file is read once, so that a bad one is found and the statistics are exact. `fits` decides, from the bytes
-    that all images take, whether they are kept; if not, they are read again whenever they are wanted.
+    size: int | None
+    channels: str | int
+    mean: str | Sequence[float]
+    std: str | Sequence[float]
+    bad_images: str
+    max_bad_fraction: float
+    max_pixels: int
+    bits: str | int
+    resize: str
+    crop_fraction: str | float
+    interpolation: str
+    test_fraction: float
+    test_seed: int
+    val_fraction: float
+    val_seed: int
+
+    def reading(self, bits: int) -> image_io.Reading:
+        """How the files become arrays, grey pixels of more than 8 bits having `bits`."""
+        asked: dict[str, Any] = {key: getattr(self, key) for key in ("resize", "crop_fraction", "interpolation")}
+        return image_io.Reading(bits, **{key: value for key, value in asked.items() if value != "auto"})
+
+
+def image_folder(root: str | None, fits: Callable[[int], bool] = fits_here, **keys: Any) -> Dataset:
+    """The images below `root`, a folder a class; see configs/dataset/image_folder.yaml for the arguments.
 
     Raises RequestError without a root, DataError, naming the folder or the file, for what is wrong there.
     """
     if root is None:
         raise RequestError("dataset.root: must be set to the folder of the images, dataset.root=DIR.")
-    if channels not in ("auto", 1, 3):
-        raise RequestError(f"dataset.channels: must be auto, 1 or 3, got {channels}.")
-    found = find_images(Path(root))
-    check_classes(found.classes, root)
+    return image_dataset(lambda: find_images(Path(root)), f"dataset.root: {root}", ImageKeys(**keys), fits)
+
+
+def image_table(
+    path: str | None,
+    root: str | None,
+    path_column: str,
+    target: str,
+    split_column: str | None,
+    group_column: str | None,
+    fits: Callable[[int], bool] = fits_here,
+    **keys: Any,
+) -> Dataset:
+    """The images that a table names, with their classes; see configs/dataset/image_table.yaml for the arguments.
+
+    Raises RequestError without a path, DataError, naming the row or the file, for what is wrong in them.
+    """
+    if path is None:
+        raise RequestError("dataset.path: must be set to the table of the images, dataset.path=FILE.")
+    place = Path(path).parent if root is None else Path(root)
+    columns = Columns(path_column, target, split_column, group_column)
+    return image_dataset(
+        lambda: read_image_table(Path(path), place, columns), f"dataset.path: {path}", ImageKeys(**keys), fits
+    )
+
+
+def image_dataset(find: Callable[[], ImageTree], place: str, keys: ImageKeys, fits: Callable[[int], bool]) -> Dataset:
+    """The data set of the images that `find` returns, which messages call `place`.
+
+    Every file is read once, so that a bad one is found and the statistics are exact. `fits` decides, from the bytes
+    that all images take, whether they are kept; if not, they are read again whenever they are wanted.
+    """
+    if keys.channels not in ("auto", 1, 3):
+        raise RequestError(f"dataset.channels: must be auto, 1 or 3, got {keys.channels}.")
+    found = find()
+    check_classes(found.classes, place.partition(": ")[2])
     paths = [found.paths[number] for number in found.parts["train"]]
     headers = threaded(header_of, paths, "looking at")
-    shape = choose_shape([header for header in headers if header is not None], size, channels)
+    shape = choose_shape([header for header in headers if header is not None], keys.size, keys.channels)
     deep = [path for path, header in zip(paths, headers, strict=True) if header and header[2].startswith("I")]
-    depth = choose_bits(deep, bits, max_pixels)
-    asked: dict[str, Any] = {"resize": resize, "crop_fraction": crop_fraction, "interpolation": interpolation}
-    reading = image_io.Reading(depth, **{key: value for key, value in asked.items() if value != "auto"})
-    files = ImageFiles(found.paths, shape, max_pixels, reading)
+    reading = keys.reading(choose_bits(deep, keys.bits, keys.max_pixels))
+    files = ImageFiles(found.paths, shape, keys.max_pixels, reading)
     keep = fits(len(files) * math.prod(shape))
     looked = scan_images(files, keep)
     parts = {name: readable_images(numbers, found, looked) for name, numbers in found.parts.items()}
-    report_unreadable(found, looked, max_bad_fraction if bad_images == "skip" else None)
-    split_off(parts, test_fraction, test_seed, val_fraction, val_seed)
+    report_unreadable(found, looked, keys.max_bad_fraction if keys.bad_images == "skip" else None)
+    split_off(parts, keys, found.groups)
     warn_missing_classes(found.classes, parts)
     middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
     if not any(spread):
         raise DataError(
-            f"dataset.root: {root}: every pixel of the training images has the same colour, so there is nothing to "
-            "learn. "
+            f"{place}: every pixel of the training images has the same colour, so there is nothing to learn. "
             "Open some of them to check."
         )
     splits = {
         name: materialise(part, files if looked.pixels is None else looked.pixels) for name, part in parts.items()
     }
-    middle, spread = given("mean", mean, middle), given("std", std, tuple(value or 1.0 for value in spread))
+    middle, spread = given("mean", keys.mean, middle), given("std", keys.std, tuple(value or 1.0 for value in spread))
     return Dataset(
         found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread, reading=reading
     )
 
 
-def split_off(
-    parts: dict[str, Split], test_fraction: float, test_seed: int, val_fraction: float, val_seed: int
-) -> None:
-    """Cut test and val off from train, in `parts`, where they have none of their own."""
+def split_off(parts: dict[str, Split], keys: ImageKeys, groups: Tensor | None) -> None:
+    """Cut test and val off from train, in `parts`, where they have none of their own; no group of images is cut."""
+
+    def of(part: Split) -> Tensor | None:
+        return None if groups is None else groups[torch.as_tensor(part.inputs)]
+
+    whole = parts["train"]
     if "test" not in parts:
-        parts["train"], parts["test"] = split_train_test(parts["train"], test_fraction, test_seed)
-    if "val" not in parts and val_fraction > 0:
-        parts["train"], val = split_train_val(parts["train"], val_fraction, val_seed)
+        parts["train"], parts["test"] = split_train_test(whole, keys.test_fraction, keys.test_seed, of(whole))
+        whole = parts["train"]
+    if "val" not in parts and keys.val_fraction > 0:
+        parts["train"], val = split_train_val(whole, keys.val_fraction, keys.val_seed, of(whole))
         parts |= {"val": val} if val is not None else {}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from mcls.data import image_io
+from mcls.data.image_files import ImageTree
 from mcls.data.image_io import MARK
 from mcls.errors import DataError, MachineError
 from mcls.system.files import refuse_file
@@ -29,25 +30,6 @@ SYSTEM = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Inf
 FOLDER_LAYOUT = (
     "Expected: DIR/CLASS/image.png, or DIR/train/CLASS/image.png with DIR/val and DIR/test beside it if there are any."
 )
-
-
-@dataclass(frozen=True)
-class ImageTree:
-    """The images of a tree.
-
-    Args:
-        classes: names, in natural order.
-        paths: of all images.
-        targets: class number of each.
-        names: of each, below the root, without characters that a terminal would obey.
-        parts: numbers of the images of each split that has a folder; `train` always.
-    """
-
-    classes: tuple[str, ...]
-    paths: list[Path]
-    targets: list[int]
-    names: list[str]
-    parts: dict[str, list[int]]
 
 
 @dataclass

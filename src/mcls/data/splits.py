@@ -37,24 +37,46 @@ def stratified(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Ten
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
 
-def split_train_val(whole: Split, val_fraction: float, val_seed: int) -> tuple[Split, Split | None]:
-    """`whole` cut into train and val (`stratified`); val is None when `val_fraction` is 0."""
+def stratified_groups(targets: Tensor, groups: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """As `stratified`, but samples of one number in `groups` stay together; a group counts as its commonest class."""
+    kinds, of_sample = groups.unique(return_inverse=True)
+    counts = torch.zeros(len(kinds), int(targets.max()) + 1, dtype=torch.int64)
+    counts.index_put_((of_sample, targets), torch.tensor(1), accumulate=True)
+    _, second = stratified(counts.argmax(dim=1), fraction, seed)
+    chosen = torch.isin(of_sample, second)
+    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+
+def split_train_val(
+    whole: Split, val_fraction: float, val_seed: int, groups: Tensor | None = None
+) -> tuple[Split, Split | None]:
+    """`whole` cut into train and val (`stratified`), no group of samples apart; val is None when its fraction is 0."""
     if val_fraction == 0:
         return whole, None
-    return divide(whole, val_fraction, val_seed, "val_fraction", "to validate on", ", or set it to 0")
+    return divide(whole, val_fraction, val_seed, "val_fraction", "to validate on", ", or set it to 0", groups)
 
 
-def split_train_test(whole: Split, test_fraction: float, test_seed: int) -> tuple[Split, Split]:
-    """`whole` cut into train and test (`stratified`), for data that come without a test split."""
-    return divide(whole, test_fraction, test_seed, "test_fraction", "to test on", "")
+def split_train_test(
+    whole: Split, test_fraction: float, test_seed: int, groups: Tensor | None = None
+) -> tuple[Split, Split]:
+    """`whole` cut into train and test (`stratified`), no group apart, for data that come without a test split."""
+    return divide(whole, test_fraction, test_seed, "test_fraction", "to test on", "", groups)
 
 
-def divide(whole: Split, fraction: float, seed: int, key: str, purpose: str, otherwise: str) -> tuple[Split, Split]:
+def divide(
+    whole: Split, fraction: float, seed: int, key: str, purpose: str, otherwise: str, groups: Tensor | None
+) -> tuple[Split, Split]:
     """The two parts of `stratified`. Raises RequestError, naming a fraction that does, when it leaves none for one."""
-    first, second = stratified(whole.targets, fraction, seed)
+
+    def cut(fraction: float) -> tuple[Tensor, Tensor]:
+        if groups is None:
+            return stratified(whole.targets, fraction, seed)
+        return stratified_groups(whole.targets, groups, fraction, seed)
+
+    first, second = cut(fraction)
     if len(second):
         return whole.rows(first), whole.rows(second)
-    enough = (part / 100 for part in range(1, 100) if len(stratified(whole.targets, part / 100, seed)[1]))
+    enough = (part / 100 for part in range(1, 100) if len(cut(part / 100)[1]))
     advice = next((f"Set dataset.{key}={part:g}" for part in enough), "Add samples, two of a class at least")
     raise RequestError(f"dataset.{key}: {fraction} of {len(whole)} samples leaves none {purpose}. {advice}{otherwise}.")
 
