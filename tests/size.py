@@ -17,7 +17,7 @@ BUDGETS = {
     "sweep": 270,
     "inference": 1490,
     "training": 1640,
-    "config": 910,
+    "config": 960,
     "report": 550,
     "data": 1880,
     "runs": 890,

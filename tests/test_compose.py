@@ -19,6 +19,7 @@ from mcls.errors import RequestError
 from mcls.runs.folder import job_name
 
 Main = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
 
 
 def ask(*overrides: str, multirun: bool = False, config_dir: Path | None = None, name: str = "train") -> Request:
@@ -32,6 +33,48 @@ def refused(*overrides: str, **how: Any) -> str:
     return str(caught.value)
 
 
+def test_all_mistakes_of_a_line_are_reported_together(mcls: Main, capsys: Capture) -> None:
+    assert mcls("train", "optimizer=sgdd", "optimizer.lrr=1", "seed=-1", "sead=3", "foo", "trainer.epochs=2") == 2
+    assert [line.split(" ")[1] for line in capsys.readouterr().err.splitlines()] == [
+        "foo:", "optimizer=sgdd:", "sead:", "seed:"
+    ]  # fmt: skip
+
+
+OWN_FILES = {
+    "experiment/a": (
+        "# @package _global_\ndefaults:\n  - override /optimizer: sgdd\n",
+        "experiment/a.yaml: optimizer=sgdd: no such choice. Did you mean sgd? There are adam, adamw, rmsprop, sgd.",
+    ),
+    "experiment/b": (
+        "# @package _global_\noptimizer:\n  lrr: 0.1\n",
+        "experiment/b.yaml: optimizer.lrr: no such key, got 0.1. Did you mean optimizer.lr?",
+    ),
+    "experiment/c": (
+        "# @package _global_\nlr: 0.1\n",
+        "experiment/c.yaml: lr: no such key, got 0.1. Did you mean optimizer.lr?",
+    ),
+    "experiment/d": (
+        "# @package _global_\ndefaults:\n  - override /optimizr: sgd\n",
+        "experiment/d.yaml: override /optimizr: no such group in the defaults list.",
+    ),
+    "experiment/e": ("# @package _global_\nseed: ${foo}\n", "seed: ${foo} refers to a key that does not exist."),
+    "model/f": (
+        "_target_: mcls.models.MLP\n# (list of int > 0 widths\nhidden_units: [8]\n",
+        "DIR/model/f.yaml, line 2: '# (list of int > 0 widths' is no constraint. Write the closing parenthesis and a "
+        "description: # (float > 0) learning rate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+def test_a_mistake_in_a_file_of_ones_own_names_the_file(mcls: Main, tmp_path: Path, capsys: Capture, name: str) -> None:
+    text, message = OWN_FILES[name]
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / f"{name}.yaml").write_text(text)
+    assert mcls("train", "--config-dir", str(tmp_path), name.replace("/", "=")) == 2
+    assert capsys.readouterr().err == f"mcls: {message.replace('DIR', str(tmp_path))}\n"
+
+
 def test_the_default() -> None:
     request = ask()
     assert request.choices == {
@@ -41,10 +84,12 @@ def test_the_default() -> None:
         "optimizer": "sgd",
         "schedule": "constant",
         "augment": "none",
+        "mix": "none",
         "trainer": "default",
     }
     assert (request.sweep, request.folder) == (False, None)
-    assert list(request.config)[:7] == ["seed", "device", "precision", "threads", "deterministic", "outputs", "trust"]
+    first = ["seed", "device", "precision", "threads", "deterministic", "outputs", "cache", "trust"]
+    assert list(request.config)[:8] == first
     assert request.config["model"] == {"_target_": "mcls.models.MLP", "hidden_units": [128, 64], "dropout": 0.0}
     assert "hydra" not in request.config and "experiment" not in request.config
 
@@ -90,7 +135,7 @@ def test_a_recipe_with_another_optimizer_or_data_set() -> None:
     )
     assert ask("optimizer=adam,adamw", "experiment=blobs-mlp", "~optimizer.momentum", multirun=True).sweep
     assert refused("experiment=blobs-mlp", "~optimizer.lr") == "~optimizer.lr: a key can't be taken away, only changed."
-    assert refused("optimizer=adam", "~optimizer.momentum").startswith("optimizer.momentum: no such key. ")
+    assert refused("optimizer=adam", "~optimizer.momentum").startswith("optimizer.momentum: no such key ")
 
 
 def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +293,9 @@ def test_the_users_own_rules_hold(own: Path) -> None:
     (own / "optimizer" / "bad.yaml").write_text("_target_: torch.optim.SGD\n# (float > 0) rate\nlr: -3\n")
     assert refused("optimizer=bad", config_dir=own) == "optimizer.lr: must be float > 0, got -3."
     (own / "experiment" / "bad.yaml").write_text("# @package _global_\nsead: 3\n")
-    assert refused("experiment=bad", config_dir=own) == "sead: no such key, got 3. Did you mean seed?"
+    assert (
+        refused("experiment=bad", config_dir=own) == "experiment/bad.yaml: sead: no such key, got 3. Did you mean seed?"
+    )
     for content in ("trainer:\n  epochs: 2\n", "trainer: {epochs: 2}\n"):
         (own / "experiment" / "nopkg.yaml").write_text(content)
         assert refused("experiment=nopkg", config_dir=own) == (

@@ -46,6 +46,13 @@ MESSAGES = [
     ("dataset.val_fraction=1", "dataset.val_fraction: must be float >= 0 < 1, got 1."),
     ("model.hidden_units=5", "model.hidden_units: must be list of int > 0, got 5."),
     ("model.hidden_units=[8,0]", "model.hidden_units: must be list of int > 0, got [8, 0]."),
+    ("=5", "=5: the key is missing. Write key=value; see mcls train --help."),
+    ("seed=${foo}", "seed: ${foo} refers to a key that does not exist."),
+    ("--config-name foo", "--config-name: no file foo.yaml in mcls's configuration files or in --config-dir."),
+    (
+        "optimizer=adam optimizer.momentum=0.5",
+        "optimizer.momentum: no such key of optimizer=adam. It is one of optimizer=rmsprop, sgd.",
+    ),
     ("seed=-1", "seed: must be int >= 0 <= 4294967295, got -1."),
     ("seed=4294967296", "seed: must be int >= 0 <= 4294967295, got 4294967296."),
     ("device=gpu", "device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'."),
@@ -245,7 +252,8 @@ def test_every_wrong_key_and_value_is_told_at_once(mcls: Main, capsys: pytest.Ca
         "mcls: trainer.epochs: must be int > 0, got 0.",
     ]
     assert mcls("train", "modle=mlp", "optimizer.rl=1", "trainer.epochs") == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1  # what can't be parsed comes first
+    names = [line.split(":")[1] for line in capsys.readouterr().err.splitlines()]
+    assert names == [" trainer.epochs", " modle", " optimizer.rl"]  # what can't be parsed comes first
     assert mcls("train", "optimizer=sdg", "model=mpl", "optimizer.lr=1") == 2
     assert [line.split(":")[1] for line in capsys.readouterr().err.splitlines()] == [" optimizer=sdg", " model=mpl"]
     assert mcls("train", "optimizer.rl=1", "trainer.epoch=1") == 2

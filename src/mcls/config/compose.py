@@ -26,6 +26,7 @@ from mcls.config.files import compose_files, config_loader
 from mcls.config.overrides import (
     as_list,
     as_text,
+    blamed,
     count,
     elements,
     first,
@@ -37,7 +38,7 @@ from mcls.config.overrides import (
     typeset,
 )
 from mcls.config.schema import Constraint, gather, leaves
-from mcls.config.validate import check_config, constraints_of
+from mcls.config.validate import check_config, choices_with, constraints_of
 from mcls.errors import RequestError
 from mcls.runs.renamed import KEYS, rename_line, today
 
@@ -90,7 +91,25 @@ class Checker:
         self.groups = [group for group in loader.list_groups("") if group != "hydra"]
 
     def check(self, overrides: list[str], multirun: bool) -> Request:
-        """Compose what is asked for, every choice of a sweep included. Raises RequestError, a line per error."""
+        """Compose what is asked for, every choice of a sweep included. Raises RequestError, a line per error.
+
+        What is wrong with the overrides that the first errors say nothing of is found without those.
+        """
+        try:
+            return self.check_once(overrides, multirun)
+        except RequestError as error:
+            rest = [line for line in overrides if not blamed(line, str(error))]
+            if len(rest) in (0, len(overrides)) or str(error).startswith("experiment"):
+                raise
+            try:
+                self.check(rest, multirun)
+            except RequestError as other:
+                lines = dict.fromkeys([*str(error).split("\n"), *str(other).split("\n")])
+                raise RequestError("\n".join(lines)) from error
+            raise
+
+    def check_once(self, overrides: list[str], multirun: bool) -> Request:
+        """`check`, up to the first kind of error."""
         overrides = self.renamed(overrides)
         parsed = gather(self.parse, overrides)
         gather(self.check_choice, parsed)
@@ -182,6 +201,8 @@ class Checker:
     def parse(self, override: str) -> Override:
         """One override, parsed by Hydra's grammar."""
         plain = typeset(override)
+        if override.startswith("="):
+            raise RequestError(f"{override}: the key is missing. Write key=value; see mcls train --help.")
         if plain and (plain.endswith("'") or "=" not in plain):
             raise RequestError(f"{override}: {TYPESET} {shell(plain)}")
         try:
@@ -279,6 +300,11 @@ class Checker:
             if key.startswith("hydra") or key in self.groups or (override.is_delete() and key in unknown):
                 return
             if key not in rules and not any(rule.startswith(f"{key}.") for rule in rules):
+                group = key.split(".")[0]
+                options = self.loader.get_group_options(group) if group in self.groups else []
+                if others := choices_with(key, options, hydra):
+                    told = f"no such key of {group}={hydra.runtime.choices.get(group)}. It is one of {group}={others}."
+                    raise RequestError(f"{key}: {told}")
                 raise RequestError(f"{key}: no such key. {suggestion(key, [*rules, *self.groups])}")
             if override.is_delete():
                 raise RequestError(f"{override.input_line}: a key can't be taken away, only changed.")

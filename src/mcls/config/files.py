@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mcls.config.overrides import nearest_key, suggestion
 from mcls.config.validate import CONFIGS, refuse_duplicates
 from mcls.errors import MachineError, RequestError
 from mcls.runs.folder import job_name, read_json
@@ -40,10 +41,24 @@ def compose_files(name: str, overrides: list[str]) -> tuple[DictConfig, DictConf
             if extra:
                 told = f"hydra/{kind}={plugin}: not installed. Install what it takes: pip install 'mcls[{extra}]'"
                 raise MachineError(told) from error
-        raise RequestError(f"the configuration does not compose: {text}") from error
+        raise RequestError(in_words(name, overrides, text)) from error
     except Exception as error:  # Hydra leaks others for values that it can't place
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise RequestError(f"{' '.join(overrides)}: Hydra can't compose this ({text}).") from error
+
+
+def in_words(name: str, overrides: list[str], text: str) -> str:
+    """What Hydra says of files that do not compose, as mcls says it of the command line."""
+    if "Cannot find primary config" in text:
+        return f"--config-name: no file {name}.yaml in mcls's configuration files or in --config-dir."
+    if found := re.match(r"In '(.+)': Could not find '(.+)/(.+)' Available options in '.+': (.+)", text):
+        recipe = [line.replace("=", "/", 1) for line in overrides if line.startswith("experiment=")]
+        file, group, choice, options = [*recipe, found[1]][0], found[2], found[3], found[4].split()
+        near = f"{suggestion(choice, options)} " if nearest_key(choice, options) else ""
+        return f"{file}.yaml: {group}={choice}: no such choice. {near}There are {', '.join(options)}."
+    if found := re.match(r"In '(.+)': Could not override '(.+)'\. No match in the defaults list", text):
+        return f"{found[1]}.yaml: override /{found[2]}: no such group in the defaults list."
+    return f"the configuration does not compose: {text}"
 
 
 @contextlib.contextmanager

@@ -140,3 +140,10 @@ def planned(parsed: Sequence[Override], listed: Mapping[str, list[str]]) -> list
     own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
     lines = [listed.get(override.key_or_group, [override.input_line or ""]) for override in own]
     return [list(job) for job in itertools.product(*lines)]
+
+
+def blamed(line: str, error: str) -> bool:
+    """Whether an override, or the choice of its group, is what one of the lines of an error is about."""
+    key = line.lstrip("+~").partition("=")[0]
+    begins = tuple(f"{name}{sign}" for name in {key, key.split(".")[0]} for sign in ":=") + (f"{line}:",)
+    return any(message.startswith(begins) for message in error.split("\n"))

@@ -153,7 +153,7 @@ def read_constraints(path: Path, roots: Sequence[Path] = ()) -> dict[str, Constr
     if "defaults:" in text:
         for base in inherited(path, (yaml.safe_load(text) or {}).get("defaults") or [], roots or [path.parent]):
             rules |= read_constraints(base, roots)
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("#"):
             comment.append(line)
             continue
@@ -162,6 +162,11 @@ def read_constraints(path: Path, roots: Sequence[Path] = ()) -> dict[str, Constr
             parents = [entry for entry in parents if entry[0] < indent] + [(indent, name)]
             key = ".".join(entry[1] for entry in parents)
             texts = [rule for rule in map(CONSTRAINT.match, comment) if rule]
+            if comment and comment[0].lstrip().startswith("# (") and not texts:
+                raise RequestError(
+                    f"{path}, line {number - len(comment)}: {comment[0].strip()!r} is no constraint. "
+                    "Write the closing parenthesis and a description: # (float > 0) learning rate"
+                )
             if texts:
                 rules[key] = Constraint(texts[0][1], texts[0][2])
             else:

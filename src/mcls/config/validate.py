@@ -1,5 +1,6 @@
 """Check what Hydra composed against the constraints in the YAML files; no untrusted code that it names is run."""
 
+import difflib
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -47,6 +48,12 @@ def read_choice(file: str, prefix: str, hydra: DictConfig) -> dict[str, Constrai
     return {prefix + key: rule for key, rule in read_constraints(path, roots).items()}
 
 
+def choices_with(key: str, options: list[str], hydra: DictConfig) -> str:
+    """Which `options` of the group of `key` have it."""
+    group = key.split(".")[0]
+    return ", ".join(name for name in options if key in read_choice(f"{group}/{name}.yaml", f"{group}.", hydra))
+
+
 def check_config(
     config: DictConfig, hydra: DictConfig, hint: Callable[[str, Constraint], str] = lambda key, rule: ""
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -66,7 +73,10 @@ def check_config(
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise RequestError(" ".join(str(error).split())) from error
+        text = " ".join(str(error).split())
+        if found := re.match(r"Interpolation key '(.+)' not found full_key: (\S+)", text):
+            text = f"{found[2]}: ${{{found[1]}}} refers to a key that does not exist."
+        raise RequestError(text) from error
     refuse_code(hydra, values.get("trust"))
     typed = {line.lstrip("+").split("=")[0] for line in hydra.overrides.task}
     for old, new in rename(values, rules, typed).items():
@@ -136,12 +146,15 @@ def refuse_unknown_keys(values: dict[str, Any], rules: dict[str, Constraint], ch
     strangers = {key: value for key, value in leaves(values) if key not in rules}
     for key, value in strangers.items():
         group, recipe = key.split(".")[0], choices.get("experiment")
-        if recipe and group in choices:
+        mistyped = difflib.get_close_matches(key, list(rules), n=1, cutoff=0.9)
+        if recipe and group in choices and not mistyped:
             raise RequestError(
                 f"experiment={recipe} sets {key}, which {group}={choices[group]} does not have. "
                 f"Take it away with {' '.join(f'~{other}' for other in strangers)}"
             )
-        raise RequestError(f"{key}: no such key, got {yaml_text(value)}. {suggestion(key, list(rules))}")
+        near = f"Did you mean {mistyped[0]}?" if mistyped else suggestion(key, list(rules))
+        place = f"experiment/{recipe}.yaml: " if recipe else ""
+        raise RequestError(f"{place}{key}: no such key, got {yaml_text(value)}. {near}")
 
 
 def refuse_duplicates(folder: Path) -> None:
