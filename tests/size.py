@@ -13,11 +13,11 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1445,
+    "commands": 1455,
     "sweep": 270,
     "inference": 1490,
     "training": 1640,
-    "config": 960,
+    "config": 1000,
     "report": 550,
     "data": 1880,
     "runs": 890,

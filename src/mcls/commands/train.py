@@ -10,12 +10,12 @@ from typing import Any
 
 from hydra._internal.utils import get_args_parser
 
-from mcls.commands.options import refuse_arguments
+from mcls.commands.options import path, refuse_arguments
 from mcls.config.compose import NONE, Request, checker
 from mcls.config.overrides import as_path, at_home, first
 from mcls.errors import RequestError, RunError
 from mcls.report.summary import print_result
-from mcls.runs.folder import claim, timestamp
+from mcls.runs.folder import claim, find_run, timestamp
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.sweep.plugins import launch, run_plugins
 from mcls.system.console import console
@@ -38,6 +38,11 @@ def run(arguments: list[str]) -> int:
         return 0
     with console(), StopRequest() as stop:  # from here on: an interrupt inside Hydra would come out as another error
         with checker(options.config_dir, options.config_name or "train") as check:
+            if options.origin:
+                from mcls.config.again import overrides_of
+
+                options.overrides[:0] = overrides_of(find_run(options.origin), options.overrides, check)
+                arguments = [*flags, *options.overrides]
             request = check.check(options.overrides, options.multirun)
             one = [line for override in map(check.parse, request.overrides) for line in first(override)]
         if shows:
@@ -58,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line: Hydra's."""
     made: argparse.ArgumentParser = get_args_parser()
     made.prog = "mcls train"
+    made.add_argument(
+        "--from",
+        dest="origin",
+        type=path,
+        metavar="RUN",
+        help="begin with the configuration of this run, then override",
+    )
     made.error = partial(refuse_arguments, made)  # type: ignore[method-assign]
     return made
 
@@ -75,6 +87,9 @@ def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
     flags = list(arguments)
     for override in options.overrides:
         flags.remove(override)
+    if options.origin:  # which Hydra does not know; its overrides stand in the place of it
+        place = next(index for index, word in enumerate(flags) if word.partition("=")[0] == "--from")
+        del flags[place : place + (1 if "=" in flags[place] else 2)]
     options.overrides = [as_path(override) for override in options.overrides if override != NONE]
     return options, [*flags, *options.overrides]
 
@@ -101,17 +116,17 @@ def sweep(request: Request, command: str, arguments: list[str], options: Any, st
     if rank_and_size()[1] > 1:
         raise RequestError("-m: not under torchrun. Set trainer.devices=N instead.")
     check_search(request)
-    path = (
+    folder = (
         Path(request.folder) if request.folder else claim(Path(request.config["outputs"]) / "sweeps", timestamp()).path
     )
-    make_folder(path)
+    make_folder(folder)
     with checker(options.config_dir, options.config_name or "train") as check:
         named = "hydra.sweep.subdir" in request.fixed
         hydras = [line for line in request.overrides if line.startswith("hydra")]
         names = [check.job_folder([*job, *hydras], index) for index, job in enumerate(request.jobs) if named]
-        plan = Sweep(path, command, request.fixed, request.jobs, names)
-        if (path / "sweep.json").exists() and not plan.same(read_sweep(path)):
-            raise RequestError(f"hydra.sweep.dir: {path} already holds another sweep. Name a new folder.")
+        plan = Sweep(folder, command, request.fixed, request.jobs, names)
+        if (folder / "sweep.json").exists() and not plan.same(read_sweep(folder)):
+            raise RequestError(f"hydra.sweep.dir: {folder} already holds another sweep. Name a new folder.")
         plan.write()
         stop.resume_command = plan.resume_command
         changes = [f"trust=[{','.join(request.config['trust'])}]"]
