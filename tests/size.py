@@ -19,7 +19,7 @@ BUDGETS = {
     "training": 1640,
     "config": 1000,
     "report": 550,
-    "data": 1880,
+    "data": 1950,
     "runs": 890,
     "metrics": 210,
     "models": 385,

@@ -66,7 +66,7 @@ def cut_tree(root: Path, **counts: int) -> Path:
 def read(root: Path | None, **keys: Any) -> Dataset:
     """The tree as mcls reads it, with the keys of the configuration file."""
     node = {**yaml.safe_load(CONFIG.read_text()), "root": None if root is None else str(root), **keys}
-    runtime = {"fits": node.pop("fits")} if "fits" in node else {}
+    runtime = {key: node.pop(key) for key in ("fits", "cache") if key in node}
     found: Dataset = build("dataset", node, **runtime)
     return found
 
@@ -824,3 +824,54 @@ def test_other_packages_print_nothing(tmp_path: Path) -> None:
     *others, last = made.stderr.splitlines()
     assert made.returncode == 3 and all(row.startswith(("images", "data")) for row in others)
     assert last.startswith("mcls: own/鱼/bands.tif: cannot be read (13 bands, a picture has 1 to 4) (1 of 41 images).")
+
+
+def no_decoding(*_: Any, **__: Any) -> None:
+    raise AssertionError("an image was decoded")
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_cache_gives_the_same_images_without_decoding_one(
+    tmp_path: Path, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: dict[str, Any] = {"cache": str(tmp_path / "cache"), "fits": lambda size: fits, "size": 9}
+    plain = read(tree(tmp_path / "images"), size=9)
+    first = read(tmp_path / "images", **keys)
+    monkeypatch.setattr(image_io, "read_image", no_decoding)
+    again = read(tmp_path / "images", **keys)
+    for found in (first, again):
+        assert (found.mean, found.std, found.classes) == (plain.mean, plain.std, plain.classes)
+        for name, split in splits(plain).items():
+            other = splits(found)[name]
+            assert isinstance(other.inputs, torch.Tensor) == fits
+            assert torch.equal(other.inputs[:], torch.as_tensor(split.inputs)) and other.names == split.names
+            few = torch.tensor([3, 0])
+            assert torch.equal(other.rows(few).inputs[:], torch.as_tensor(split.inputs)[few])
+
+
+def test_the_cache_is_not_used_for_other_files_or_another_size_or_when_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "cache")
+    read(tree(tmp_path / "images"), cache=cache)
+    kept = sorted((tmp_path / "cache" / "images").iterdir())
+    assert [path.suffix for path in kept] == [".npy", ".npz"]
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="decoded"):
+        patch.setattr(image_io, "read_image", no_decoding)
+        read(tmp_path / "images", cache=cache, size=5)
+    path = next((tmp_path / "images").rglob("*.png"))
+    with Image.open(path) as image:
+        size = image.size
+    Image.new("RGB", size, "white").save(path)
+    changed, plain = read(tmp_path / "images", cache=cache), read(tmp_path / "images")
+    assert changed.mean == plain.mean
+    for file in (tmp_path / "cache" / "images").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert read(tmp_path / "images", cache=cache).mean == plain.mean
+
+
+def test_a_bad_image_is_bad_in_the_cache_too(tmp_path: Path) -> None:
+    next(tree(tmp_path / "images").rglob("*.png")).write_bytes(b"no image")
+    for _ in range(2):
+        with pytest.raises(DataError, match="cannot be read"):
+            read(tmp_path / "images", cache=str(tmp_path / "cache"))

@@ -53,7 +53,7 @@ def check_effective(changes: Sequence[str], keys: Sequence[str], prog: str) -> N
             raise RequestError(f"{line}: {prog} {what} {listed(keys, 'and')}; everything else is as in the run.")
 
 
-DATA_KEYS = ("dataset.root", "dataset.path", "dataset.test_path", "dataset.download", "trust")
+DATA_KEYS = ("dataset.root", "dataset.path", "dataset.test_path", "dataset.download", "cache", "trust")
 
 
 def device(text: str) -> str:

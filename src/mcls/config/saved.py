@@ -99,7 +99,7 @@ def check_saved(config: dict[str, Any], choices: Any, changes: Sequence[str], so
     try:
         bring_up_to_date(config, rules, choices, source)
         known = dict(leaves(config))
-        config["trust"] = given.get("trust", [])
+        config["trust"], config["cache"] = given.get("trust", []), None  # a folder decides about neither
         if "download" in config["dataset"]:
             config["dataset"]["download"] = False
         for key in given:

@@ -56,13 +56,24 @@ class ImageFiles:
         sample: C, H and W.
         max_pixels: of an image, before it is resized.
         reading: how the files become arrays.
+        decoded: file of numpy's with all images of a data set, decoded and resized; None reads the files.
+        rows: number of each image in it.
     """
 
     dtype = torch.uint8
     ndim = 4
 
-    def __init__(self, paths: Sequence[Path], sample: Shape, max_pixels: int, reading: image_io.Reading) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        sample: Shape,
+        max_pixels: int,
+        reading: image_io.Reading,
+        decoded: Path | None = None,
+        rows: Sequence[int] = (),
+    ) -> None:
         self.paths, self.sample, self.max_pixels, self.reading = list(paths), sample, max_pixels, reading
+        self.decoded, self.rows = decoded, list(rows)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,14 +86,23 @@ class ImageFiles:
     def __getitem__(self, indices: Any) -> Tensor:
         """The images that a tensor would give for `indices`. Raises DataError, naming the file."""
         rows = torch.arange(len(self))[indices]
+        if self.decoded is not None:
+            wanted = [self.rows[row] for row in rows.flatten().tolist()]
+            return torch.from_numpy(np.load(self.decoded, mmap_mode="r")[wanted]).view(*rows.shape, *self.sample)
         read = [self.read(self.paths[row]) for row in rows.flatten().tolist()]
         pixels = np.stack(read) if read else np.empty((0, *self.sample), dtype=np.uint8)
         return torch.from_numpy(pixels).view(*rows.shape, *self.sample)
 
     def select(self, indices: Tensor) -> "ImageFiles":
         """The images with these numbers, unread."""
-        paths = [self.paths[index] for index in indices.tolist()]
-        return ImageFiles(paths, self.sample, self.max_pixels, self.reading)
+        numbers = indices.tolist()
+        rows = [self.rows[index] for index in numbers] if self.rows else ()
+        paths = [self.paths[index] for index in numbers]
+        return ImageFiles(paths, self.sample, self.max_pixels, self.reading, self.decoded, rows)
+
+    def decoded_in(self, file: Path) -> "ImageFiles":
+        """The same images, read from numpy's `file`, which has them in this order."""
+        return ImageFiles(self.paths, self.sample, self.max_pixels, self.reading, file, range(len(self)))
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """One image, uint8 (C, H, W). Raises DataError, naming the file."""
@@ -104,11 +124,11 @@ class ScanResult:
     errors: list[DataError | None]
 
 
-def scan_images(files: ImageFiles, keep: bool) -> ScanResult:
-    """Read every image once, in threads."""
+def scan_images(files: ImageFiles, keep: bool, into: NDArray[np.uint8] | None = None) -> ScanResult:
+    """Read every image once, in threads; with `into`, to this array."""
     pixels = torch.zeros(files.shape, dtype=torch.uint8) if keep else None
     sums = torch.zeros(len(files), files.sample[0], 2, dtype=torch.int64)
-    kept, summed = None if pixels is None else pixels.numpy(), sums.numpy()
+    kept, summed = into if pixels is None else pixels.numpy(), sums.numpy()
 
     def look(number: int) -> DataError | None:
         try:

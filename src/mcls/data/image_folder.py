@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from mcls.data import image_io
+from mcls.data.image_cache import scan_kept
 from mcls.data.image_files import (
     ImageFiles,
     ImageTree,
     ScanResult,
     Shape,
     header_of,
-    scan_images,
     significant_bits,
     threaded,
 )
@@ -69,14 +69,16 @@ class ImageKeys:
         return image_io.Reading(bits, **{key: value for key, value in asked.items() if value != "auto"})
 
 
-def image_folder(root: str | None, fits: Callable[[int], bool] = fits_here, **keys: Any) -> Dataset:
+def image_folder(
+    root: str | None, fits: Callable[[int], bool] = fits_here, cache: str | None = None, **keys: Any
+) -> Dataset:
     """The images below `root`, a folder a class; see configs/dataset/image_folder.yaml for the arguments.
 
     Raises RequestError without a root, DataError, naming the folder or the file, for what is wrong there.
     """
     if root is None:
         raise RequestError("dataset.root: must be set to the folder of the images, dataset.root=DIR.")
-    return image_dataset(lambda: find_images(Path(root)), f"dataset.root: {root}", ImageKeys(**keys), fits)
+    return image_dataset(lambda: find_images(Path(root)), f"dataset.root: {root}", ImageKeys(**keys), fits, cache)
 
 
 def image_table(
@@ -87,6 +89,7 @@ def image_table(
     split_column: str | None,
     group_column: str | None,
     fits: Callable[[int], bool] = fits_here,
+    cache: str | None = None,
     **keys: Any,
 ) -> Dataset:
     """The images that a table names, with their classes; see configs/dataset/image_table.yaml for the arguments.
@@ -98,14 +101,17 @@ def image_table(
     place = Path(path).parent if root is None else Path(root)
     columns = Columns(path_column, target, split_column, group_column)
     return image_dataset(
-        lambda: read_image_table(Path(path), place, columns), f"dataset.path: {path}", ImageKeys(**keys), fits
+        lambda: read_image_table(Path(path), place, columns), f"dataset.path: {path}", ImageKeys(**keys), fits, cache
     )
 
 
-def image_dataset(find: Callable[[], ImageTree], place: str, keys: ImageKeys, fits: Callable[[int], bool]) -> Dataset:
+def image_dataset(
+    find: Callable[[], ImageTree], place: str, keys: ImageKeys, fits: Callable[[int], bool], cache: str | None
+) -> Dataset:
     """The data set of the images that `find` returns, which messages call `place`.
 
-    Every file is read once, so that a bad one is found and the statistics are exact. `fits` decides, from the bytes
+    Every file is read once, so that a bad one is found and the statistics are exact, or was for an earlier run with
+    the same `cache` folder. `fits` decides, from the bytes
     that all images take, whether they are kept; if not, they are read again whenever they are wanted.
     """
     if keys.channels not in ("auto", 1, 3):
@@ -118,8 +124,7 @@ def image_dataset(find: Callable[[], ImageTree], place: str, keys: ImageKeys, fi
     deep = [path for path, header in zip(paths, headers, strict=True) if header and header[2].startswith("I")]
     reading = keys.reading(choose_bits(deep, keys.bits, keys.max_pixels))
     files = ImageFiles(found.paths, shape, keys.max_pixels, reading)
-    keep = fits(len(files) * math.prod(shape))
-    looked = scan_images(files, keep)
+    looked, files = scan_kept(files, fits(len(files) * math.prod(shape)), cache)
     parts = {name: readable_images(numbers, found, looked) for name, numbers in found.parts.items()}
     report_unreadable(found, looked, keys.max_bad_fraction if keys.bad_images == "skip" else None)
     split_off(parts, keys, found.groups)

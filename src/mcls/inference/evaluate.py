@@ -56,7 +56,7 @@ def rebuild_dataset(loaded: LoadedRun, download: bool) -> Dataset:
     if "download" in node and not download:  # a folder must not make this machine fetch or write anything
         node = {**node, "download": False}
     with pointing(loaded.folder, node):
-        dataset: Dataset = build("dataset", node, loaded.config["trust"])
+        dataset: Dataset = build("dataset", node, loaded.config["trust"], cache=loaded.config["cache"])
     found = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std, dataset.encoder)
     if found != (loaded.classes, loaded.input_shape, loaded.mean, loaded.std, loaded.encoder):
         raise DataError(f"dataset: its classes, shape or statistics differ from those of {loaded.folder.path}.")

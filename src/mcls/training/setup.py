@@ -262,7 +262,7 @@ def open_dataset(config: dict[str, Any], device: torch.device, world: World = SI
     def keeps(size: int) -> bool:
         return fits_in_memory(choice, size, device, world) and fits_in_memory(choice, size, torch.device("cpu"), world)
 
-    dataset = build("dataset", config["dataset"], config["trust"], fits=keeps)
+    dataset = build("dataset", config["dataset"], config["trust"], fits=keeps, cache=config["cache"])
     if not isinstance(dataset, Dataset):
         made = type(dataset).__name__
         raise DataError(f"dataset._target_: {config['dataset']['_target_']} must return a Dataset, got {made}.")
