@@ -13,7 +13,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1455,
+    "commands": 1470,
     "sweep": 270,
     "inference": 1490,
     "training": 1640,

@@ -39,6 +39,14 @@ def test_overrides_are_offered(line: str, offered: list[str]) -> None:
     assert following(line) == offered
 
 
+def test_choices_of_ones_own_and_of_a_sweep_are_offered(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("defaults: [sgd]\n")
+    for flag in (f"--config-dir {tmp_path}", f"--config-dir={tmp_path}"):
+        assert following(f"mcls train {flag} optimizer=mi") == ["optimizer=mine"]
+    assert following("mcls train -m optimizer=sgd,adam") == ["optimizer=sgd,adam", "optimizer=sgd,adamw"]
+
+
 def test_run_folders_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("blobs-mlp/a", "mnist-mlp/b"):

@@ -295,8 +295,11 @@ def test_numbers_of_rows_that_give_the_classes_away_are_told(
     assert [record.getMessage() for record in caplog.records] == [message]
     caplog.clear()
     read(path, drop_columns=["Unnamed: 0"])
+    caplog.set_level("INFO", "mcls")
     read(write(path, rows()))  # numbers of rows that say nothing of the classes
-    assert not caplog.records
+    told = f"data    {path}: column 'id' numbers the rows; if it is no input, name it in dataset.drop_columns"
+    assert next((record.levelname, record.getMessage()) for record in caplog.records) == ("INFO", told)
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
 
 
 def test_missing_values_are_what_the_user_says(tmp_path: Path) -> None:

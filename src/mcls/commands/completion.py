@@ -78,14 +78,20 @@ def overrides(words: list[str], begun: str) -> list[str]:
     from mcls.config.schema import Constraint
     from mcls.config.validate import constraints_of
 
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--config-dir")
+    own, words = flags.parse_known_args(words)
     words = [word for word in words if "=" in word and not word.startswith("-")]
-    with checker() as check:
+    key, sign, value = begun.partition("=")
+    listed = value[: value.rfind(",") + 1]  # of a sweep, `sgd,` of optimizer=sgd,ad
+    begun = begun.replace(listed, "", 1) if listed else begun
+    with checker(own.config_dir) as check:
         found: list[str] = DefaultCompletionPlugin(check.loader)._query("train", " ".join([*words, begun]))
-        key, sign, _ = begun.partition("=")
         if sign and key not in check.groups:
             rule = constraints_of(check.compose(words)[1]).get(key, Constraint())
             found += [f"{key}={value}" for value in literals(rule.text)]
-    return list(dict.fromkeys(line for line in found if line.startswith(begun)))
+    found = [line for line in dict.fromkeys(found) if line.startswith(begun)]
+    return [line.replace("=", f"={listed}", 1) for line in found] if listed else found
 
 
 def literals(rule: str) -> list[str]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mcls")
 
 DOUBTS_SHOWN = 10  # doubted samples on the terminal
+FEW = 100  # samples, on which a temperature is a guess
 MATRIX = 12  # classes up to which the confusion matrix is printed
 MACRO = {"precision, macro": "precision_macro", "balanced accuracy": "balanced_accuracy", "F1, macro": "f1_macro"}
 CLASS_ROWS = 40  # classes up to which all are printed
@@ -117,7 +118,8 @@ def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, 
     if scaled["value"] is None:
         rows += [("temperature", f"cannot be fitted on {scaled['fitted_on']}: {scaled['reason']}")]
     else:
-        rows += [("temperature", f"{scaled['value']:.3f}, fitted on {scaled['fitted_on']}")]
+        few = f", which has only {scaled['samples']} samples" if scaled["samples"] < FEW else ""
+        rows += [("temperature", f"{scaled['value']:.3f}, fitted on {scaled['fitted_on']}{few}")]
         rows += [("log-loss at it", f"{scaled['loss']:.4f}"), ("ECE at it", f"{scaled['ece']:.4f}")]
     print("\n" + text.plain_table(["measure", "value"], rows))
     print_class_metrics(report, classes)

@@ -176,6 +176,9 @@ def warn_index_columns(table: Table, columns: Sequence[str], target: str) -> Non
                 f"data    {table.source}: column {quoted(name)} numbers the rows, and the classes are in its "
                 "order: a leak. Name it in dataset.drop_columns."
             )
+        else:
+            told = "numbers the rows; if it is no input, name it in dataset.drop_columns"
+            log.info(f"data    {table.source}: column {quoted(name)} {told}")
 
 
 def warn_lookalikes(names: Sequence[str], place: str) -> None:

@@ -143,7 +143,7 @@ def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> E
         right = bool((scores.argmax(1) == fitted.targets).all())
         told["reason"] = "no misclassified sample" if right else "the best value is outside 0.01 to 100"
     else:
-        told |= {"ece": calibrated.ece, "loss": calibrated.loss}
+        told |= {"samples": len(fitted), "ece": calibrated.ece, "loss": calibrated.loss}
     report = {
         "split": name,
         "epoch": loaded.epoch,
