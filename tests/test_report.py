@@ -17,6 +17,7 @@ import pytest
 import makers
 from browser import busy_parts, document, needs_chromium, screenshot
 from mcls.cli import main
+from mcls.report.html import machine
 from mcls.report.svg import Curve, chart, thinned, ticks
 
 Main = Callable[..., int]
@@ -279,6 +280,13 @@ def test_ticks_are_round_and_inside() -> None:
     assert ticks(1, 20) == pytest.approx([5, 10, 15, 20])
     assert ticks(-0.013, 0.012) == pytest.approx([-0.01, -0.005, 0, 0.005, 0.01])
     assert ticks(1e-7, 3e-7) == pytest.approx([1e-7, 1.5e-7, 2e-7, 2.5e-7, 3e-7])
+
+
+def test_epochs_are_whole_and_what_is_not_known_is_left_out() -> None:
+    drawn = chart("loss", "epoch", [Curve("train", "red", [(1, 0.5), (2, 0.25)])])
+    assert re.findall(r'text-anchor="middle">([^<]+)<', drawn) == ["1", "2"]
+    about = {"device": "cpu", "environment": {"commit": None, "packages": {"torch": "2", "timm": None}}}
+    assert machine(about) == [("device", "cpu"), ("torch", "2")]
 
 
 def test_charts() -> None:

@@ -195,7 +195,7 @@ def machine(about: dict[str, Any]) -> list[tuple[str, Any]]:
     environment = about["environment"]
     keys = ("device", "device_name", "precision", "channels_last", "seed")
     values = {key: about.get(key) for key in keys} | {k: v for k, v in environment.items() if k != "packages"}
-    return list((values | environment["packages"]).items())
+    return [(key, value) for key, value in (values | environment["packages"]).items() if value is not None]
 
 
 def command(about: dict[str, Any]) -> str:

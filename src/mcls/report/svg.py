@@ -65,7 +65,7 @@ def chart(title: str, across: str, curves: Sequence[Curve], mark: float | None =
         y = place(left, value)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in ticks(left, right):
+    for value in filter(float.is_integer, map(float, ticks(left, right))):  # epochs
         x = place(value, low)[0]
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{value:g}</text>')
     parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(across)}</text>')
