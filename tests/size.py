@@ -15,10 +15,10 @@ SOURCE = Path(__file__).parents[1] / "src"
 BUDGETS = {
     "commands": 1470,
     "sweep": 270,
-    "inference": 1490,
+    "inference": 1540,
     "training": 1640,
     "config": 1000,
-    "report": 550,
+    "report": 590,
     "data": 1950,
     "runs": 890,
     "metrics": 210,
@@ -27,6 +27,7 @@ BUDGETS = {
     "schedules": 30,
     "augmentations": 120,
     "mixing": 50,
+    "ranks": 100,
     "system": 430,
     "cli": 110,
 }

@@ -21,7 +21,7 @@ ROWS = [
     ["config", "report"],
     ["datasets"],
     ["data", "runs", "metrics"],
-    ["mixing"],
+    ["mixing", "ranks"],
     ["models", "losses", "schedules", "augmentations"],
     ["system"],
     ["errors", "version"],

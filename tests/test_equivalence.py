@@ -37,6 +37,7 @@ SETTINGS = partial(
     max_steps=None,
     max_minutes=None,
     tta=None,
+    top_k=5,
     log_every_steps=3,
     checkpoint_every_seconds=0.0,
     checkpoint_every_steps=None,
@@ -111,7 +112,7 @@ def constant_rate(progress: float) -> float:
 
 
 def test_every_model_is_found():
-    assert len(MODELS) == 5
+    assert len(MODELS) == 6
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)

@@ -21,7 +21,9 @@ from mcls.inference import evaluate
 from mcls.inference.evaluate import EACH, Evaluation, accumulate, by_class, doubted
 from mcls.inference.load import load_run
 from mcls.inference.predict import from_run
-from mcls.metrics import brier, fit_temperature, top_k
+from mcls.inference.temperature import fit_temperature
+from mcls.metrics import brier
+from mcls.ranks import top_hits
 from mcls.report import figures
 from mcls.report.run_figures import fingerprint
 from mcls.runs.folder import RunFolder
@@ -29,6 +31,7 @@ from mcls.training.precision import autocast
 from trained import train
 
 Main = Callable[..., int]
+KINDS = ("confusion", "reliability", "roc", "precision-recall")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -76,6 +79,18 @@ def test_equal_to_scikit_learn(mcls: Main, mnist: Path, split: str) -> None:
     close(report["accuracy"], metrics.accuracy_score(truth, guess))
     close(report["top_5"], metrics.top_k_accuracy_score(truth, scores, k=5, labels=labels))
     close(report["loss"], metrics.log_loss(truth, scores, labels=labels))
+    close(report["mcc"], metrics.matthews_corrcoef(truth, guess))
+    close(report["kappa"], metrics.cohen_kappa_score(truth, guess))
+    close(report["auroc"], metrics.roc_auc_score(truth, scores, multi_class="ovr", labels=labels))
+    hot = np.eye(10)[truth]
+    close(report["average_precision"], metrics.average_precision_score(hot, scores))
+    if split == "test":
+        result = json.loads((mnist / "result.json").read_text())["test"]
+        for key in ("mcc", "kappa", "auroc", "average_precision", "top_5"):
+            close(result[key], report[key])
+        for key, (low, high) in report["intervals"].items():
+            assert low <= report[key] <= high
+    assert ("intervals" in report) is (split != "val")
     close(report["brier"], metrics.brier_score_loss(truth, scores, labels=labels, scale_by_half=False))
     expected = metrics.precision_recall_fscore_support(truth, guess, labels=labels, zero_division=0)
     for key, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
@@ -104,9 +119,7 @@ def test_the_same_numbers_as_training_and_every_opening_counted(mcls: Main, blob
         for key, value in trained[split].items():
             assert report[key] == (pytest.approx(value) if isinstance(value, float) else value), key
     pictures = {path.name for path in (blobs / "figures").glob("evaluation-*.png")}
-    assert pictures == {
-        f"evaluation-{split}-{kind}.png" for split in ("test", "val") for kind in ("confusion", "reliability")
-    }
+    assert pictures == {f"evaluation-{split}-{kind}.png" for split in ("test", "val") for kind in KINDS}
 
 
 def test_classes_that_do_not_occur_are_left_empty_and_last(capsys: Capture) -> None:
@@ -236,7 +249,7 @@ def test_top_k_and_brier_by_hand() -> None:
     logits = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]]).log()
     targets = torch.tensor([1, 2])
     assert brier(logits.double().softmax(dim=1), targets) == pytest.approx((0.375 + 0.875) / 2)
-    assert top_k(logits, targets, 1) == 0.5 and top_k(logits, targets, 3) == 1
+    assert 2 * top_hits(logits, targets, 1) == top_hits(logits, targets, 3) == len(targets)
 
 
 def test_mistakes(mcls: Main, mnist: Path, capsys: Capture) -> None:

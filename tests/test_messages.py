@@ -41,7 +41,11 @@ MESSAGES = [
     ("trainer.epochs=2.5", "trainer.epochs: must be int > 0, got 2.5."),
     ("trainer.epochs=null", "trainer.epochs: must be int > 0, got null."),
     ("trainer.patience=0", "trainer.patience: must be int > 0 or null, got 0."),
-    ("trainer.monitor=acc", "trainer.monitor: must be accuracy, loss or f1_macro, got 'acc'."),
+    (
+        "trainer.monitor=acc",
+        "trainer.monitor: must be accuracy, loss, f1_macro, balanced_accuracy, mcc, kappa, auroc, average_precision or "
+        "top_k, got 'acc'.",
+    ),
     ("dataset.val_fraction=1.2", "dataset.val_fraction: must be float >= 0 < 1, got 1.2."),
     ("dataset.val_fraction=1", "dataset.val_fraction: must be float >= 0 < 1, got 1."),
     ("model.hidden_units=5", "model.hidden_units: must be list of int > 0, got 5."),

@@ -31,6 +31,7 @@ from mcls.runs.folder import read_yaml
 Main = Callable[..., int]
 QUICK = ["trainer.figures=false", "trainer.epochs=2"]
 REPORT = {
+    "mcc", "kappa", "auroc", "average_precision",
     "accuracy", "loss", "precision_macro", "recall_macro", "balanced_accuracy", "f1_macro", "ece", "n", "per_class",
     "confusion"
 }  # fmt: skip
@@ -89,6 +90,8 @@ def test_what_is_in_a_run_folder(dataset: str, mcls: Main, tmp_path: Path, capsy
         "curves",
         "confusion",
         "reliability",
+        "roc",
+        "precision-recall",
         *(("regions",) if dataset == "blobs" else ("predictions", "surest")),
     }
     drawn = {path.stem for path in (run / "figures").glob("*.png")}
@@ -171,7 +174,9 @@ def test_what_tensorboard_reads(mcls: Main, tmp_path: Path) -> None:
         found = [(event.step, event.value) for event in events.Scalars(tag)]
         assert found == [(line["step"], pytest.approx(line[split][name], rel=1e-6)) for line in lines]
     assert result["test_openings"] == 4
-    assert {"test/confusion", "test/reliability", "test/regions"} == set(events.Tags()["images"])
+    assert {"test/confusion", "test/reliability", "test/regions", "test/roc", "test/precision-recall"} == set(
+        events.Tags()["images"]
+    )
     for tag in events.Tags()["images"]:
         (image,) = events.Images(tag)
         assert image.width >= 200 and image.encoded_image_string.startswith(b"\x89PNG")

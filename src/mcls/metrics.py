@@ -1,19 +1,19 @@
 """Measures of a classifier: sums and counts on the device, divided once at the end."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mcls.ranks import KEPT_PROBABILITIES, matrix_measures, rank_measures, sparse_matrix
 from mcls.system.distributed import SINGLE_PROCESS, World
 
 BINS = 15  # of the expected calibration error
 KEPT = 1 << 20  # logits, 4 MiB of them
-SCORE_CHUNK = 1024  # samples counted at a time
 COUNTED = 1 << 20  # cells of a confusion matrix up to which all are counted; of a larger one those that occur
 DENSE = 100  # classes up to which result.json has the whole confusion matrix
 
@@ -79,10 +79,12 @@ class EvalAccumulator:
     Args:
         num_classes: C.
         device: where the sums are kept.
+        top_k: of the top-k accuracy; None leaves out all measures that take the probabilities of all samples.
     """
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.num_classes, self.device = num_classes, device
+    def __init__(self, num_classes: int, device: torch.device, top_k: int | None = None) -> None:
+        self.num_classes, self.device, self.top_k = num_classes, device, top_k
+        self.probabilities: list[Tensor] = []
         self.loss = torch.zeros((), dtype=sum_dtype(device), device=device)
         self.waiting: list[Tensor] = []
         self.targets: list[Tensor] = []
@@ -107,6 +109,8 @@ class EvalAccumulator:
         self.loss -= log_probabilities.gather(0, targets[None]).sum(dtype=self.loss.dtype)
         self.predicted.append(predicted)
         self.confidence.append(best.exp())
+        if self.top_k is not None:
+            self.probabilities.append(log_probabilities.exp().t())
         self.waiting.clear()
 
     def predictions(self) -> tuple[Tensor, Tensor]:
@@ -129,7 +133,16 @@ class EvalAccumulator:
         truth, guess = (cells // self.num_classes).tolist(), (cells % self.num_classes).tolist()
         cells_of = list(zip(truth, guess, counts.tolist(), strict=True))
         loss = world.sum(self.loss.clone()).item() / max(int(counts.sum()), 1)
-        return Metrics(self.num_classes, cells_of, loss, world.sum(bins).tolist())
+        ranks = {} if self.top_k is None else rank_measures(*self.scored(world), self.top_k)
+        return Metrics(self.num_classes, cells_of, loss, world.sum(bins).tolist(), ranks)
+
+    def scored(self, world: World = SINGLE_PROCESS) -> tuple[Tensor, Tensor]:
+        """Probabilities float (N, C) and targets (N,) of the samples of all processes, on the CPU."""
+        self.count()
+        empty = torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64)
+        mine = [torch.cat(parts).cpu() for parts in (self.probabilities or [empty[0]], self.targets or [empty[1]])]
+        scores, targets = zip(*world.all_gather(mine), strict=True)
+        return torch.cat(scores), torch.cat(targets)
 
     def pairs(self, codes: Tensor, world: World) -> tuple[Tensor, Tensor]:
         """The cells of the confusion matrix that are not 0, numbered row by row, and what is in them.
@@ -177,12 +190,14 @@ class Metrics:
         cells: of the confusion matrix, those that are not 0: true class, predicted class, samples; in that order.
         loss: mean negative log-likelihood, in nats, with no label smoothing and no class weights.
         bins: count, sum of confidence and number right in each of the calibration bins.
+        ranks: `auroc`, `average_precision` and `top_K`; empty where no probabilities were kept.
     """
 
     num_classes: int
     cells: list[tuple[int, int, int]]
     loss: float
     bins: list[list[float]]
+    ranks: dict[str, float] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -240,6 +255,19 @@ class Metrics:
         """Mean F1 of the classes that occur, in the truth or in what is predicted."""
         return mean(row["f1"] for row in self.per_class())
 
+    def value(self, name: str) -> float:
+        """One measure by its name as `trainer.monitor`."""
+        if name in ("mcc", "kappa", "balanced_accuracy"):
+            return self.agreement()[name]
+        top = next((share for key, share in self.ranks.items() if key.startswith("top_")), 0.0)
+        known = {**self.scalars(), **self.ranks, "top_k": top}
+        return known[name]
+
+    def agreement(self) -> dict[str, float]:
+        """Matthews' correlation coefficient, Cohen's kappa and the balanced accuracy."""
+        found = matrix_measures(sparse_matrix(self.cells))
+        return {name: found[name].item() for name in ("mcc", "kappa", "balanced_accuracy")}
+
     def scalars(self) -> dict[str, float]:
         """The values that are followed from epoch to epoch."""
         return {"accuracy": self.accuracy, "loss": self.loss, "f1_macro": self.f1_macro, "ece": self.ece}
@@ -260,6 +288,8 @@ class Metrics:
             "loss": self.loss,
             "balanced_accuracy": macro["recall_macro"],
             **macro,
+            **{name: value for name, value in self.agreement().items() if name != "balanced_accuracy"},
+            **self.ranks,
             "ece": self.ece,
             "n": self.count,
             "per_class": named,
@@ -267,46 +297,12 @@ class Metrics:
         }
 
 
-def top_k(logits: Tensor, targets: Tensor, k: int) -> float:
-    """Part of the samples whose true class is among the `k` largest logits; logits (N, C), targets (N,)."""
-    hits = (logits.topk(k, dim=1).indices == targets[:, None]).any(dim=1)
-    return ratio(int(hits.sum()), len(targets))
+def ranks_kept(split: Sized, classes: Sequence[str]) -> bool:
+    """Whether the probabilities of all samples of a split are kept to measure it at the end of a run."""
+    return len(split) * len(classes) <= KEPT_PROBABILITIES
 
 
 def brier(probabilities: Tensor, targets: Tensor) -> float:
     """Brier score: mean squared distance of `probabilities` (N, C) from the truth, summed over the classes, 0 to 2."""
     of_truth = probabilities.gather(1, targets[:, None]).sum()
     return ratio((probabilities.square().sum() - 2 * of_truth).item() + len(targets), len(targets))
-
-
-def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
-    """The T for which softmax(logits / T) has the smallest log-loss (Guo et al., 2017), None unless it is in 0.01..100.
-
-    Without mistakes there is none: the smaller T, the smaller the loss. The log-loss is convex in 1/T: Newton's steps,
-    on a logarithmic scale, find where its slope is 0; where one leads out of what is left, that is halved.
-    """
-    if bool((logits.argmax(1) == targets).all()):
-        return None
-    truth = logits.gather(1, targets[:, None]).double().mean()
-    low, middle, high, steps, rows = (
-        math.log(0.01),
-        0.0,
-        math.log(100),
-        0,
-        min(SCORE_CHUNK, max(1, KEPT // logits.shape[1])),
-    )
-    while high - low > 1e-7:
-        sums = torch.zeros(2, dtype=torch.float64)
-        for scores in map(torch.Tensor.double, logits.split(rows)):
-            weighted = (scores * math.exp(middle)).softmax(dim=1).mul_(scores)
-            means = weighted.sum(dim=1)
-            sums += torch.stack([means.sum(), (weighted.mul_(scores).sum(dim=1) - means.square()).sum()])
-        slope, spread = (sums / len(targets)).tolist()
-        slope -= truth.item()
-        low, high = (low, middle) if slope > 0 else (middle, high)
-        step, steps = slope / max(spread * math.exp(middle), 1e-300), steps + 1
-        middle = middle - step if low < middle - step < high and steps < 20 else (low + high) / 2
-        if abs(step) < 1e-9 and steps < 20:
-            break
-    found = math.exp(-middle)
-    return found if 0.01001 < found < 99.9 else None

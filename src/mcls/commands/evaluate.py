@@ -31,6 +31,8 @@ DOUBTS_SHOWN = 10  # doubted samples on the terminal
 FEW = 100  # samples, on which a temperature is a guess
 MATRIX = 12  # classes up to which the confusion matrix is printed
 MACRO = {"precision, macro": "precision_macro", "balanced accuracy": "balanced_accuracy", "F1, macro": "f1_macro"}
+MACRO |= {"Matthews correlation": "mcc", "Cohen's kappa": "kappa"}
+MACRO |= {"AUROC, one vs rest": "auroc", "average precision": "average_precision"}
 CLASS_ROWS = 40  # classes up to which all are printed
 
 
@@ -111,8 +113,10 @@ def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, 
     if openings:
         print(f"test set evaluated for the {ordinal(openings)} time")
     scaled = report["temperature"]
-    rows: list[tuple[str, str]] = [("top-5 accuracy", f"{report['top_5']:.4f}")] if "top_5" in report else []
-    rows += [(name, f"{report[key]:.4f}") for name, key in MACRO.items()]
+    top = next((key for key in report if key.startswith("top_")), "")
+    names = ({f"{top.replace('_', '-')} accuracy": top} if top else {}) | MACRO
+    bounds = {key: " [{:.4f}, {:.4f}]".format(*found) for key, found in report.get("intervals", {}).items()}
+    rows = [(name, f"{report[key]:.4f}{bounds.get(key, '')}") for name, key in names.items() if key in report]
     rows += [("log-loss", f"{report['loss']:.4f}"), ("Brier score", f"{report['brier']:.4f}")]
     rows += [("ECE", f"{report['ece']:.4f}")]
     if scaled["value"] is None:

@@ -17,16 +17,17 @@ from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
 from mcls.inference.calibration import rejection
 from mcls.inference.load import LoadedRun, pointing
-from mcls.metrics import EvalAccumulator, Metrics, brier, fit_temperature, top_k
+from mcls.inference.temperature import fit_temperature
+from mcls.metrics import EvalAccumulator, Metrics, brier, ranks_kept
+from mcls.ranks import intervals
 from mcls.report import figures
-from mcls.report.run_figures import draw_measures, fingerprint
+from mcls.report.run_figures import draw_measures, draw_ranks, fingerprint
 from mcls.runs.folder import RunFolder, shell_path
 from mcls.system.files import make_folder, publish
 from mcls.training.restore import as_trained_on
 
 log = logging.getLogger("mcls")
 
-TOP = 5  # of top-k, where there are more classes
 EACH = 5  # pictures of a class in the grid of doubted labels
 ROWS = 12  # classes in it
 
@@ -124,9 +125,10 @@ def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> E
     fitted, count = split if val is None or split is val else val, len(loaded.classes)
     scores = logits_of(loaded, fitted)  # no others are kept: of many classes they take most of the memory
     temperature, start = fit_temperature(scores, fitted.targets), 0
-    accumulator, scaled = (EvalAccumulator(count, torch.device("cpu")) for _ in range(2))
+    top_k = loaded.config["evaluate"]["top_k"] if ranks_kept(split, loaded.classes) else None
+    accumulator, scaled = (EvalAccumulator(count, torch.device("cpu"), kept) for kept in (top_k, None))
     label, surest, sure_scaled = torch.empty(3, len(split), dtype=torch.float64)
-    hits = distances = 0.0
+    distances = 0.0
     for logits in scores.split(forward_batch((1,), count)) if fitted is split else logit_batches(loaded, split):
         rows = slice(start, start := start + len(logits))
         targets, probabilities = split.targets[rows], logits.double().softmax(dim=1)
@@ -136,8 +138,8 @@ def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> E
         label[rows] = probabilities.gather(1, targets[:, None])[:, 0]
         surest[rows] = probabilities.amax(dim=1)
         distances += brier(probabilities, targets) * len(targets)
-        hits += top_k(logits, targets, TOP) * len(targets) if count > TOP else 0
     measures, calibrated = accumulator.measure(), scaled.measure()
+    ranked = accumulator.scored()[0] if top_k else None
     told: dict[str, Any] = {"value": temperature, "fitted_on": name if fitted is split else "val"}
     if temperature is None:
         right = bool((scores.argmax(1) == fitted.targets).all())
@@ -149,7 +151,7 @@ def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> E
         "epoch": loaded.epoch,
         **({"tta": loaded.tta} if loaded.tta else {}),
         **measures.report(loaded.classes, selected=name == "val"),
-        **({f"top_{TOP}": round(hits) / len(split)} if count > TOP else {}),
+        **({} if name == "val" else {"intervals": intervals(measures.cells, ranked, split.targets)}),
         "brier": distances / len(split),
         "temperature": told,
     }
@@ -192,6 +194,7 @@ def draw_evaluation(found: Evaluation, folder: RunFolder, classes: Sequence[str]
     """
     name, names = found.report["split"], figures.legible(tuple(classes))  # of all classes, for their numbers
     drawn = draw_measures(folder.name, name, found.measures, names)
+    drawn |= draw_ranks(folder.name, name, found.accumulator, names)
     if order is not None and found.split.inputs.ndim == 4 and len(order):
         chosen, labels = by_class(found, order, names)
         pictures = torch.full((len(chosen), *found.split.inputs.shape[1:]), 255, dtype=torch.uint8)

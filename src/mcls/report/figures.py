@@ -192,6 +192,24 @@ def reliability(bins: Sequence[Sequence[float]], title: str) -> "Figure":
     return figure
 
 
+def rates(lines: Sequence[tuple[str, Any, Any]], across: str, up: str, title: str) -> "Figure":
+    """Curves of two rates, each from 0 to 1.
+
+    Args:
+        lines: name, x and y of each.
+        across, up: what the axes are.
+    """
+    figure = new_figure(5, 5)
+    axes = figure.add_subplot()
+    for name, x, y in lines:
+        axes.plot(x, y, linewidth=1.2, label=name)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=across, ylabel=up)
+    if lines:
+        axes.legend(fontsize=7, loc="lower center" if up == "precision" else "lower right")
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
 def image_grid(images: Array, labels: Sequence[str], right: Sequence[bool], title: str, columns: int = 5) -> "Figure":
     """A grid of images (N x C x H x W, uint8), each with its label below it, green where right and red where not."""
     count, _, height, width = images.shape

@@ -19,11 +19,14 @@ from mcls.system.text import clean, comma_separated, decimals
 PICTURE = 8_000_000  # bytes of a figure that is embedded
 PNG = b"\x89PNG\r\n\x1a\n"
 LATIN = 0x52F  # up to here are Latin, Greek and Cyrillic, which matplotlib's own font has
+MORE_MEASURES = {"mcc": "Matthews correlation", "auroc": "AUROC", "average_precision": "average precision"}
 CURVE_COLOURS = {"train": "#8a94a6", "val": "#2563eb"}
 FIGURES = {
     "surest": "The best: right, and the model was most sure of them.",
     "mistakes": "The worst: mistakes that the model was most sure of.",
     "regions": "What the model says everywhere in the plane, and the test samples.",
+    "roc": "One class against the rest: how many of it are found, at how many false alarms; areas in the legend.",
+    "precision-recall": "One class against the rest: how many of it are found, and how many of those found are it.",
     "reliability": "How often the model is right when it is that sure. On the line it is as sure as it should be.",
 }
 
@@ -110,6 +113,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
             "validation accuracy (selected on val)": f"{val['accuracy'] * 100:.2f} %" if val else "no validation set",
             f"{split} loss": f"{test['loss']:.4f}",
             f"{split} F1, macro": f"{test['f1_macro']:.4f}",
+            **{f"{split} {name}": f"{test[key]:.4f}" for key, name in MORE_MEASURES.items() if key in test},
             "calibration error": f"{test['ece']:.4f}",
             "best epoch": f"{result['best_epoch']:,} of {result['epochs']:,}",
             "time": f"{result['total_seconds']:,.0f} s",

@@ -11,6 +11,7 @@ from torch import Tensor
 from mcls.data.image_files import file_digests
 from mcls.data.types import Split
 from mcls.metrics import EvalAccumulator, Metrics
+from mcls.ranks import rank_curves
 from mcls.report import figures
 from mcls.report.summary import epoch_records, most_confused
 from mcls.runs.folder import RunFolder
@@ -20,6 +21,7 @@ from mcls.system.files import make_folder, publish
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+CURVES = 10  # classes in a figure of ROC curves
 GRID_SAMPLES = 20  # samples in a grid of pictures
 TENSORBOARD_METRICS = ("accuracy", "loss", "f1_macro", "ece")
 
@@ -40,7 +42,7 @@ def draw_run_figures(
         classify: numbers of the classes of points (N, 2) in the plane, for the decision regions.
     """
     names = figures.legible(tuple(classes))  # of all classes, for their numbers
-    drawn = draw_measures(name, "test", measures, names)
+    drawn = draw_measures(name, "test", measures, names) | draw_ranks(name, "test", accumulator, names)
     predicted, confidence = (answer.cpu() for answer in accumulator.predictions())
     if split.inputs.ndim == 4:
         surest = confidence.argsort(descending=True, stable=True)
@@ -68,6 +70,22 @@ def draw_measures(name: str, split: str, measures: Metrics, names: Sequence[str]
     return {
         "confusion": figures.confusion(matrix, shown, f"Confusion matrix, {accuracy}\n{name}"),
         "reliability": figures.reliability(measures.bins, f"Reliability, {error}\n{name}"),
+    }
+
+
+def draw_ranks(name: str, split: str, accumulator: EvalAccumulator, names: Sequence[str]) -> dict[str, "Figure"]:
+    """ROC and precision-recall curves of a few classes, one against the rest, if the probabilities were kept."""
+    if accumulator.top_k is None:
+        return {}
+    found = zip(names, rank_curves(*accumulator.scored()), strict=True)
+    known = [(label, curve) for label, curve in found if curve is not None]
+    known = sorted(known, key=lambda entry: entry[1].auroc)[:CURVES]
+    roc = [(f"{label} {curve.auroc:.3f}", curve.false_positive, curve.recall) for label, curve in known]
+    precision = [(f"{label} {curve.average_precision:.3f}", curve.recall, curve.precision) for label, curve in known]
+    note = f"{split}\n{name}" + (f", the {CURVES} classes with the lowest AUROC" if len(names) > CURVES else "")
+    return {
+        "roc": figures.rates(roc, "false positive rate", "recall", f"ROC, one class against the rest, {note}"),
+        "precision-recall": figures.rates(precision, "recall", "precision", f"Precision and recall, {note}"),
     }
 
 

@@ -35,6 +35,8 @@ def check_components(
             "trainer.patience: requires a validation split. Raise dataset.val_fraction, or set it to null."
         )
     check_model(model, config["model"]["_target_"], shape, num_classes, device)
+    if settings["monitor"] == "top_k" and config["evaluate"]["top_k"] >= num_classes:
+        raise RequestError(f"evaluate.top_k: must be less than the {num_classes} classes if trainer.monitor is top_k.")
     check_tta(config["evaluate"]["tta"], shape, "evaluate.tta")
     check_augment(augment, config["augment"]["_target_"], shape)
     class_weights = check_loss(loss, config["loss"]["_target_"], dataset.train.targets, num_classes, device)

@@ -52,10 +52,11 @@ def evaluate_loader(
     stop: Callable[[], int] = int,
     world: World = SINGLE_PROCESS,
     tta: str | None = None,
+    top_k: int | None = None,
 ) -> EvalAccumulator:
     """Measure `model` on this process's share of what `loader` serves. Raises Stopped when `stop` tells of a signal."""
     model.eval()
-    accumulator = EvalAccumulator(num_classes, loader.device)
+    accumulator = EvalAccumulator(num_classes, loader.device, top_k)
     for inputs, targets in loader.epoch(world=world):
         with autocast(loader.device, precision):
             logits = eval_logits(model, inputs, tta)

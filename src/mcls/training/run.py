@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mcls.config.saved import without_pretrained
-from mcls.data.loader import worker_errors
+from mcls.data.loader import Loader, worker_errors
+from mcls.data.types import Split
 from mcls.errors import FolderError, MachineError, RunError
+from mcls.metrics import EvalAccumulator, ranks_kept
 from mcls.report import run_figures
 from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, as_yaml, read_yaml, relative
@@ -270,21 +272,19 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
     parts, folder, settings = run.components, run.folder, run.config["trainer"]
     trainer, ended, openings = train_in_processes(run, recorder, openings)
     progress, classes = trainer.progress, parts.dataset.classes
-    measure = partial(
-        evaluate_loader,
-        parts.model,
-        num_classes=len(classes),
-        precision=parts.precision,
-        stop=run.stop,
-        tta=parts.settings.tta,
-    )
+
+    def measure_ranked(loader: Loader, samples: Split) -> EvalAccumulator:
+        top_k = parts.settings.top_k if ranks_kept(samples, classes) else None
+        how = partial(evaluate_loader, stop=run.stop, tta=parts.settings.tta, top_k=top_k)
+        return how(parts.model, loader, len(classes), parts.precision)
+
     parts.model.load_state_dict(trainer.weights if trainer.best is None else trainer.best)
     split = test = None
     if not run.about.get("test_closed"):
         openings += 1
         folder.write_json(folder.result, {"status": "running", "test_openings": openings})
         split = parts.dataset.open_test()
-        accumulator = measure(parts.load(split))
+        accumulator = measure_ranked(parts.load(split), split)
         test = accumulator.measure()
         if not math.isfinite(test.loss):
             raise RunError(f"the test loss is {test.loss} after step {progress.step}. Lower optimizer.lr.")
@@ -292,7 +292,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
         progress.best_epoch = progress.epoch
     if trainer.best is None or trainer.best_is_new:  # or they are of an epoch that a limit cut short
         save_best(folder, parts.model.state_dict(), progress.best_epoch, parts.data)
-    val = measure(parts.val).measure() if parts.val is not None else None
+    val = measure_ranked(parts.val, parts.dataset.val).measure() if parts.val and parts.dataset.val else None
     result: dict[str, Any] = {
         "status": "finished",
         "ended_by": f"trainer.{ended}",

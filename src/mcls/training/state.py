@@ -19,6 +19,12 @@ class Settings:
     max_steps: int | None
     max_minutes: float | None
     tta: str | None
+    top_k: int
+
+    @property
+    def ranked(self) -> int | None:
+        """`top_k` if the monitored measure takes the probabilities of all samples."""
+        return self.top_k if self.monitor in ("auroc", "average_precision", "top_k") else None
 
     @property
     def max_seconds(self) -> float:

@@ -216,9 +216,8 @@ class Trainer:
         """Measure the current or averaged weights on all that `loader` serves. Raises Stopped after a signal."""
         self.agree()
         with self.average.applied() if self.average else contextlib.nullcontext(), contextlib.suppress(Stopped):
-            accumulator = evaluate_loader(
-                self.model, loader, self.num_classes, self.precision, self.stop, self.world, self.settings.tta
-            )
+            how = (self.precision, self.stop, self.world, self.settings.tta, self.settings.ranked)
+            accumulator = evaluate_loader(self.model, loader, self.num_classes, *how)
         if number := self.world.all_reduce_max(self.stop()):
             raise Stopped("stopped while measuring", number)  # in every process
         return accumulator.measure(self.world)
@@ -231,7 +230,7 @@ class Trainer:
         progress = self.progress
         if not math.isfinite(val.loss):
             raise RunError(f"epoch {progress.epoch + 1}: the validation loss is {val.loss}. Lower optimizer.lr.")
-        value = -val.loss if self.settings.monitor == "loss" else val.scalars()[self.settings.monitor]
+        value = -val.loss if self.settings.monitor == "loss" else val.value(self.settings.monitor)
         if progress.best and [value, -val.loss] <= progress.best:
             progress.waited += 1
             return
@@ -241,13 +240,13 @@ class Trainer:
 
     def report(self, measures: dict[str, Metrics]) -> None:
         """One finished epoch to the recorder and, for at most LINES of them, the log."""
-        progress, epochs = self.progress, self.settings.epochs
+        progress, epochs, monitor = self.progress, self.settings.epochs, self.settings.monitor
         speed = progress.seen / max(progress.train_seconds, 1e-9)
         record = {
             "epoch": progress.epoch,
             "step": progress.step,
             "train": {"loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen},
-            **{name: found.scalars() for name, found in measures.items()},
+            **{name: found.scalars() | {monitor: found.value(monitor)} for name, found in measures.items()},
             "lr": self.optimizer.param_groups[0]["lr"],
             "train_seconds": progress.train_seconds,
             "seconds": progress.seconds,
