@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from mcls.config.compose import checker
+from mcls.config.saved import saved_config
 from mcls.data import image_io
 from mcls.data.image_io import Reading
 from mcls.errors import DataError, MachineError, RequestError, Stopped
@@ -430,3 +431,12 @@ def test_features_of_other_weights_pictures_or_preparation_are_others(
     for path in cache.rglob("*.pt"):
         path.write_bytes(b"damaged")
     build_components(with_expected_input(compose(*frozen, f"cache={cache}")))  # computed again
+
+
+def test_a_run_folder_does_not_decide_where_a_cache_is(mcls: Main, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    keys = ["trainer.epochs=1", "trainer.figures=false", f"cache={tmp_path / 'cache'}"]
+    assert mcls("train", *keys, f"hydra.run.dir={run}") == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["cache"] == str(tmp_path / "cache")
+    assert saved_config(RunFolder(run))["cache"] is None
+    assert saved_config(RunFolder(run), [f"cache={tmp_path}"])["cache"] == str(tmp_path)
