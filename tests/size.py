@@ -13,14 +13,14 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1470,
-    "sweep": 270,
+    "commands": 1500,
+    "sweep": 410,
     "inference": 1540,
     "training": 1640,
-    "config": 1000,
+    "config": 1170,
     "report": 590,
     "data": 1950,
-    "runs": 890,
+    "runs": 910,
     "metrics": 210,
     "models": 385,
     "losses": 65,

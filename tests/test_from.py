@@ -80,7 +80,7 @@ def test_from_runs_of_older_versions(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_values_are_written_in_the_grammar_of_overrides(value: Any) -> None:
     with checker() as check:
         override = check.parse(f"x={as_override(value)}")
-    from mcls.config.compose import as_plain
+    from mcls.config.overrides import as_plain
 
     assert as_plain(override.value()) == value
 

@@ -80,8 +80,7 @@ MESSAGES = [
     *(
         (
             f"-m optimizer.lr={interval}",
-            f"optimizer.lr={interval}: needs a sweeper that samples, such as hydra/sweeper=optuna. "
-            "List the values, or say range(...).",
+            f"optimizer.lr={interval}: needs a search, such as search=tpe. List the values, or say range(...).",
         )
         for interval in ("interval(0.01,0.1)", "tag(log,interval(0.01,0.1))")
     ),

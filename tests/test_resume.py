@@ -262,11 +262,11 @@ def test_a_folder_with_another_sweep_is_refused(mcls: Main, tmp_path: Path, caps
     before = jobs_of(tmp_path / "sweep")
     capsys.readouterr()
     assert mcls(*SWEEP, "seed=1,2", "optimizer.lr=0.3") == 2
-    told = "mcls: hydra.sweep.dir: sweep already holds another sweep. Name a new folder.\n"
+    told = "mcls: sweep: already holds another sweep. Name a new sweep.name.\n"
     assert capsys.readouterr() == ("", told)
     (tmp_path / "sweep" / "sweep.json").unlink()
     assert mcls(*SWEEP, "seed=1,2", "optimizer.lr=0.3") == 1
-    told = "mcls: optimizer.lr: sweep/0_seed=1 holds a run with 0.05, not 0.3. Name a new hydra.sweep.dir.\n"
+    told = "mcls: optimizer.lr: sweep/0_seed=1 holds a run with 0.05, not 0.3. Name a new sweep.name.\n"
     assert capsys.readouterr().err.endswith(told)
     assert jobs_of(tmp_path / "sweep") == before
 
@@ -304,7 +304,7 @@ def test_names_of_jobs_that_lead_elsewhere_are_refused(names: list[str], mcls: M
     ("line", "again"),
     [
         ("model.hidden_units=[${trainer.epochs},8]", "mcls resume sweep"),
-        ("model.hidden_units=[${oc.select:trainer.epochs},8]", "mcls train "),
+        ("model.hidden_units=[${oc.select:trainer.epochs},8]", "mcls resume sweep"),
     ],
 )
 def test_the_command_that_a_sweep_prints_is_taken(
@@ -350,7 +350,7 @@ def test_a_sweep_with_a_package_of_ones_own(
     told = "mcls: sweep/sweep.json: refused, trust=[ones_own] is only for a command line.\n"
     assert capsys.readouterr().err == told
     again = read_sweep(Path("sweep")).resume_command
-    assert again == "mcls resume sweep 'trust=[ones_own]' --config-dir conf"
+    assert again == "mcls resume sweep 'trust=[ones_own]'"
     assert mcls(shlex.split(again)[1:]) == 0
     now = {name: json.loads(result)["weights_sha256"] for name, result in jobs_of(tmp_path / "sweep").items()}
     assert now == whole

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -436,11 +437,38 @@ def test_a_sweep_that_takes_a_recipes_key_away(mcls: Main, tmp_path: Path) -> No
 
 
 def test_a_sweep_where_a_job_cannot_be_built(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert mcls("train", *QUICK, "-m", "model=mlp,resnet18") == 1
-    rows = list(csv.DictReader(next(tmp_path.rglob("sweep.csv")).read_text().splitlines()))
-    assert [row["status"] for row in rows] == ["finished", "failed"]
-    assert "requires images" in rows[1]["reason"]
-    assert "a bug" not in capsys.readouterr().err
+    """It is refused before job 0."""
+    assert mcls("train", *QUICK, "-m", "model=mlp,resnet18,small-resnet", "seed=0,1") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": model=")[0] for line in lines] == [
+        "mcls: job 2 (model=resnet18 seed=0)",
+        "mcls: job 4 (model=small-resnet seed=0)",
+    ]
+    assert "requires images" in lines[0] and not list(tmp_path.iterdir())
+
+
+def test_files_that_are_edited_during_a_sweep_change_nothing_in_it(mcls: Main, tmp_path: Path) -> None:
+    """Job 1 has not begun when its optimizer's file changes; the sweep's own command then is another sweep."""
+    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
+    file = tmp_path / "conf" / "optimizer" / "mine.yaml"
+    file.write_text("defaults: [sgd]\nlr: 0.01\n")
+    lines = ("train", *QUICK, "-m", "--config-dir", "conf", "optimizer=mine", "seed=0,1")
+    assert mcls(*lines, "sweep.name=whole") == 0
+    assert mcls(*lines, "sweep.name=cut") == 0
+    job = tmp_path / "outputs" / "sweeps" / "cut" / "1_seed=1"
+    shutil.rmtree(job)
+    file.write_text("defaults: [sgd]\nlr: 0.5\n")
+    assert mcls(*lines, "sweep.name=cut") == 2
+    assert mcls("resume", "outputs/sweeps/cut") == 0
+    assert yaml.safe_load((job / "config.yaml").read_text())["optimizer"]["lr"] == 0.01
+    whole = result_of(tmp_path / "outputs" / "sweeps" / "whole" / "1_seed=1")
+    assert result_of(job)["weights_sha256"] == whole["weights_sha256"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "-m?", ""])
+def test_a_sweeps_name_that_is_none(name: str, mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", *QUICK, "-m", "seed=0,1", f"sweep.name='{name}'") == 2
+    assert capsys.readouterr().err.startswith("mcls: sweep.name: must be the name of a folder, got ")
 
 
 def test_curves_do_not_depend_on_when_checkpoints_are_written(mcls: Main, tmp_path: Path) -> None:
@@ -551,8 +579,8 @@ def test_a_sweep_opens_the_test_set_for_every_job_or_none(
         ),
         *(
             (
-                ["hydra.sweeper._target_=some.Sampler", "dataset.val_fraction=0", line],
-                "hydra/sweeper (Sampler): searches",
+                ["search=tpe", "dataset.val_fraction=0", line],
+                "search=tpe: searches",
             )
             for line in ("sweep.test=all", "sweep.test=none", "sweep.test=best")
         ),
@@ -581,7 +609,13 @@ def test_a_folder_with_a_val_of_its_own_is_searched_on_it(mcls: Main, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "lines", [["hydra.run.dir=FILE"], ["outputs=FILE"], ["-m", "hydra.sweep.dir=FILE/x"], ["-m", "outputs=FILE"]]
+    "lines",
+    [
+        ["hydra.run.dir=FILE"],
+        ["outputs=FILE"],
+        ["-m", "seed=0,1", "hydra.sweep.dir=FILE/x"],
+        ["-m", "seed=0,1", "outputs=FILE"],
+    ],
 )
 def test_a_folder_that_cannot_be_made(
     lines: list[str], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -706,40 +740,6 @@ def test_a_sweep_of_too_many_jobs_is_refused(
     wanted = f"mcls: sweep.max_jobs: {limit:,}, and this sweep has {jobs} jobs. List fewer, or raise it.\n"
     assert capsys.readouterr() == ("", wanted)
     assert not list(tmp_path.iterdir())
-
-
-SAMPLER = """
-from hydra.plugins.sweeper import Sweeper
-from hydra.core.plugins import Plugins
-
-class Sampler(Sweeper):
-    def __init__(self, **_):
-        pass
-
-    def setup(self, *, hydra_context, task_function, config):
-        self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config)
-
-    def sweep(self, arguments):
-        fixed = [line for line in arguments if "interval" not in line]
-        values = [self.launcher.launch([[*fixed, f"optimizer.lr={lr}"]], initial_job_idx=number)[0].return_value
-                  for number, lr in enumerate((0.1, 0.2))]
-        print("values", values)
-"""
-
-
-def test_a_sampling_sweeper_gets_the_validation_accuracy(mcls: Main, tmp_path: Path) -> None:
-    (tmp_path / "hydra_plugins").mkdir()
-    (tmp_path / "hydra_plugins" / "sampler.py").write_text(SAMPLER)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "mcls", "train", "-m", *QUICK, "optimizer.lr=interval(0.01,0.2)"]
-    command += ["hydra.sweeper._target_=hydra_plugins.sampler.Sampler", "hydra.sweep.dir=sweep"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    results = [result_of(job) for job in runs(tmp_path)]
-    assert f"values {[result['val']['accuracy'] for result in results]}" in done.stdout
-    assert sorted(result["test_openings"] for result in results) == [0, 1]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,12 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
     """
     from mcls.config.compose import checker
     from mcls.sweep import runner
+    from mcls.sweep.search import run_search
     from mcls.system.signals import StopRequest
 
     plan = read_sweep(path)
-    if not plan.jobs:
-        raise RequestError(
-            f"{path}: it does not say what its jobs are. Give its own command again: {plan.resume_command}"
-        )
+    if not (plan.jobs or plan.search):
+        raise RequestError(f"{path}: it does not say what its jobs are. Begin a new sweep.")
     for line in changes:
         if line.split("=")[0] not in RESUMABLE_KEYS:
             raise RequestError(f"{line}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
@@ -108,13 +108,16 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
     with console(), StopRequest() as stop, checker(config_dir) as check:
         stop.resume_command = plan.resume_command
 
-        def configure(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-            values, choices = check.values([*overrides, *changes])
+        def compose(number: int) -> tuple[dict[str, Any], dict[str, str]]:
+            values, choices = check.values([*plan.jobs[number].overrides, *changes])
             if "download" in values["dataset"]:
                 values["dataset"]["download"] = False  # the data were there, or a stranger wants a connection
             return values, choices
 
-        runner.run_jobs(plan, configure, changes, stop)
+        if plan.search:
+            plan, _ = run_search(plan, plan.search, partial(check.trial, changes), changes, stop)
+        else:
+            runner.run_jobs(plan, runner.frozen(plan, changes) if plan.bases else compose, changes, stop)
         runner.conclude(plan, changes, stop)
     return 0
 
@@ -123,10 +126,15 @@ def refuse_harm(plan: Sweep, changes: list[str]) -> None:
     """Raise FolderError when a sweep's folder asks for what only a command line may, or leads elsewhere."""
     from mcls.config.overrides import RESOLVER
 
-    for number, overrides in enumerate(plan.jobs):
-        for line in overrides:
+    for line in plan.search.lines if plan.search else ():
+        if RESOLVER.search(line) or line.lstrip("+~").startswith(("hydra", "trust")):
+            raise FolderError(f"{plan.path / 'sweep.json'}: refused, {line} is only for a command line.")
+    for number, job in enumerate(plan.jobs):
+        for line in job.overrides:
             trusted = line.startswith("trust=") and line in changes
-            if RESOLVER.search(line) or (line.lstrip("+~").startswith(("hydra", "trust")) and not trusted):
+            if (RESOLVER.search(line) and not plan.bases) or (
+                line.lstrip("+~").startswith(("hydra", "trust")) and not trusted
+            ):
                 raise FolderError(f"{plan.path / 'sweep.json'}: refused, {line} is only for a command line.")
         if (place := plan.folder(number).path).is_symlink():
             raise FolderError(f"{place}: refused, a link.")

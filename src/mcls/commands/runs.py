@@ -102,10 +102,10 @@ def unstarted(root: Path) -> list[RunRow]:
         except (FolderError, OSError) as error:
             rows.append(RunRow((path.parent,), "damaged", reason=str(error)))
             continue
-        for number, overrides in enumerate(sweep.jobs):
+        for number, job in enumerate(sweep.jobs):
             folder = sweep.folder(number)
             if not folder.about.exists():
-                rows.append(RunRow((folder.path,), "never started", overridden(overrides)))
+                rows.append(RunRow((folder.path,), "never started", overridden(job.overrides)))
     return rows
 
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from mcls.config.compose import NONE, Request, checker
 from mcls.config.overrides import as_path, at_home, first
 from mcls.errors import RequestError, RunError
 from mcls.report.summary import print_result
-from mcls.runs.folder import claim, find_run, timestamp
+from mcls.runs.folder import claim, find_run, slug, timestamp
 from mcls.sweep.plan import Sweep, read_sweep
-from mcls.sweep.plugins import launch, run_plugins
+from mcls.sweep.plugins import launch
 from mcls.system.console import console
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> int:
         os.environ.update(request.env)
         command = shlex.join(["mcls", "train", *arguments])
         if request.sweep:
-            sweep(request, command, [*flags, *request.overrides], options, stop)
+            sweep(request, command, options, stop)
         else:
             single(request, command, stop)
     return 0
@@ -109,33 +110,55 @@ def single(request: Request, command: str, stop: StopRequest) -> None:
     print_result(*train_request(request, command, stop))
 
 
-def sweep(request: Request, command: str, arguments: list[str], options: Any, stop: StopRequest) -> None:
+def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> None:
     """Many runs in one folder, then a table of them, best first."""
     from mcls.sweep import runner
+    from mcls.sweep.preflight import preflight
+    from mcls.sweep.search import run_search
 
     if rank_and_size()[1] > 1:
         raise RequestError("-m: not under torchrun. Set trainer.devices=N instead.")
     check_search(request)
-    folder = (
-        Path(request.folder) if request.folder else claim(Path(request.config["outputs"]) / "sweeps", timestamp()).path
-    )
-    make_folder(folder)
-    with checker(options.config_dir, options.config_name or "train") as check:
-        named = "hydra.sweep.subdir" in request.fixed
+    names = []
+    if "hydra.sweep.subdir" in request.fixed:
         hydras = [line for line in request.overrides if line.startswith("hydra")]
-        names = [check.job_folder([*job, *hydras], index) for index, job in enumerate(request.jobs) if named]
-        plan = Sweep(folder, command, request.fixed, request.jobs, names)
-        if (folder / "sweep.json").exists() and not plan.same(read_sweep(folder)):
-            raise RequestError(f"hydra.sweep.dir: {folder} already holds another sweep. Name a new folder.")
+        with checker(options.config_dir, options.config_name or "train") as check:
+            names = [check.job_folder([*job.overrides, *hydras], index) for index, job in enumerate(request.jobs)]
+    parent = Path(request.config["outputs"]) / "sweeps"
+    given = sweep_folder(request, parent)
+    plan = Sweep(given or parent, command, request.fixed, request.jobs, request.bases, names, request.search)
+    if given is not None and (given / "sweep.json").exists():
+        stored = read_sweep(given)
+        plan.refuse_other(stored)
+        plan = replace(plan, jobs=stored.jobs, bases=stored.bases) if plan.search else plan
+    else:
+        if plan.jobs:
+            log.info(preflight(plan))
+        plan = replace(plan, path=given or claim(parent, timestamp()).path)
+        make_folder(plan.path)
         plan.write()
-        stop.resume_command = plan.resume_command
-        changes = [f"trust=[{','.join(request.config['trust'])}]"]
-        failed = [] if request.plugin else runner.run_jobs(plan, check.values, changes, stop, fresh=True)
-    if request.plugin:
-        failed = run_plugins(plan, arguments, request.plugin, stop)
+    stop.resume_command = plan.resume_command
+    changes = [f"trust=[{','.join(request.config['trust'])}]"]
+    if plan.search:
+        with checker(options.config_dir, options.config_name or "train") as check:
+            plan, failed = run_search(plan, plan.search, partial(check.trial, changes), changes, stop, fresh=True)
+    else:
+        failed = runner.run_jobs(plan, runner.frozen(plan), changes, stop, fresh=True)
     runner.conclude(plan, changes, stop)
     if failed:  # and has left what it found in its folder as it was
         raise RunError(failed[0])
+
+
+def sweep_folder(request: Request, parent: Path) -> Path | None:
+    """The folder that sweep.name or hydra.sweep.dir gives. Raises RequestError for a name that is none."""
+    name: str | None = request.config["sweep"]["name"]
+    if name is None:
+        return Path(request.folder) if request.folder else None
+    if name != slug(name):
+        raise RequestError(
+            f"sweep.name: must be the name of a folder, got {name!r}. Use letters, digits and . _ - = +."
+        )
+    return parent / name
 
 
 def check_search(request: Request) -> None:
@@ -144,8 +167,7 @@ def check_search(request: Request) -> None:
 
     node = request.config["dataset"]
     has_val = node["_target_"].startswith("mcls.") and node.get("val_fraction") not in (None, 0)
-    sampling = request.plugin and not request.plugin.endswith(".BasicSweeper")
-    sampler = f"hydra/sweeper ({request.plugin.split('.')[-1]})" if sampling else None
+    sampler = f"search={request.search.settings['kind']}" if request.search else None
     if not has_val and (sampler or request.config["sweep"]["test"] == "best"):
         import torch
 

@@ -5,11 +5,9 @@ one line each, with the nearest existing name.
 """
 
 import contextlib
-import itertools
 import logging
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,21 +21,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.files import compose_files, config_loader
+from mcls.config.jobs import Base, Job, Search
 from mcls.config.overrides import (
     as_list,
+    as_plain,
     as_text,
     blamed,
-    count,
-    elements,
+    choices_of,
     first,
     nearest_key,
-    planned,
     shell,
     shell_quoted,
     suggestion,
     typeset,
 )
 from mcls.config.schema import Constraint, gather, leaves
+from mcls.config.sweeps import axes_of, expand, kept, refuse_plugins, search_of, take_search
 from mcls.config.validate import check_config, choices_with, constraints_of
 from mcls.errors import RequestError
 from mcls.runs.renamed import KEYS, rename_line, today
@@ -47,7 +46,7 @@ log = logging.getLogger("mcls")
 TYPESET = "typographic minus or quotation marks. Type"
 Checked = tuple[dict[str, Any], dict[str, str]]
 NONE = "experiment=null"  # which Hydra does not take
-COMBINATIONS = 64  # of swept groups, each composed before the sweep begins
+REFERS = re.compile(r"\$\{(?!oc\.env:)")  # a value made of another key's
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class Request:
         sweep: whether many runs were asked for.
         folder: hydra.run.dir or hydra.sweep.dir, where the command line gives it.
         fixed: the keys that have one value for all jobs of a sweep.
-        jobs: the overrides of each job of a sweep; empty where a plugin of Hydra's finds them.
-        plugin: the class of the sweeper, where it or the launcher is a plugin of Hydra's.
+        bases, jobs: of a sweep.
+        search: how the jobs are chosen, where they are not all listed.
         overrides: the command line's, under the names of today.
         env: environment variables to set (hydra.job.env_set).
     """
@@ -71,8 +70,9 @@ class Request:
     sweep: bool
     folder: str | None
     fixed: list[str]
-    jobs: list[list[str]]
-    plugin: str
+    bases: list[Base]
+    jobs: list[Job]
+    search: Search | None
     overrides: list[str]
     env: dict[str, str]
 
@@ -104,7 +104,10 @@ class Checker:
             try:
                 self.check(rest, multirun)
             except RequestError as other:
-                lines = dict.fromkeys([*str(error).split("\n"), *str(other).split("\n")])
+                others = [
+                    line for line in str(other).split("\n") if not line.startswith("-m: ")
+                ]  # of what was left out
+                lines = dict.fromkeys([*str(error).split("\n"), *others])
                 raise RequestError("\n".join(lines)) from error
             raise
 
@@ -121,24 +124,29 @@ class Checker:
                 f"{line}: several values make a sweep. Say mcls train -m {line}, "
                 f"or if it is a text {shell_quoted(line)}."
             )
-        fixed = [override.input_line or "" for override in parsed if override not in swept]
-        listed = self.listed(fixed, swept) if swept else {}
-        by_group = [values for key, values in listed.items() if key in self.groups and values]
-        by_key = [values for key, values in listed.items() if key not in self.groups]
-        requests = []
-        for chosen in itertools.islice(itertools.product(*by_group), COMBINATIONS):
-            config, hydra = self.compose([*fixed, *chosen, *(values[0] for values in by_key if values)])
-            for override in swept:
-                if not listed[override.key_or_group]:
-                    self.refuse_unlisted(override, str(hydra.sweeper.get("_target_")))
-            requests.append((hydra, *self.checked(config, hydra, overrides)))
-            gather(partial(self.check_line, constraints_of(hydra)), itertools.chain.from_iterable(by_key))
-        hydra, values, choices = requests[0]
+        own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+        begin = [line for override in parsed for line in first(override)]
+        hydra, config, choices = self.first(parsed, begin, overrides)
         if hydra.job.chdir:
             raise RequestError(
                 "hydra.job.chdir: true, but relative paths are those of the folder you are in. Say false."
             )
+        settings = take_search(config, choices)
         sweep = multirun or hydra.mode == RunMode.MULTIRUN
+        refuse_plugins(hydra)
+        bases: list[Base] = []
+        jobs: list[Job] = []
+        search = None
+        if settings and not sweep:
+            raise RequestError("search: is for sweeps. Say mcls train -m.")
+        if sweep and not swept:
+            raise RequestError("-m: nothing varies. Give a key several values, such as seed=0,1,2, or leave -m out.")
+        if sweep and settings:
+            search = search_of(settings, own, constraints_of(hydra), self.groups, config["sweep"]["max_jobs"])
+        elif sweep:
+            axes = axes_of(swept, config["sweep"]["zip"], config["sweep"]["max_jobs"])
+            partly = any(override.key_or_group in self.groups for override in swept)
+            bases, jobs = expand(own, axes, self.groups, partial(self.base, overrides, partly))
         place = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         given = any(override.key_or_group == place for override in parsed)
         try:
@@ -146,42 +154,53 @@ class Checker:
         except OmegaConfBaseException as error:
             raise RequestError(f"{place}: {' '.join(str(error).split())}") from error
         keys = [override.key_or_group for override in parsed if override not in swept]
-        sweeper = str(hydra.sweeper["_target_"])
-        plugins = not sweeper.endswith(".BasicSweeper") or not hydra.launcher["_target_"].endswith(".BasicLauncher")
-        jobs = planned(parsed, listed) if sweep and not plugins else []
         env = {str(key): str(value) for key, value in hydra.job.env_set.items()}
-        return Request(values, choices, sweep, folder, keys, jobs, sweeper if plugins else "", overrides, env)
+        return Request(config, choices, sweep, folder, keys, bases, jobs, search, overrides, env)
 
-    def check_line(self, rules: Mapping[str, Constraint], line: str) -> None:
-        """Raise RequestError unless the value that override `line` sets fits the constraint of its key."""
-        override = self.parse(line)
-        if rule := rules.get(override.key_or_group):
-            rule.check(override.key_or_group, as_plain(override.value()))
+    def first(
+        self, parsed: Sequence[Override], lines: list[str], typed: Sequence[str]
+    ) -> tuple[DictConfig, dict[str, Any], dict[str, str]]:
+        """Hydra's part, the configuration and the choices of a run, or of a sweep's first job."""
+        partly = any(override.is_sweep_override() and override.key_or_group in self.groups for override in parsed)
+        config, hydra = self.compose(self.present(lines) if partly else lines)
+        return hydra, *self.checked(config, hydra, typed)
+
+    def present(self, lines: Sequence[str]) -> list[str]:
+        """`lines` without those of keys that their choices do not have."""
+        parsed = [self.parse(line) for line in lines]
+        chosen = [line for line, override in zip(lines, parsed, strict=True) if override.key_or_group in self.groups]
+        rules = constraints_of(compose_files(self.name, [line for line in chosen if line != NONE])[1])
+        base = Base({}, {}, rules)
+        return [
+            line
+            for line, override in zip(lines, parsed, strict=True)
+            if override.key_or_group.startswith("hydra") or kept(override, base, self.groups)
+        ]
+
+    def base(self, typed: Sequence[str], partly: bool, lines: list[str]) -> Base:
+        """What jobs with the choices in `lines` are based on; `partly`: a key may belong to some choices only."""
+        config, hydra = self.compose(self.present(lines) if partly else lines)
+        plain: Any = OmegaConf.to_container(config)  # with what refers to other keys as it stands in the files
+        refers = any(REFERS.search(str(value)) for _, value in leaves(plain))
+        values, choices = self.checked(config, hydra, typed)
+        take_search(values, choices)
+        return Base(values, choices, constraints_of(hydra), refers)
 
     def job_folder(self, lines: list[str], index: int) -> str:
         """The name that hydra.sweep.subdir gives to the folder of a job."""
         _, hydra = compose_files(self.name, [*lines, f"hydra.job.num={index}"])
         return str(hydra.sweep.subdir)
 
-    def listed(self, fixed: list[str], swept: list[Override]) -> dict[str, list[str]]:
-        """The values of swept overrides, by key; nothing is expanded before sweep.max_jobs allows the sweep."""
-        begin = {override.key_or_group: first(override) for override in swept}
-        config, hydra = self.compose([*fixed, *itertools.chain.from_iterable(begin.values())])
-        limit, basic = (
-            check_config(config, hydra)[0]["sweep"]["max_jobs"],
-            hydra.sweeper._target_.endswith(".BasicSweeper"),
-        )
-        counts = [count(override) for override in swept]
-        jobs = math.prod(counts) if basic else hydra.sweeper.get("n_trials") or 0
-        if jobs > limit:
-            raise RequestError(f"sweep.max_jobs: {limit:,}, and this sweep has {jobs:,} jobs. List fewer, or raise it.")
-        pairs = zip(swept, counts, strict=True)
-        return begin | {override.key_or_group: elements(override) for override, count in pairs if count <= limit}
-
     def values(self, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         """The checked configuration of one run, and its choices. Raises RequestError."""
         overrides = self.renamed(overrides)
-        return self.checked(*self.compose(overrides), overrides)
+        values, choices = self.checked(*self.compose(overrides), overrides)
+        take_search(values, choices)
+        return values, choices
+
+    def trial(self, changes: Sequence[str], lines: list[str]) -> Base:
+        """The configuration of a job that a search chose; `changes` say what to trust and where the data are."""
+        return Base(*self.values([*lines, *changes]))
 
     def renamed(self, lines: list[str]) -> list[str]:
         """`lines` with the keys and values that older versions called otherwise under their names of today."""
@@ -238,16 +257,6 @@ class Checker:
 
         return check_config(config, hydra, hint)
 
-    def refuse_unlisted(self, override: Override, sweeper: str) -> None:
-        """Raise RequestError when an override expands to no values, unless `sweeper` samples them."""
-        if not override.is_interval_sweep():
-            raise RequestError(f"{override.input_line}: expands to no value. Give at least one.")
-        if sweeper.startswith("hydra._internal."):
-            raise RequestError(
-                f"{override.input_line}: needs a sweeper that samples, such as hydra/sweeper=optuna. "
-                "List the values, or say range(...)."
-            )
-
     def check_choice(self, override: Override) -> None:
         """Raise RequestError when an override chooses what its group does not have."""
         group = override.key_or_group
@@ -256,7 +265,7 @@ class Checker:
         options = self.loader.get_group_options(group)
         if override.is_sweep_override():
             ranged = isinstance(override.value(), RangeSweep)  # numbers, and perhaps very many
-            lines = first(override) if ranged else elements(override)
+            lines = first(override) if ranged else [line for line, _ in choices_of(override)]
             values = [line.split("=", 1)[1] for line in lines]
         else:
             values = [str(override.value()) if override.value() is not None else "null"]
@@ -310,13 +319,6 @@ class Checker:
                 raise RequestError(f"{override.input_line}: a key can't be taken away, only changed.")
 
         gather(check, overrides)
-
-
-def as_plain(value: Any) -> Any:
-    """A value of Hydra's override grammar as plain Python."""
-    if isinstance(value, list):
-        return [as_plain(item) for item in value]
-    return str(value) if type(value).__name__ == "QuotedString" else value
 
 
 @contextlib.contextmanager

@@ -20,10 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.overrides import nearest_key, suggestion
 from mcls.config.validate import CONFIGS, refuse_duplicates
-from mcls.errors import MachineError, RequestError
+from mcls.errors import RequestError
 from mcls.runs.folder import job_name, read_json
-
-EXTRAS = {"optuna": "hpo", "joblib": "sweep", "submitit": "sweep"}  # of mcls, that bring Hydra's plugins
 
 OmegaConf.register_new_resolver("mcls.job_name", job_name, replace=True)
 
@@ -37,10 +35,8 @@ def compose_files(name: str, overrides: list[str]) -> tuple[DictConfig, DictConf
     except (HydraException, OmegaConfBaseException) as error:
         text = " ".join(str(error).split()).partition(" Config search path:")[0]
         for kind, plugin in re.findall(r"Could not find 'hydra/(sweeper|launcher)/(\w+)'", text):
-            extra = EXTRAS.get(plugin.split("_")[0])
-            if extra:
-                told = f"hydra/{kind}={plugin}: not installed. Install what it takes: pip install 'mcls[{extra}]'"
-                raise MachineError(told) from error
+            instead = "Say search=tpe" if kind == "sweeper" else "The jobs of a sweep run one after the other"
+            raise RequestError(f"hydra/{kind}={plugin}: not installed. {instead}.") from error
         raise RequestError(in_words(name, overrides, text)) from error
     except Exception as error:  # Hydra leaks others for values that it can't place
         text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -2,18 +2,17 @@
 
 import contextlib
 import difflib
-import itertools
 import math
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, RangeSweep
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override, Quote, QuotedString, RangeSweep, Transformer
 
 from mcls.errors import RequestError
 
@@ -101,19 +100,28 @@ def shell(text: str) -> str:
     return f'"{text}"' if not set(text) & set('"$`\\!') else shlex.quote(text)
 
 
-def elements(override: Override) -> list[str]:
-    """The overrides that a swept one expands to; none for ranges that only an optimizer can sample."""
-    try:
-        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-    except HydraException:
+def as_plain(value: Any) -> Any:
+    """A value of Hydra's override grammar as plain Python."""
+    if isinstance(value, list):
+        return [as_plain(item) for item in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == int(value) else float(value)
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def choices_of(override: Override) -> list[tuple[str, Any]]:
+    """The overrides that a swept one expands to, and their values; none of an interval, which only a search samples."""
+    if override.is_interval_sweep():
         return []
+    key = override.get_key_element()
+    return [(f"{key}={Transformer.str(value)}", as_plain(value)) for value in override.sweep_iterator()]
 
 
 def count(override: Override) -> int:
     """How many values a swept override expands to; 1 where only an optimizer can sample it."""
     found: Any = override.value()
     if not isinstance(found, RangeSweep):
-        return max(1, len(elements(override)))
+        return max(1, len(choices_of(override)))
     start, stop, step = (Fraction(str(number)) for number in (found.start, found.stop, found.step))
     if not step:
         raise RequestError(f"{override.input_line}: the step of a range can't be 0.")
@@ -126,20 +134,8 @@ def first(override: Override) -> list[str]:
         return [override.input_line or ""]
     found: Any = override.value()
     if not isinstance(found, RangeSweep):
-        return elements(override)[:1]
+        return [line for line, _ in choices_of(override)[:1]]
     return [f"{override.get_key_element()}={found.start}"] if count(override) else []
-
-
-def planned(parsed: Sequence[Override], listed: Mapping[str, list[str]]) -> list[list[str]]:
-    """The overrides of each job of a sweep, in the order of their numbers.
-
-    Args:
-        parsed: the command line.
-        listed: the overrides that swept ones expand to, by key.
-    """
-    own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
-    lines = [listed.get(override.key_or_group, [override.input_line or ""]) for override in own]
-    return [list(job) for job in itertools.product(*lines)]
 
 
 def blamed(line: str, error: str) -> bool:

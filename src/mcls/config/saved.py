@@ -11,9 +11,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 
-from mcls.config.compose import as_plain
 from mcls.config.instantiate import OWN, check_target, resolve
-from mcls.config.overrides import shell_quoted, suggestion
+from mcls.config.overrides import as_plain, shell_quoted, suggestion
 from mcls.config.schema import Constraint, inherited, leaves, put, read_constraints, yaml_text
 from mcls.config.validate import CONFIGS
 from mcls.errors import FolderError, RequestError
@@ -47,6 +46,8 @@ RESUMABLE_KEYS = (
     "trust",
     "sweep.test",
     "sweep.max_jobs",
+    "sweep.name",
+    "sweep.zip",
 )
 
 # arguments that name pretrained weights

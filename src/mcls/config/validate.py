@@ -21,9 +21,9 @@ log = logging.getLogger("mcls")
 
 CONFIGS = "mcls.configs"
 GLOBAL = "# @package _global_"
-# what Hydra's part of a configuration may have made: plugins, samplers, log handlers
+# what Hydra's part of a configuration may have made: plugins, log handlers
 HYDRAS_OWN = re.compile(
-    r"(hydra\._internal\.core_plugins|hydra_plugins|hydra\.experimental\.callbacks|optuna\.samplers)\.[\w.]+"
+    r"(hydra\._internal\.core_plugins|hydra_plugins|hydra\.experimental\.callbacks)\.[\w.]+"
     r"|logging\.(handlers\.)?[A-Z]\w+|ext://sys\.\w+"
 )
 

@@ -57,7 +57,21 @@ FILES: dict[str, Any] = {
     "run.json": ABOUT,
     "result.json": RESULT,
     "evaluation.json": {"*": {}},
-    "sweep.json": {"command": "text", "fixed": ["text"], "jobs": [["text"]], "names?": ["text"]},
+    "sweep.json": {
+        **{"command": "text", "fixed": ["text"], "jobs": [["text"]], "names?": ["text"]},
+        "bases?": [{"choices": {"*": "text"}, "config": {}}],
+        "frozen?": [{"base": "count", "values": {}}],
+        "search?": {
+            "settings": {"kind": "text", "trials": "count", "seed": "count"},
+            "lines": ["text"],
+            "dimensions": [
+                {
+                    **{"key": "text", "log": "bool", "choices": ["text"]},
+                    **dict.fromkeys(("low", "high", "step"), "float|null"),
+                }
+            ],
+        },
+    },
 }
 ENCODER = {
     **dict.fromkeys(("missing", "unseen"), "text"),

@@ -1,15 +1,18 @@
-"""A sweep: one folder, sweep.json with what is to be run, a run folder for each job, and a table of them."""
+"""A sweep: one folder, sweep.json with every job and its frozen configuration, a run folder for each job, a table."""
 
 import contextlib
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mcls.errors import FolderError, MclsError, RunError, Stopped
+from mcls.config.jobs import Base, Dimension, Job, Search
+from mcls.config.schema import leaves, yaml_text
+from mcls.errors import FolderError, MclsError, RequestError, RunError, Stopped
 from mcls.runs.folder import RunFolder, job_name, read_json, relative, shell_path
+from mcls.runs.renamed import SCHEMA
 from mcls.system import text
 from mcls.system.files import publish, to_json
 
@@ -24,41 +27,46 @@ class Sweep:
         path: the folder.
         command: what was typed.
         fixed: keys that have one value for all jobs.
-        jobs: the overrides of each job, in the order of their numbers; empty where a plugin of Hydra's finds them.
+        jobs: in the order of their numbers.
+        bases: the configurations that they are based on; none in the plans of older versions.
         names: of the jobs' folders, where hydra.sweep.subdir gives them.
+        search: how the jobs are chosen, where they are not all listed; `jobs` are then those that have been chosen.
     """
 
     path: Path
     command: str
     fixed: Sequence[str]
-    jobs: Sequence[Sequence[str]]
+    jobs: Sequence[Job]
+    bases: Sequence[Base] = ()
     names: Sequence[str] = ()
+    search: Search | None = None
 
     @property
     def resume_command(self) -> str:
         """What to type to go on with what is missing."""
-        place, words = shell_path(relative(self.path)), shlex.split(self.command)
-        own = [word for word in words if word.startswith(("trust=", "--config-dir="))]
-        for flag in ("--config-dir", "-cd"):
-            own += ["--config-dir", words[words.index(flag) + 1]] if flag in words[:-1] else []
-        from mcls.config.overrides import RESOLVER  # with Hydra, which mcls runs does without
-
-        calls = any(RESOLVER.search(line) for job in self.jobs for line in job)  # which only a command line may
-        if self.jobs and not calls:
-            return " ".join(["mcls resume", place, *map(shlex.quote, own)])
-        return self.command if "hydra.sweep.dir=" in self.command else f"{self.command} hydra.sweep.dir={place}"
+        words = shlex.split(self.command)
+        own = [word for word in words if word.startswith("trust=")]
+        if self.search:  # whose next jobs are composed of the same files
+            own += [word for word in words if word.startswith("--config-dir=")]
+            for flag in ("--config-dir", "-cd"):
+                own += ["--config-dir", words[words.index(flag) + 1]] if flag in words[:-1] else []
+        return " ".join(["mcls resume", shell_path(relative(self.path)), *map(shlex.quote, own)])
 
     def write(self) -> None:
         """Publish sweep.json."""
-        about = {"command": self.command, "fixed": list(self.fixed), "jobs": [list(job) for job in self.jobs]}
+        about: dict[str, Any] = {"command": self.command, "fixed": list(self.fixed)}
+        about["jobs"] = [list(job.overrides) for job in self.jobs]
+        about["bases"] = [{"choices": base.choices, "config": {**base.config, "schema": SCHEMA}} for base in self.bases]
+        about["frozen"] = [{"base": job.base, "values": job.values} for job in self.jobs]
         about |= {"names": list(self.names)} if self.names else {}
+        about |= {"search": asdict(self.search)} if self.search else {}
         publish(self.path / "sweep.json", (to_json(about) + "\n").encode())
 
     def folder(self, number: int) -> RunFolder:
         """The run folder of a job: its number and what it changes, or the name that was asked for."""
         if self.names:
             return RunFolder(self.path / self.names[number])
-        return RunFolder(self.path / job_name(number, ",".join(sorted(self.changed(self.jobs[number])))))
+        return RunFolder(self.path / job_name(number, ",".join(sorted(self.changed(self.jobs[number].overrides)))))
 
     @property
     def complete(self) -> bool:
@@ -70,10 +78,31 @@ class Sweep:
         """`error`, which stopped a job, with the command that goes on with all of them."""
         return Stopped(f"{error}, or the whole sweep with: {self.resume_command}", error.signal_number)
 
-    def same(self, other: "Sweep") -> bool:
-        """Whether `other` trains the same."""
-        keys = ({key for key in plan.fixed if not key.startswith("hydra")} for plan in (self, other))
-        return [*map(list, self.jobs)] == [*map(list, other.jobs)] and next(keys) == next(keys)
+    def refuse_other(self, stored: "Sweep") -> None:
+        """Raise RequestError unless `stored`, the plan in the folder, trains the same; it may be an older version's."""
+        from mcls.config.saved import RESUMABLE_KEYS  # with Hydra, which mcls runs does without
+
+        fixed = ({key for key in plan.fixed if not key.startswith("hydra")} for plan in (self, stored))
+        if self.sampled != stored.sampled or next(fixed) != next(fixed):
+            raise RequestError(f"{self.path}: already holds another sweep. Name a new sweep.name.")
+        for mine, planned in zip(self.jobs, stored.jobs, strict=not self.search):
+            if planned.base is None:
+                return
+            before = dict(leaves(planned.config(stored.bases)))
+            for key, value in leaves(mine.config(self.bases)):
+                if key in before and before[key] != value and key not in RESUMABLE_KEYS:
+                    was, now = yaml_text(before[key]), yaml_text(value)
+                    raise RequestError(
+                        f"{key}: {self.path} was planned with {was}, not {now}. Name a new sweep.name, or go on as "
+                        f"planned with: {self.resume_command}"
+                    )
+
+    @property
+    def sampled(self) -> str:
+        """What makes a sweep the same as another, besides its fixed keys: its jobs, or what it samples and how."""
+        if self.search is None:
+            return to_json([job.overrides for job in self.jobs])
+        return to_json({**asdict(self.search), "settings": {**self.search.settings, "trials": None}})
 
     def changed(self, overrides: Sequence[str]) -> list[str]:
         """The overrides of a job that are not the same for all."""
@@ -131,11 +160,18 @@ def rank_key(row: Sequence[Any]) -> tuple[bool, float, str]:
 def read_sweep(path: Path) -> Sweep:
     """The sweep in folder `path`. Raises FolderError when its sweep.json is damaged."""
     about = read_json(path / "sweep.json")
-    names = about.get("names", [])
+    names, lines, frozen = about.get("names", []), about["jobs"], about.get("frozen", [])
     inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts and name for name in names)
-    if not inside or len(names) not in (0, len(about["jobs"])):
+    if not inside or len(names) not in (0, len(lines)):
         raise FolderError(f"{path / 'sweep.json'}: refused, its names are not those of folders in it.")
-    return Sweep(path, about["command"], about["fixed"], about["jobs"], names)
+    bases = [Base(base["config"], base["choices"]) for base in about.get("bases", [])]
+    if len(frozen) not in (0, len(lines)) or any(job["base"] >= len(bases) for job in frozen):
+        raise FolderError(f"{path / 'sweep.json'}: damaged, its jobs and their configurations do not match.")
+    jobs = [Job(each, job["base"], job["values"]) for each, job in zip(lines, frozen, strict=True)] if frozen else []
+    search, given = None, about.get("search")
+    if given is not None:
+        search = Search(given["settings"], given["lines"], [Dimension(**each) for each in given["dimensions"]])
+    return Sweep(path, about["command"], about["fixed"], jobs or [Job(each) for each in lines], bases, names, search)
 
 
 def record_failure(folder: RunFolder, error: Exception, overrides: Sequence[str]) -> None:

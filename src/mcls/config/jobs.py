@@ -1,0 +1,86 @@
+"""The jobs of a sweep as data: compositions, and what each job sets in one of them. It knows nothing of Hydra."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mcls.config.schema import Constraint, put
+
+
+@dataclass(frozen=True)
+class Base:
+    """A composed configuration that jobs are based on.
+
+    Args:
+        config: checked and resolved.
+        choices: what was chosen from each group.
+        rules: the constraints of its keys.
+        refers: whether a value is made from another key's, so that each job has to be composed by itself.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    rules: Mapping[str, Constraint] = field(default_factory=dict, repr=False)
+    refers: bool = False
+
+    def has(self, key: str) -> bool:
+        """Whether `key`, or keys below it, are in this configuration."""
+        return key in self.rules or any(rule.startswith(f"{key}.") for rule in self.rules)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Args:
+        overrides: its command line.
+        base: number of the Base that it is based on, None in the plans of older versions.
+        values: what it sets there, dotted keys to plain values, checked.
+    """
+
+    overrides: list[str]
+    base: int | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, bases: Sequence[Base]) -> dict[str, Any]:
+        """Its configuration."""
+        config = copy.deepcopy(bases[self.base or 0].config)
+        for key, value in self.values.items():
+            put(config, key, value)
+        return config
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A key that a search samples.
+
+    Args:
+        key: of the configuration, or a group.
+        low, high: ends of an interval; None where there are `choices`.
+        step: of a range of numbers; None where every number of the interval will do.
+        log: whether the interval is sampled on a logarithmic scale.
+        choices: as they are typed.
+    """
+
+    key: str
+    low: float | int | None = None
+    high: float | int | None = None
+    step: float | int | None = None
+    log: bool = False
+    choices: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """A sweep whose jobs are not listed: each is chosen by the results of the earlier ones.
+
+    Args:
+        settings: of configs/search.
+        lines: the overrides that are the same for all jobs.
+        dimensions: what is sampled.
+    """
+
+    settings: dict[str, Any]
+    lines: Sequence[str]
+    dimensions: Sequence[Dimension]

@@ -1,0 +1,198 @@
+"""From a command line with several values to the jobs of a sweep, each with its configuration frozen.
+
+A configuration is composed once for each combination of choices; a job is one of these and the values that it sets in
+it, so that the plan of 100,000 jobs takes seconds.
+"""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig
+
+from mcls.config.jobs import Base, Dimension, Job, Search
+from mcls.config.overrides import as_plain, choices_of, count, suggestion
+from mcls.config.schema import Constraint, gather
+from mcls.errors import RequestError
+
+log = logging.getLogger("mcls")
+
+Axis = list[tuple["Element", ...]]  # what is walked through; several keys that are zipped are walked side by side
+
+
+@dataclass(frozen=True)
+class Element:
+    """One value of a swept key: as it is typed, and as plain data."""
+
+    key: str
+    line: str
+    value: Any
+
+    @property
+    def refers(self) -> bool:
+        """Whether the value is made of another key's."""
+        return "${" in str(self.value)
+
+
+def axes_of(swept: Sequence[Override], zipped: Sequence[str], limit: int) -> list[Axis]:
+    """What the jobs of a sweep walk through, in the order of the command line.
+
+    Args:
+        zipped: keys whose lists are walked side by side.
+        limit: a sweep of more jobs is refused, before anything is expanded.
+    """
+    by_key = {override.key_or_group: override for override in swept}
+    if unknown := [key for key in zipped if key not in by_key]:
+        raise RequestError(f"sweep.zip: {unknown[0]} does not vary in this sweep. Give it several values.")
+    counts = {key: count(override) for key, override in by_key.items()}
+    if len({counts[key] for key in zipped}) > 1:
+        lengths = ", ".join(f"{key} has {counts[key]:,}" for key in zipped)
+        raise RequestError(f"sweep.zip: its keys must have equally many values, but {lengths}.")
+    jobs = math.prod(number for key, number in counts.items() if key not in zipped[1:])
+    if jobs > limit:
+        raise RequestError(f"sweep.max_jobs: {limit:,}, and this sweep has {jobs:,} jobs. List fewer, or raise it.")
+    listed = {key: elements_of(override) for key, override in by_key.items()}
+    return [
+        list(zip(*(listed[each] for each in zipped), strict=True)) if key in zipped else [(one,) for one in listed[key]]
+        for key in by_key
+        if key not in zipped[1:]
+    ]
+
+
+def elements_of(override: Override) -> list[Element]:
+    """The values that a swept override expands to. Raises RequestError without any."""
+    if override.is_interval_sweep():
+        raise RequestError(
+            f"{override.input_line}: needs a search, such as search=tpe. List the values, or say range(...)."
+        )
+    found = [Element(override.key_or_group, line, value) for line, value in choices_of(override)]
+    if not found:
+        raise RequestError(f"{override.input_line}: expands to no value. Give at least one.")
+    return found
+
+
+def expand(
+    parsed: Sequence[Override], axes: Sequence[Axis], groups: Sequence[str], compose: Callable[[list[str]], Base]
+) -> tuple[list[Base], list[Job]]:
+    """The jobs of a sweep in the order of their numbers, and what they are based on.
+
+    A key that only some choices have is set in the jobs of those choices alone.
+
+    Args:
+        parsed: the command line without Hydra's own keys.
+        groups: those of the configuration.
+        compose: makes a Base of overrides; those of keys that it does not have are left out.
+    """
+    elements = [element for axis in axes for together in axis for element in together if element.key not in groups]
+    bases: dict[tuple[str, ...], tuple[int, Base, dict[str, Any]]] = {}
+    jobs: dict[tuple[str, ...], Job] = {}
+
+    def based(key: tuple[str, ...], lines: list[str], own: Sequence[Element]) -> tuple[int, Base, dict[str, Any]]:
+        if key not in bases:
+            base = compose(lines)
+            known = [element for element in own if element.key in base.rules and not element.refers]
+            checked = gather(lambda element: base.rules[element.key].check(element.key, element.value), known)
+            values = {element.line: value for element, value in zip(known, checked, strict=True)}
+            bases[key] = len(bases), base, values
+        return bases[key]
+
+    for combination in itertools.product(*axes):
+        chosen = {element.key: element for together in combination for element in together}
+        lines = [chosen[o.key_or_group].line if o.key_or_group in chosen else o.input_line or "" for o in parsed]
+        number, base, checked = based(tuple(e.line for e in chosen.values() if e.key in groups), lines, elements)
+        if whole := base.refers or any(element.refers for element in chosen.values()):
+            number, base, _ = based(tuple(lines), lines, ())
+        sets = {e.key: checked[e.line] for e in chosen.values() if e.line in checked and not whole}
+        lines = [line for line, override in zip(lines, parsed, strict=True) if kept(override, base, groups)]
+        jobs.setdefault(tuple(lines), Job(lines, number, sets))
+    tell_partial(parsed, [base for _, base, _ in bases.values()], groups)
+    return [base for _, base, _ in bases.values()], list(jobs.values())
+
+
+def tell_partial(parsed: Sequence[Override], bases: Sequence[Base], groups: Sequence[str]) -> None:
+    """Log which keys only some choices have. Raises RequestError for one that none has."""
+    for override in parsed:
+        having = [base for base in bases if kept(override, base, groups)]
+        key = override.key_or_group
+        if not having:
+            raise RequestError(f"{key}: no such key. {suggestion(key, [*bases[0].rules, *groups])}")
+        if len(having) < len(bases):
+            choice = key.split(".")[0]
+            names = dict.fromkeys(f"{choice}={base.choices.get(choice)}" for base in having)
+            log.info(f"{key}: only in the jobs with {', '.join(names)}")
+
+
+def kept(override: Override, base: Base, groups: Sequence[str]) -> bool:
+    """Whether a job that is based on `base` has `override` on its command line."""
+    return override.key_or_group in groups or override.is_delete() or base.has(override.key_or_group)
+
+
+def dimensions_of(swept: Sequence[Override], check: Callable[[str, Any], Any]) -> Iterator[Dimension]:
+    """What a search samples. Raises RequestError for what can't be sampled.
+
+    Args:
+        check: of a key and a value, the value as the key's constraint converts it.
+    """
+    for override in swept:
+        key, value = override.key_or_group, override.value()
+        if isinstance(value, IntervalSweep):
+            low, high = (check(key, end) for end in (value.start, value.end))
+            log = "log" in value.tags
+            if low is None or high is None or low > high or (log and low <= 0):
+                raise RequestError(f"{override.input_line}: the first end must be the smaller, with log more than 0.")
+            yield Dimension(key, low, high, log=log)
+        elif isinstance(value, RangeSweep) and not value.shuffle:
+            found = [as_plain(number) for _, number in choices_of(override)]
+            yield Dimension(key, check(key, found[0]), check(key, found[-1]), step=as_plain(value.step))
+        else:
+            for element in (found := elements_of(override)):
+                check(key, element.value)
+            yield Dimension(key, choices=[element.line.partition("=")[2] for element in found])
+
+
+def search_of(
+    settings: dict[str, Any],
+    parsed: Sequence[Override],
+    rules: Mapping[str, Constraint],
+    groups: Sequence[str],
+    limit: int,
+) -> Search:
+    """What a search samples, and what is the same for all of its jobs. Raises RequestError.
+
+    Args:
+        settings: of configs/search.
+        parsed: the command line without Hydra's own keys.
+        rules: the constraints of the keys.
+        groups: those of the configuration.
+        limit: a search of more jobs is refused.
+    """
+    if settings["trials"] > limit:
+        raise RequestError(f"search.trials: {settings['trials']:,} are more than sweep.max_jobs={limit:,}.")
+
+    def check(key: str, value: Any) -> Any:
+        if key not in rules and key not in groups:
+            raise RequestError(f"{key}: no such key. {suggestion(key, [*rules, *groups])}")
+        return value if key in groups else rules[key].check(key, value)
+
+    fixed = [override for override in parsed if not override.is_sweep_override()]
+    own = ("search", "trust")  # which are no job's
+    lines = [o.input_line or "" for o in fixed if o.key_or_group.partition(".")[0] not in own]
+    return Search(settings, lines, list(dimensions_of([o for o in parsed if o.is_sweep_override()], check)))
+
+
+def refuse_plugins(hydra: DictConfig) -> None:
+    """Raise RequestError for plugins of Hydra's that choose or run the jobs of a sweep."""
+    if not hydra.sweeper["_target_"].endswith(".BasicSweeper"):
+        raise RequestError("hydra/sweeper: mcls has its own. Say search=tpe, search=random or search=gp.")
+    if not hydra.launcher["_target_"].endswith(".BasicLauncher"):
+        raise RequestError("hydra/launcher: the jobs of a sweep run one after the other. Leave it out.")
+
+
+def take_search(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """Take the group that is the sweep's, not a job's, out of `config` and `choices`; empty where none is chosen."""
+    choices.pop("search", None)
+    return dict(config.pop("search", None) or {})
