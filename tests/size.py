@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1500,
-    "sweep": 410,
+    "sweep": 420,
     "inference": 1540,
     "training": 1640,
     "config": 1170,

@@ -11,6 +11,8 @@ import pytest
 from mcls.commands import COMMANDS
 from mcls.commands.completion import SCRIPT, following
 
+MONITORS = ("accuracy", "loss", "f1_macro", "balanced_accuracy", "mcc", "kappa", "auroc", "average_precision", "top_k")
+
 
 def test_commands_are_offered() -> None:
     assert [word.strip() for word in following("mcls ")] == list(COMMANDS)
@@ -24,7 +26,7 @@ def test_commands_are_offered() -> None:
         ("mcls data ", ["check"]),
         ("mcls data check dataset=bl", ["dataset=blobs"]),
         ("mcls train precision=", [f"precision={name}" for name in ("auto", "fp32", "fp32_medium", "bf16", "fp16")]),
-        ("mcls train -m trainer.monitor=", [f"trainer.monitor={name}" for name in ("accuracy", "loss", "f1_macro")]),
+        ("mcls train -m trainer.monitor=", [f"trainer.monitor={name}" for name in MONITORS]),
         ("mcls train optimizer=sgd optimizer.nesterov=t", ["optimizer.nesterov=true"]),
         ("mcls data check --output look dataset=mn", ["dataset=mnist"]),
         ("mcls train device=c", ["device=cpu", "device=cuda"]),

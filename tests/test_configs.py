@@ -83,7 +83,7 @@ def given(dataset: str, folder: Path) -> list[str]:
 
 
 def test_the_files_are_found() -> None:
-    assert {path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name[0] != "_"} == set(COUNTS)
+    assert {path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name[0] != "_"} == {*COUNTS, "search"}
     assert {group: len(choices(group)) for group in COUNTS} == COUNTS
 
 

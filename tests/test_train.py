@@ -521,6 +521,8 @@ def test_a_sweep_opens_the_test_set_for_the_best_job_alone(mcls: Main, tmp_path:
     assert (best / "figures").is_dir() == ("trainer.figures=false" not in QUICK)
     rows = list(csv.DictReader((tmp_path / "sweep" / "sweep.csv").read_text().splitlines()))
     assert [bool(row["test accuracy"]) for row in rows] == [True, False, False]
+    low, high = map(float, rows[0]["95 % interval"].split(" to "))
+    assert low < float(rows[0]["test accuracy"]) < high and not rows[1]["95 % interval"]
     alone = [*SEEDS[2:-2], f"seed={best.name[-1]}", "hydra.run.dir=alone"]
     assert mcls("train", *alone) == 0
     for key in ("val", "test", "weights_sha256", "test_openings", "steps"):

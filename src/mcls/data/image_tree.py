@@ -8,15 +8,18 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from mcls.data import image_io
-from mcls.data.image_files import ImageTree
 from mcls.data.image_io import MARK
 from mcls.errors import DataError, MachineError
 from mcls.system.files import refuse_file
 from mcls.system.text import assigned, clean, composed, did_you_mean, natural_order, quote_names, quoted
+
+if TYPE_CHECKING:
+    from mcls.data.image_files import ImageTree
 
 log = logging.getLogger("mcls")
 
@@ -68,7 +71,7 @@ def counted(suffixes: Counter[str]) -> str:
     return counts + (". To read HEIC files: pip install pillow-heif" if {".heic", ".heif"} & set(suffixes) else "")
 
 
-def find_images(root: Path) -> ImageTree:
+def find_images(root: Path) -> "ImageTree":
     """The images below `root`. Raises DataError when there is no such tree of classes, RequestError for a file."""
     if not root.is_dir():
         refuse_file("dataset.root", root)
@@ -85,6 +88,8 @@ def find_images(root: Path) -> ImageTree:
     if places == {"train": root}:
         warn_unknown_splits(trees["train"])
         refuse_wrapper(root, trees["train"])
+    from mcls.data.image_files import ImageTree  # with torch, which predict with an exported file does without
+
     found = ImageTree(tuple(classes), [], [], [], {})
     for part, tree in trees.items():
         for name in natural_order(tree):

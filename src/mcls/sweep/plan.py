@@ -112,7 +112,17 @@ class Sweep:
         """Print the table, best first by val, and leave it in sweep.md and sweep.csv. RunError when a job failed."""
         folders = [RunFolder(path.parent) for path in self.path.rglob("result.json")]
         rows = sorted(map(self.row, folders), key=rank_key)
-        header = ["job", "changed", "status", "val accuracy", "test accuracy", "epochs", "seconds", "reason"]
+        header = [
+            "job",
+            "changed",
+            "status",
+            "val accuracy",
+            "test accuracy",
+            "95 % interval",
+            "epochs",
+            "seconds",
+            "reason",
+        ]
         shown = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
         if not any(row[-1] for row in rows):
             header, shown = header[:-1], [row[:-1] for row in shown]
@@ -136,9 +146,10 @@ class Sweep:
         return sorted(finished, key=lambda job: rank_key(self.row(job[0])))
 
     def row(self, folder: RunFolder) -> list[Any]:
-        """Number, changes, status, val and test accuracy, epochs, seconds and reason of one job."""
+        """Number, changes, status, val and test accuracy, its interval, epochs, seconds and reason of one job."""
         result, about = read_json(folder.result), read_json(folder.about)
         measured = [(result.get(split) or {}).get("accuracy") for split in ("val", "test")]
+        interval = (result.get("test") or {}).get("interval")
         seconds = result.get("total_seconds")
         number = folder.path.name.split("_")[0]
         return [
@@ -146,6 +157,7 @@ class Sweep:
             " ".join(self.changed(about.get("overrides", []))),
             result["status"],
             *measured,
+            f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else None,
             result.get("epochs"),
             None if seconds is None else f"{seconds:.1f}",
             result.get("reason"),

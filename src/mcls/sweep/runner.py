@@ -8,6 +8,7 @@ from typing import Any
 from mcls.config.saved import RESUMABLE_KEYS, check_saved, saved_config
 from mcls.config.schema import leaves, yaml_text
 from mcls.errors import RequestError, Stopped
+from mcls.report.summary import percent
 from mcls.runs.folder import RunFolder, read_yaml, relative
 from mcls.runs.renamed import rename
 from mcls.sweep.plan import Sweep, record_failure
@@ -121,7 +122,7 @@ def conclude(plan: Sweep, changes: Sequence[str], stop: StopRequest) -> None:
         try:
             with folder.lock():
                 folder.write_json(folder.about, {**about, "test_closed": False})
-            resume(folder, saved_config(folder, changes), stop)
+            log.info(f"test  {percent(resume(folder, saved_config(folder, changes), stop)['test'])}")
         except Stopped as error:
             raise plan.stopped(error) from error
         except Exception as error:
