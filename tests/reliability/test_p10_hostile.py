@@ -30,11 +30,12 @@ TABLE: dict[str, Callable[[str, str, str], list[str]]] = {
     "board": lambda run, healthy, out: ["board", run],
 }
 NO_RUN_FOLDER = {"train", "baseline", "data", "completion"}  # commands that take none
+AS_PREDICT = {"serve"}  # reads the folder by the code of predict, and opens a socket because it is asked to
 HERE = [name for name in TABLE if name in COMMANDS and importlib.util.find_spec(f"mcls.commands.{name}")]
 
 
 def test_every_command_is_in_the_table() -> None:
-    assert set(COMMANDS) - NO_RUN_FOLDER <= set(TABLE)
+    assert set(COMMANDS) - NO_RUN_FOLDER - AS_PREDICT <= set(TABLE)
     assert len(HARMS) >= 60
 
 

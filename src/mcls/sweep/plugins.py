@@ -1,4 +1,4 @@
-"""What of Hydra's own program is used: its help, and launchers that are plugins of it."""
+"""What of Hydra's own program is used: its help and its flags that show the configuration."""
 
 import os
 import sys
