@@ -21,7 +21,10 @@ def next_free(descriptor: int, folder: Path) -> None:
     if not free:
         holder = b""
         with contextlib.suppress(OSError):  # Windows lets nobody read what is locked
-            holder = os.read(descriptor, 200)
+            for _ in range(20):
+                if holder := os.read(descriptor, 200):
+                    break
+                time.sleep(0.01)  # whoever has just locked it is about to write
         name = holder.decode("utf-8", "replace").strip() or "another process"
         raise MachineError(f"{folder}: in use by {name}. Stop it first.")
     with contextlib.suppress(OSError):  # a full disk is found out by what matters
