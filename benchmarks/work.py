@@ -156,7 +156,8 @@ def tensor(inputs: Any) -> Tensor:
 
 def stock_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Optimizer:
     """The optimizer of the configuration, with torch's own choice of implementation."""
-    keys = {key: value for key, value in config["optimizer"].items() if key not in ("_target_", "fused", "foreach")}
+    ours = ("_target_", "fused", "foreach", "head_lr_factor", "decay_norm_and_bias")
+    keys = {key: value for key, value in config["optimizer"].items() if key not in ours}
     return getattr(torch.optim, config["optimizer"]["_target_"].split(".")[-1])(model.parameters(), **keys)
 
 

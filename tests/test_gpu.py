@@ -75,6 +75,28 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(root: Path) -> None:
     assert resumed["weights_sha256"] == whole["weights_sha256"]
 
 
+@needs_cuda
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["model=mlp", "model.dropout=0.2", "optimizer.momentum=0.9", "schedule=one_cycle", "trainer.grad_clip_norm=1"],
+        ["model=mlp", "optimizer=adam", "loss.class_weights=balanced", "trainer.accumulate=2", "trainer.ema=0.9"],
+        ["model=small-resnet", "optimizer=adamw", "mix=mixup", "trainer.drop_last=true"],
+    ],
+    ids=["mlp-sgd", "mlp-adam", "resnet-adamw"],
+)
+def test_a_recorded_step_computes_what_a_plain_one_does(root: Path, keys: list[str]) -> None:
+    name = keys[0] + keys[1]
+    common = ["dataset=mnist", "precision=fp32", "deterministic=true", "trainer.epochs=2", "trainer.batch_size=48"]
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    losses = []
+    for choice in ("true", "false"):
+        train(root, f"{name}-{choice}", *common, *keys, f"trainer.cuda_graph={choice}")
+        lines = (root / f"{name}-{choice}" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["train"]["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("fp16", marks=needs_cuda)])
 @pytest.mark.parametrize("layout", ["true", "false"])
 def test_half_precision_and_channels_last_train_as_well_as_fp32(root: Path, precision: str, layout: str) -> None:

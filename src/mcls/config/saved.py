@@ -22,7 +22,7 @@ from mcls.runs.renamed import SCHEMA, rename, today
 log = logging.getLogger("mcls")
 
 # schema number: defaults that folders of it and older ones had, where today's would do something else
-THEN: dict[int, dict[str, Any]] = {0: {"dataset.bits": 16, "sweep.test": "all"}}
+THEN: dict[int, dict[str, Any]] = {0: {"dataset.bits": 16, "sweep.test": "all"}, 1: {"trainer.cuda_graph": False}}
 
 EXTENDABLE_KEYS = (
     "trainer.epochs",

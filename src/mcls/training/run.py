@@ -215,6 +215,7 @@ def make_trainer(
         stop=stop,
         world=parts.world,
         class_weights=parts.class_weights,
+        cuda_graph=parts.cuda_graph,
     )
 
 

@@ -17,6 +17,7 @@ from mcls.system.device import memory_bytes, resolve_device
 from mcls.system.distributed import SINGLE_PROCESS, World
 from mcls.training import features
 from mcls.training.checks import check_components, may_fuse
+from mcls.training.graph import records_steps
 from mcls.training.optim import LRScheduler, parameter_groups, planned_steps, skip_compiler_import
 from mcls.training.precision import resolve_precision, set_matrix_products
 from mcls.training.state import Settings
@@ -48,6 +49,7 @@ class Components:
     device: torch.device
     precision: str
     channels_last: bool
+    cuda_graph: bool
 
     @property
     def data(self) -> dict[str, Any]:
@@ -96,7 +98,6 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
         "workers": settings["workers"],
         "channels_last": channels_last,
     }
-
     frozen = features.constant_features(model, augment, mix, config["evaluate"]["tta"])
 
     def load(split: Split, batch_size: int = forward_batch(shape, num_classes), **keys: Any) -> Loader:
@@ -126,6 +127,7 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
         device=device,
         precision=precision,
         channels_last=channels_last,
+        cuda_graph=records_steps(config, model, optimizer, device, precision),
     )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mcls.metrics import Metrics
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -80,6 +82,30 @@ class Progress:
         """Count the current epoch anew."""
         self.batch = self.correct = self.seen = 0
         self.loss_sum = self.train_seconds = 0.0
+
+
+def epoch_record(progress: Progress, measures: dict[str, Metrics], monitor: str, rate: float) -> dict[str, Any]:
+    """A line of metrics.jsonl: the epoch that `progress` has just finished, what was measured, the learning rate."""
+    return {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "train": {"loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen},
+        **{name: found.scalars() | {monitor: found.value(monitor)} for name, found in measures.items()},
+        "lr": rate,
+        "train_seconds": progress.train_seconds,
+        "seconds": progress.seconds,
+        "samples_per_second": progress.seen / max(progress.train_seconds, 1e-9),
+    }
+
+
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    """The line of the terminal for what `epoch_record` made."""
+    parts = [
+        f"{name} loss {record[name]['loss']:.4f} acc {record[name]['accuracy']:.2%}"
+        for name in ("train", "val", "test")
+        if name in record
+    ]
+    return f"epoch {record['epoch']}/{epochs}  {'  '.join(parts)}  {record['samples_per_second']:,.0f} samples/s"
 
 
 class MetricWriter(Protocol):

@@ -18,9 +18,10 @@ from mcls.metrics import Metrics, RunningLoss
 from mcls.system.device import rng_states, set_rng_states
 from mcls.system.distributed import SINGLE_PROCESS, World, loss_mass
 from mcls.training.average import WeightAverage
+from mcls.training.graph import GraphedStep
 from mcls.training.optim import LRScheduler, not_finite, raw_step, train_mode
 from mcls.training.precision import autocast, evaluate_loader
-from mcls.training.state import MetricWriter, Progress, Settings
+from mcls.training.state import MetricWriter, Progress, Settings, epoch_line, epoch_record
 
 log = logging.getLogger("mcls")
 
@@ -40,7 +41,8 @@ class Trainer:
         recorder: gets the numbers.
         save: writes a checkpoint of the state; told whether its best weights are new since the last call.
         stop: number of the signal that asks to stop, or 0; asked after every step.
-        team: the processes that train together; connected before the trainer is made.
+        world: the processes that train together; connected before the trainer is made.
+        cuda_graph: record a step and replay it.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Trainer:
         stop: Callable[[], int],
         world: World = SINGLE_PROCESS,
         class_weights: Tensor | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         self.model, self.loss, self.optimizer, self.rates, self.settings = model, loss, optimizer, rates, settings
         self.num_classes, self.class_weights = num_classes, class_weights
@@ -67,7 +70,8 @@ class Trainer:
         world.broadcast([*model.parameters(), *model.buffers()])
         self.asked = 0  # the signal that all processes agreed to stop for
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.step = raw_step(optimizer)
+        self.graphed = GraphedStep(raw_step(optimizer), optimizer) if cuda_graph else None
+        self.step = raw_step(optimizer) if self.graphed is None else self.graphed.optimizer_step
         self.average = None if settings.ema is None else WeightAverage(model, settings.ema)
         self.progress = Progress()
         self.running = RunningLoss()
@@ -107,20 +111,10 @@ class Trainer:
             for inputs, targets in batches:
                 self.rates.set(progress.step)
                 size = train.size(progress.batch)
-                share = self.world.loss_share(targets, size, self.class_weights)
-                if settings.accumulate == 1:
-                    loss, logits = self.backward(inputs, targets, share)
+                if self.graphed is None:
+                    loss, logits = self.update(inputs, targets, size, train.batch_size)
                 else:
-                    loss, logits = self.accumulate(inputs, targets, share, train.batch_size)
-                self.world.add_gradients(self.model.parameters())
-                if settings.grad_clip_norm is not None:
-                    self.scaler.unscale_(self.optimizer)
-                    nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip_norm)
-                if self.precision == "fp16":
-                    self.scaler.step(self.optimizer)  # skipped where gradients overflowed; the scaler then adapts
-                    self.scaler.update()
-                else:
-                    self.step()
+                    loss, logits = self.graphed(self.update, inputs, targets, size, train.batch_size)
                 if self.average is not None:
                     self.average.update(progress.step)
                 self.running.add(loss, logits, targets, size)
@@ -138,6 +132,24 @@ class Trainer:
                     self.pause()
                     self.flushed_at = time.monotonic()
         self.flush()
+
+    def update(self, inputs: Tensor, targets: Tensor, size: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """One optimizer step on this process's part of a batch of `size` samples. Returns loss and logits."""
+        share = self.world.loss_share(targets, size, self.class_weights)
+        if self.settings.accumulate == 1:
+            loss, logits = self.backward(inputs, targets, share)
+        else:
+            loss, logits = self.accumulate(inputs, targets, share, batch_size)
+        self.world.add_gradients(self.model.parameters())
+        if self.settings.grad_clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip_norm)
+        if self.precision == "fp16":
+            self.scaler.step(self.optimizer)  # skipped where gradients overflowed; the scaler then adapts
+            self.scaler.update()
+        else:
+            self.step()
+        return loss, logits
 
     def backward(
         self, inputs: Tensor, targets: Tensor, share: Tensor | float | None, first: bool = True
@@ -240,25 +252,11 @@ class Trainer:
 
     def report(self, measures: dict[str, Metrics]) -> None:
         """One finished epoch to the recorder and, for at most LINES of them, the log."""
-        progress, epochs, monitor = self.progress, self.settings.epochs, self.settings.monitor
-        speed = progress.seen / max(progress.train_seconds, 1e-9)
-        record = {
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "train": {"loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen},
-            **{name: found.scalars() | {monitor: found.value(monitor)} for name, found in measures.items()},
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "train_seconds": progress.train_seconds,
-            "seconds": progress.seconds,
-            "samples_per_second": speed,
-        }
+        progress, rate = self.progress, self.optimizer.param_groups[0]["lr"]
+        record = epoch_record(progress, measures, self.settings.monitor, rate)
         self.recorder.epoch(record)
-        if progress.epoch % -(-epochs // LINES) == 0 or self.ended_by:
-            parts = [
-                f"{name} loss {record[name]['loss']:.4f} acc {record[name]['accuracy']:.2%}"
-                for name in ("train", *measures)
-            ]
-            log.info(f"epoch {progress.epoch}/{epochs}  {'  '.join(parts)}  {speed:,.0f} samples/s")
+        if progress.epoch % -(-self.settings.epochs // LINES) == 0 or self.ended_by:
+            log.info(epoch_line(record, self.settings.epochs))
 
     @property
     def ended_by(self) -> str:
