@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -47,19 +48,25 @@ class Check:
         self.environment = {**os.environ, "MCLS_DATA": str(folder / "data"), "MCLS_GPU_TESTS": device}
 
     def step(self, name: str, *command: str) -> None:
-        """Run a command of Python's, with what is left of the time."""
+        """Run a command of Python's, with what is left of the time, and print what it said."""
         started = time.monotonic()
         left = LIMIT - (started - self.began)
-        print(f"== {name}: {' '.join(command)}", flush=True)
-        outcome = "no time left"
+        outcome, said = "no time left", b""
         if left > 5:
             try:
                 done = subprocess.run(
-                    [sys.executable, *command], cwd=self.folder, env=self.environment, timeout=left, check=False
+                    [sys.executable, *command],
+                    cwd=self.folder,
+                    env=self.environment,
+                    timeout=left,
+                    check=False,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
                 )
-                outcome = "passed" if done.returncode == 0 else f"FAILED ({done.returncode})"
-            except subprocess.TimeoutExpired:
-                outcome = "no time left"
+                outcome, said = "passed" if done.returncode == 0 else f"FAILED ({done.returncode})", done.stdout
+            except subprocess.TimeoutExpired as error:
+                said = error.stdout or b""
+        print(f"== {name}: {' '.join(command)}\n{said.decode(errors='replace')}", flush=True)
         self.rows.append((name, outcome, f"{time.monotonic() - started:.1f}"))
 
     @property
@@ -100,9 +107,11 @@ def main() -> int:
         make_data(Path(folder) / "data")
         tests = [str(ROOT / "tests" / "test_gpu.py"), "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
         check.step("tests", "-m", "pytest", *tests)
-        for recipe, short in SHORT.items():
-            keys = [f"device={device}", "trainer.figures=false", *short.split()]
-            check.step(recipe, str(ROOT / "tests" / "real.py"), "data", "train", f"experiment={recipe}", *keys)
+        with ThreadPoolExecutor(4) as pool:  # most of a short run is its start
+            for recipe, short in SHORT.items():
+                keys = [f"device={device}", "trainer.figures=false", f"hydra.run.dir={recipe}", *short.split()]
+                run = [str(ROOT / "tests" / "real.py"), "data", "train", f"experiment={recipe}"]
+                pool.submit(check.step, recipe, *run, *keys)
         if gpus > 1 and device == "cuda":
             check.step("two GPUs", "-m", "mcls", "train", "experiment=mnist-mlp", "trainer.devices=2")
         bench = ["--quick", "--repeats", "1", "--device", device, "--only", "training", "resnet"]
