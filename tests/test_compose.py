@@ -89,8 +89,8 @@ def test_the_default() -> None:
         "trainer": "default",
     }
     assert (request.sweep, request.folder) == (False, None)
-    first = ["seed", "device", "precision", "threads", "deterministic", "outputs", "cache", "trust"]
-    assert list(request.config)[:8] == first
+    first = ["seed", "device", "precision", "threads", "deterministic", "outputs", "name", "cache", "trust"]
+    assert list(request.config)[:9] == first
     assert request.config["model"] == {"_target_": "mcls.models.MLP", "hidden_units": [128, 64], "dropout": 0.0}
     assert "hydra" not in request.config and "experiment" not in request.config
 

@@ -266,7 +266,7 @@ def test_a_folder_with_another_sweep_is_refused(mcls: Main, tmp_path: Path, caps
     assert capsys.readouterr() == ("", told)
     (tmp_path / "sweep" / "sweep.json").unlink()
     assert mcls(*SWEEP, "seed=1,2", "optimizer.lr=0.3") == 1
-    told = "mcls: optimizer.lr: sweep/0_seed=1 holds a run with 0.05, not 0.3. Name a new sweep.name.\n"
+    told = "mcls: optimizer.lr: sweep/0_seed=1 holds a run with 0.05, not 0.3. Choose another sweep.name.\n"
     assert capsys.readouterr().err.endswith(told)
     assert jobs_of(tmp_path / "sweep") == before
 

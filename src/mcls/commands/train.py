@@ -16,7 +16,7 @@ from mcls.config.compose import NONE, Request, checker
 from mcls.config.overrides import as_path, at_home, first
 from mcls.errors import RequestError, RunError
 from mcls.report.summary import print_result
-from mcls.runs.folder import claim, find_run, slug, timestamp
+from mcls.runs.folder import claim, find_run, named_folder, timestamp
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.sweep.plugins import launch
 from mcls.system.console import console
@@ -154,11 +154,7 @@ def sweep_folder(request: Request, parent: Path) -> Path | None:
     name: str | None = request.config["sweep"]["name"]
     if name is None:
         return Path(request.folder) if request.folder else None
-    if name != slug(name):
-        raise RequestError(
-            f"sweep.name: must be the name of a folder, got {name!r}. Use letters, digits and . _ - = +."
-        )
-    return parent / name
+    return named_folder(parent, "sweep.name", name)
 
 
 def check_search(request: Request) -> None:

@@ -37,7 +37,7 @@ from mcls.config.overrides import (
 )
 from mcls.config.schema import Constraint, gather, leaves
 from mcls.config.sweeps import axes_of, expand, kept, refuse_plugins, search_of, take_search
-from mcls.config.validate import check_config, choices_with, constraints_of
+from mcls.config.validate import check_config, choices_with, constraints_of, folder_of
 from mcls.errors import RequestError
 from mcls.runs.renamed import KEYS, rename_line, today
 
@@ -57,7 +57,7 @@ class Request:
         config: the configuration of the run, or of a sweep's first job; plain dictionaries and lists.
         choices: what was chosen from each group.
         sweep: whether many runs were asked for.
-        folder: hydra.run.dir or hydra.sweep.dir, where the command line gives it.
+        folder: outputs/NAME, hydra.run.dir or hydra.sweep.dir, where the command line gives it.
         fixed: the keys that have one value for all jobs of a sweep.
         bases, jobs: of a sweep.
         search: how the jobs are chosen, where they are not all listed.
@@ -153,6 +153,8 @@ class Checker:
             folder = str(hydra.sweep.dir if sweep else hydra.run.dir) if given else None
         except OmegaConfBaseException as error:
             raise RequestError(f"{place}: {' '.join(str(error).split())}") from error
+        if config["name"] is not None:
+            folder = folder_of(config, "Say sweep.name" if sweep else f"Leave out {place}" * given)
         keys = [override.key_or_group for override in parsed if override not in swept]
         env = {str(key): str(value) for key, value in hydra.job.env_set.items()}
         return Request(config, choices, sweep, folder, keys, bases, jobs, search, overrides, env)

@@ -15,6 +15,7 @@ from mcls.config.instantiate import OWN, check_target
 from mcls.config.overrides import suggestion
 from mcls.config.schema import Constraint, gather, leaves, put, read_constraints, yaml_text
 from mcls.errors import RequestError
+from mcls.runs.folder import named_folder
 from mcls.runs.renamed import rename
 
 log = logging.getLogger("mcls")
@@ -164,3 +165,10 @@ def refuse_duplicates(folder: Path) -> None:
         shipped = root / path.relative_to(folder)
         if shipped.is_file() and shipped.read_bytes() != path.read_bytes():
             raise RequestError(f"--config-dir: {path} has the name of one of mcls's own files. Give it another name.")
+
+
+def folder_of(config: dict[str, Any], instead: str) -> str:
+    """The run folder that the key `name` gives. Raises RequestError for a bad name, or for what is done `instead`."""
+    if instead:
+        raise RequestError(f"name: names one run. {instead}.")
+    return str(named_folder(Path(config["outputs"]), "name", config["name"]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from mcls.errors import FolderError, MachineError
+from mcls.errors import FolderError, MachineError, RequestError
 from mcls.runs.formats import EPOCH, FILES, FINISHED, MAX_DEPTH, check, too_deep
 from mcls.runs.lock import HELD, locked, next_free
 from mcls.runs.renamed import SCHEMA, rename_about
@@ -185,6 +185,13 @@ def shell_path(path: Path | str) -> str:
 def slug(text: str, limit: int = 100) -> str:
     """`text` as a part of a file name: letters, digits and ``. _ - = , +`` alone, at most `limit` characters."""
     return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text).strip("._")[:limit] or "_"
+
+
+def named_folder(parent: Path, key: str, name: str) -> Path:
+    """The folder in `parent` that `key` gives the name of. Raises RequestError for a name that is none."""
+    if name != slug(name):
+        raise RequestError(f"{key}: must be the name of a folder, got {name!r}. Use letters, digits and . _ - = +.")
+    return parent / name
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:

@@ -5,17 +5,16 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mcls.config.saved import RESUMABLE_KEYS, check_saved, saved_config
-from mcls.config.schema import leaves, yaml_text
-from mcls.errors import RequestError, Stopped
+from mcls.config.saved import check_saved, saved_config
+from mcls.errors import Stopped
 from mcls.report.summary import percent
-from mcls.runs.folder import RunFolder, read_yaml, relative
-from mcls.runs.renamed import rename
+from mcls.runs.folder import relative
 from mcls.sweep.plan import Sweep, record_failure
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
 from mcls.training.restore import read_metadata
-from mcls.training.run import resume, train_new
+from mcls.training.run import resume
+from mcls.training.start import run_or_resume
 
 log = logging.getLogger("mcls")
 
@@ -55,8 +54,10 @@ def run_job(
                 log.info("already finished")
             return ""
         values, choices = configure(number)
-        origin = {"command": plan.command, "overrides": list(job.overrides), "choices": choices}
-        run_or_resume(values, origin, folder, stop)
+        origin: dict[str, Any] = {"command": plan.command, "overrides": list(job.overrides), "choices": choices}
+        if not folder.begun:
+            origin["test_closed"] = values["sweep"]["test"] != "all"
+        run_or_resume(values, origin, folder, stop, "sweep.name")
     except Stopped as error:
         raise plan.stopped(error) from error
     except Exception as error:
@@ -81,29 +82,6 @@ def frozen(plan: Sweep, changes: Sequence[str] | None = None) -> Configure:
         return config if changes is None else check_saved(config, choices, changes, plan.path / "sweep.json"), choices
 
     return configure
-
-
-def run_or_resume(
-    config: dict[str, Any], origin: dict[str, Any], folder: RunFolder, stop: StopRequest
-) -> dict[str, Any]:
-    """Bring a job of a sweep to its end: nothing is done if it is finished, what is missing if it was begun.
-
-    Returns the content of result.json. Raises RequestError when the folder holds a run of another configuration.
-    """
-    if not folder.begun:
-        origin = {**origin, "test_closed": config["sweep"]["test"] != "all"}
-        return train_new(config, origin, lambda: folder, stop)[1]
-    wanted = dict(leaves(config))
-    saved = read_yaml(folder.config)
-    rename(saved, wanted)
-    for key, was in leaves(saved):
-        if key not in RESUMABLE_KEYS and key in wanted and wanted[key] != was:
-            place, asked = relative(folder.path), yaml_text(wanted[key])
-            raise RequestError(f"{key}: {place} holds a run with {yaml_text(was)}, not {asked}. Name a new sweep.name.")
-    if (result := folder.finished()) is not None:
-        log.info("already finished")
-        return result
-    return resume(folder, config, stop)
 
 
 def conclude(plan: Sweep, changes: Sequence[str], stop: StopRequest) -> None:

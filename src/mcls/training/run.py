@@ -93,6 +93,8 @@ def train_new(
         "hyperparameters": {**hyperparameters(config, origin["choices"]), "trainer.batch_size": parts.batch_size},
     }
     with stop.patient(), (folder := make_folder()).lock(), log_to_folder(folder):
+        if folder.begun:
+            raise MachineError(f"{relative(folder.path)}: another process began this run. Say the command again.")
         folder.write_config(config)
         folder.write_json(folder.about, about)
         return folder, train_and_record(RunContext(folder, parts, config, about, None, stop), started)

@@ -1,33 +1,46 @@
-"""From a checked command line to a finished run: what `mcls train` and `mcls.train` share."""
+"""From a checked command line to a finished run: what `mcls train`, `mcls.train` and the jobs of a sweep share."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mcls.config.compose import Request
+from mcls.config.saved import EXTENDABLE_KEYS, RESUMABLE_KEYS
+from mcls.config.schema import leaves, yaml_text
 from mcls.errors import RequestError
-from mcls.runs.folder import RunFolder, claim, timestamp
+from mcls.runs.folder import RunFolder, claim, read_yaml, relative, shell_path, timestamp
+from mcls.runs.renamed import rename
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
-from mcls.training.run import train_new
+from mcls.training.run import resume, train_new
+from mcls.training.setup import with_expected_input
+
+log = logging.getLogger("mcls")
+
+FREE_KEYS = (*RESUMABLE_KEYS, "outputs", "name")  # by which the configurations of one and the same run may differ
 
 
 def train_request(request: Request, command: str, stop: StopRequest) -> tuple[RunFolder, dict[str, Any]]:
-    """Train the one run that was asked for. Returns its folder and the content of its result.json.
+    """Train the one run that was asked for, or what is missing of it if it has a name. Returns its folder and the
+    content of its result.json.
 
     Args:
         command: what was typed, for run.json.
 
-    Raises MclsError, as `train_new`; RequestError when the folder that was given holds a run.
+    Raises MclsError, as `train_new`; RequestError when the folder that was given holds another run.
     """
-    given = None
-    if request.folder is not None:
-        given = RunFolder(Path(request.folder))
+    own = [line for line in request.overrides if not line.lstrip("+~").startswith("hydra")]
+    origin = {"command": command, "overrides": own, "choices": request.choices}
+    given = None if request.folder is None else RunFolder(Path(request.folder))
+    if given is not None and request.config["name"] is not None:
+        if not given.begun and given.path.exists() and any(path.is_dir() for path in given.path.iterdir()):
+            raise RequestError(f"name: {relative(given.path)} is a folder of other folders. Give another name.")
+        return given, run_or_resume(request.config, origin, given, stop, "name")
+    if given is not None:
         make_folder(given.path)
         if given.about.exists():
             raise RequestError(f"hydra.run.dir: {given.path} already holds a run. Name a new folder.")
-    own = [line for line in request.overrides if not line.lstrip("+~").startswith("hydra")]
-    origin = {"command": command, "overrides": own, "choices": request.choices}
     return train_new(request.config, origin, partial(new_folder, request, given), stop)
 
 
@@ -35,3 +48,41 @@ def new_folder(request: Request, given: RunFolder | None) -> RunFolder:
     """The folder that was given, or a new one, `outputs/<dataset>-<model>/<date>_<time>`."""
     group = f"{request.choices['dataset']}-{request.choices['model']}"
     return given or claim(Path(request.config["outputs"]) / group, timestamp())
+
+
+def run_or_resume(
+    config: dict[str, Any], origin: dict[str, Any], folder: RunFolder, stop: StopRequest, key: str
+) -> dict[str, Any]:
+    """Bring the run in `folder` to its end: nothing is done if it is finished, what is missing if it was begun.
+
+    Args:
+        config, origin, stop: as of `train_new`.
+        key: what names the folder.
+
+    Returns the content of result.json. Raises RequestError when the folder holds a run of another configuration.
+    """
+
+    def made() -> RunFolder:
+        make_folder(folder.path)
+        return folder
+
+    if not folder.begun:
+        return train_new(config, origin, made, stop)[1]
+    config = with_expected_input(config)
+    wanted, saved, place = dict(leaves(config)), read_yaml(folder.config), relative(folder.path)
+    rename(saved, wanted)
+    differing = [
+        (name, was) for name, was in leaves(saved) if name not in FREE_KEYS and name in wanted and wanted[name] != was
+    ]
+    if differing:
+        name, was = differing[0]
+        also = f"; also different: {', '.join(other for other, _ in differing[1:])}" if differing[1:] else ""
+        longer = f", or go on with: mcls resume {shell_path(place)} {name}={yaml_text(wanted[name])}"
+        raise RequestError(
+            f"{name}: {place} holds a run with {yaml_text(was)}, not {yaml_text(wanted[name])}{also}. "
+            f"Choose another {key}{longer * (name in EXTENDABLE_KEYS and not also)}."
+        )
+    if (result := folder.finished()) is not None:
+        log.info("already finished" if key == "sweep.name" else f"already finished, {result['epochs']} epochs")
+        return result
+    return resume(folder, config, stop)
