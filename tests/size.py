@@ -16,7 +16,7 @@ BUDGETS = {
     "commands": 1500,
     "sweep": 420,
     "inference": 1540,
-    "training": 1790,
+    "training": 1845,
     "config": 1170,
     "report": 590,
     "data": 1950,

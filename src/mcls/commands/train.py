@@ -46,14 +46,18 @@ def run(arguments: list[str]) -> int:
                 arguments = [*flags, *options.overrides]
             request = check.check(options.overrides, options.multirun)
             one = [line for override in map(check.parse, request.overrides) for line in first(override)]
+        if request.sweep and (shows or options.summary):
+            log.info("of the sweep's first job:")
         if shows:
-            if request.sweep:
-                log.info("of the sweep's first job:")
             launch([*(flag for flag in flags if flag not in ("-m", "--multirun")), *one], str)
             return 0
         os.environ.update(request.env)
         command = shlex.join(["mcls", "train", *arguments])
-        if request.sweep:
+        if options.summary:
+            from mcls.training.model_summary import summarise_model
+
+            print(summarise_model(request.config))
+        elif request.sweep:
             sweep(request, command, options, stop)
         else:
             single(request, command, stop)
@@ -71,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="begin with the configuration of this run, then override",
     )
+    made.add_argument("--summary", action="store_true", help="print the layers of the model, train nothing")
     made.error = partial(refuse_arguments, made)  # type: ignore[method-assign]
     return made
 
@@ -91,6 +96,7 @@ def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
     if options.origin:  # which Hydra does not know; its overrides stand in the place of it
         place = next(index for index, word in enumerate(flags) if word.partition("=")[0] == "--from")
         del flags[place : place + (1 if "=" in flags[place] else 2)]
+    flags = [flag for flag in flags if flag != "--summary"]
     options.overrides = [as_path(override) for override in options.overrides if override != NONE]
     return options, [*flags, *options.overrides]
 
