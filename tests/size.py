@@ -13,12 +13,12 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1500,
+    "commands": 1570,
     "sweep": 420,
     "inference": 1540,
-    "training": 1845,
+    "training": 1910,
     "config": 1170,
-    "report": 590,
+    "report": 605,
     "data": 1950,
     "runs": 910,
     "metrics": 210,

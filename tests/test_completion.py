@@ -69,6 +69,8 @@ def test_run_folders_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("mcls completion --l", []),
         ("mcls train --multi", ["--multirun"]),
         ("mcls data check --o", ["--output"]),
+        ("mcls tune ", ["lr"]),
+        ("mcls tune lr optimizer=adamw optimizer.head", ["optimizer.head_lr_factor="]),
         ("mcls nothing ", []),
     ],
 )

@@ -6,6 +6,7 @@ Commands never import each other.
 COMMANDS = {
     "train": "train a classifier, or sweep over many: mcls train [key=value ...] [-m]",
     "baseline": "simple classifiers to beat, on the same splits: mcls baseline [key=value ...]",
+    "tune": "a learning rate to begin with, by a range test: mcls tune lr [key=value ...]",
     "resume": "go on where a run stopped: mcls resume RUN [key=value ...]",
     "evaluate": "measure a run: mcls evaluate RUN [--split val|test]",
     "predict": "classify files with a finished run: mcls predict RUN INPUT ...",

@@ -51,7 +51,7 @@ def following(line: str) -> list[str]:
     command, last = words[0], words[-1]
     if command not in COMMANDS:
         return []
-    if begun.startswith("-") or last.startswith("-") or (len(words) == 1 and command in ("data", "completion")):
+    if begun.startswith("-") or last.startswith("-") or (len(words) == 1 and command in ("data", "tune", "completion")):
         actions = parser_of(command)._actions
         flags = {flag: one for one in actions for flag in one.option_strings if one.help != argparse.SUPPRESS}
         if begun.startswith("-"):
@@ -60,8 +60,8 @@ def following(line: str) -> list[str]:
             return list(flags[last].choices or [])
         if len(words) == 1:
             return [choice for one in actions if not one.option_strings for choice in one.choices or []]
-    if command in ("train", "baseline", "data"):
-        return overrides(words[2 if command == "data" else 1 :], begun)
+    if command in ("train", "baseline", "data", "tune"):
+        return overrides(words[2 if command in ("data", "tune") else 1 :], begun)
     return run_folders(begun)
 
 

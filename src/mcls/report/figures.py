@@ -147,6 +147,22 @@ def curves(epochs: Sequence[dict[str, Any]], best_epoch: int, title: str) -> "Fi
     return figure
 
 
+def rate_curve(rates: Sequence[float], losses: Sequence[float], suggested: float, title: str) -> "Figure":
+    """The loss at each learning rate of a range test, the suggested rate marked."""
+    figure = new_figure(6, 3.6)
+    axes = figure.subplots()
+    axes.plot(rates, losses, color=BLUE)
+    axes.axvline(suggested, color=GREY, linestyle="--", linewidth=1, label=f"suggested, {suggested:g}")
+    low, first = min(losses), losses[0]
+    axes.set(
+        xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(low - 0.1 * (first - low), first * 1.3)
+    )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(fontsize=8)
+    add_title(axes, title)
+    return figure
+
+
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> "Figure":
     """Confusion matrix: counts C x C (row the true class), coloured by the part of each true class."""
     classes = legible(tuple(classes))
