@@ -19,7 +19,7 @@ BUDGETS = {
     "training": 1910,
     "config": 1170,
     "report": 605,
-    "data": 1950,
+    "data": 1975,
     "runs": 910,
     "metrics": 210,
     "models": 385,

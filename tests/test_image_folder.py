@@ -1,5 +1,6 @@
 """Trees of images: which folders are classes and splits, what is read from files, and what is wrong in them."""
 
+import itertools
 import json
 import logging
 import os
@@ -29,7 +30,8 @@ from mcls.data.loader import Loader, Normalise
 from mcls.data.types import Dataset
 from mcls.errors import DataError, MclsError, RequestError
 from mcls.runs import checkpoint
-from mcls.training.setup import build_components
+from mcls.system.distributed import World
+from mcls.training.setup import build_components, resolve_workers
 
 CONFIG = Path(__file__).parents[1] / "configs" / "dataset" / "image_folder.yaml"
 CPU = torch.device("cpu")
@@ -734,6 +736,55 @@ def test_streamed_batches_are_the_resident_ones_bit_for_bit(tmp_path: Path, work
             batches = [list(loader.epoch(epoch, first=1)) for loader in loaders]
             for (inputs, targets), (same, as_well) in zip(*batches, strict=True):
                 assert torch.equal(inputs, same) and torch.equal(targets, as_well)
+
+
+@forks
+def test_processes_that_stay_serve_every_epoch_in_its_order(tmp_path: Path) -> None:
+    """Also after an epoch that was left at a batch, as a limit or a signal leaves it."""
+    streamed = read(tree(tmp_path), size=8, fits=lambda size: False).train
+    loaders = [Loader(streamed, 7, CPU, Normalise(None, None, CPU), seed=1, workers=workers) for workers in (0, 2)]
+    for epoch, batches in [(0, 2), (0, 9), (1, 1), (2, 9)]:
+        plain, staying = ([inputs for inputs, _ in itertools.islice(one.epoch(epoch), batches)] for one in loaders)
+        assert len(plain) == len(staying) > 0
+        assert all(torch.equal(inputs, other) for inputs, other in zip(plain, staying, strict=True))
+    assert loaders[1].rows is not None and loaders[1].rows.persistent_workers
+
+
+def test_workers_are_chosen_where_files_are_decoded(tmp_path: Path) -> None:
+    kept, streamed = (
+        read(tree(tmp_path / str(fits)), size=8, fits=lambda size, fits=fits: fits) for fits in (True, False)
+    )
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    assert resolve_workers("auto", kept, World(0, 1)) == 0
+    assert resolve_workers("auto", streamed, World(0, 1)) == min(8, cores - 1)
+    assert resolve_workers("auto", streamed, World(0, cores)) == 0
+    assert resolve_workers(3, streamed, World(0, 1)) == 3
+
+
+def test_a_jpeg_is_decoded_at_reduced_scale_where_it_is_asked_for(tmp_path: Path) -> None:
+    """As Pillow's draft does it; no smaller than what is wanted, turned too; and not unless it is asked for."""
+    random = np.random.default_rng(0)
+    pixels = np.asarray(Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).resize((300, 200)))
+    for name in ("a.jpg", "a.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    save_turned(tmp_path / "turned.jpg", Image.fromarray(pixels))
+    plain, draft = image_io.Reading(), image_io.Reading(jpeg_draft=True)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        opened.draft(None, (50, 50))
+        assert opened.size == (75, 50)
+        expected = image_io.resize_image(opened, (40, 50))
+    assert np.array_equal(image_io.read_resized(tmp_path / "a.jpg", (3, 40, 50), 10**6, draft), expected)
+    for name, size in (("a.jpg", 150), ("a.png", 20)):  # half of it would be too small; no JPEG
+        one, other = (image_io.read_resized(tmp_path / name, (3, size, size), 10**6, how) for how in (plain, draft))
+        assert np.array_equal(one, other)
+    for name in ("a.jpg", "turned.jpg"):
+        one, other = (image_io.read_resized(tmp_path / name, (3, 25, 25), 10**6, how) for how in (plain, draft))
+        assert not np.array_equal(one, other) and np.abs(one.astype(int) - other).mean() < 15
+    crop = image_io.Reading(resize="crop", crop_fraction=0.5, jpeg_draft=True)  # wants 100: half
+    assert image_io.read_image(tmp_path / "a.jpg", 3, side=100).size == (150, 100)
+    assert image_io.read_resized(tmp_path / "a.jpg", (3, 50, 50), 10**6, crop).shape == (3, 50, 50)
+    assert draft.record() == {"jpeg_draft": True} and image_io.Reading.of(draft.record()) == draft
+    assert plain.record() == {}
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,9 @@ def scan_images(files: ImageFiles, keep: bool, into: NDArray[np.uint8] | None = 
             image = files.read(files.paths[number])
         except DataError as error:
             return error
-        flat = image.reshape(len(image), -1).astype(np.int64)
-        summed[number] = np.stack([flat.sum(axis=1), (flat * flat).sum(axis=1)], axis=1)
+        flat = image.reshape(len(image), -1).astype(np.uint16)  # which holds the square of a pixel
+        summed[number, :, 0] = flat.sum(axis=1, dtype=np.uint64)
+        summed[number, :, 1] = (flat * flat).sum(axis=1, dtype=np.uint64)
         if kept is not None:
             kept[number] = image
         return None

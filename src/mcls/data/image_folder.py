@@ -58,6 +58,7 @@ class ImageKeys:
     resize: str
     crop_fraction: str | float
     interpolation: str
+    jpeg_draft: bool
     test_fraction: float
     test_seed: int
     val_fraction: float
@@ -65,7 +66,9 @@ class ImageKeys:
 
     def reading(self, bits: int) -> image_io.Reading:
         """How the files become arrays, grey pixels of more than 8 bits having `bits`."""
-        asked: dict[str, Any] = {key: getattr(self, key) for key in ("resize", "crop_fraction", "interpolation")}
+        asked: dict[str, Any] = {
+            key: getattr(self, key) for key in ("resize", "crop_fraction", "interpolation", "jpeg_draft")
+        }
         return image_io.Reading(bits, **{key: value for key, value in asked.items() if value != "auto"})
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import math
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,12 +35,14 @@ class Reading:
         resize: `stretch` gives up the proportions, `crop` cuts off what is too long, `pad` adds black.
         crop_fraction: of the picture's shorter side, that a crop keeps.
         interpolation: Pillow's, in lower case; always antialiased.
+        jpeg_draft: decode a JPEG at a half, quarter or eighth of its size where that is no smaller than what is wanted.
     """
 
     bits: int = BITS
     resize: str = "stretch"
     crop_fraction: float = 1.0
     interpolation: str = "bilinear"
+    jpeg_draft: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for what no picture can be read with."""
@@ -92,17 +95,24 @@ def is_picture(path: Path) -> bool:
         return False
 
 
-def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS, bits: int = BITS) -> Image.Image:
+def read_image(
+    path: Path, channels: int, max_pixels: int = MAX_PIXELS, bits: int = BITS, side: int | None = None
+) -> Image.Image:
     """The picture in `path`, turned as its EXIF data say: grey for 1 channel, RGB for 3.
 
-    Greys of more than 8 bits become 8 bits as in `eight_bits`; what is transparent is laid on white.
+    Greys of more than 8 bits become 8 bits as in `eight_bits`; what is transparent is laid on white. With `side` a JPEG
+    is decoded at a fraction of its size, no side of the picture shorter than that.
     Pillow's warnings are the caller's to silence: doing it here would not be safe in threads.
 
     Raises DataError, naming the file, when it is no plain file, no picture, truncated or of more than `max_pixels`.
     """
     if channels not in MODES:
         raise DataError(f"{path}: an image has 1 or 3 channels, {channels} are wanted.")
-    return decode_image(path, max_pixels, lambda image: in_mode(ImageOps.exif_transpose(image), MODES[channels], bits))
+
+    def upright(image: Image.Image) -> Image.Image:
+        return in_mode(ImageOps.exif_transpose(image), MODES[channels], bits)
+
+    return decode_image(path, max_pixels, upright, side)
 
 
 def largest(path: Path, max_pixels: int) -> int:
@@ -110,8 +120,8 @@ def largest(path: Path, max_pixels: int) -> int:
     return decode_image(path, max_pixels, lambda image: int(np.asarray(image).max()))
 
 
-def decode_image(path: Path, max_pixels: int, use: Callable[[Image.Image], Result]) -> Result:
-    """What `use` makes of the picture in `path`; see `read`."""
+def decode_image(path: Path, max_pixels: int, use: Callable[[Image.Image], Result], side: int | None = None) -> Result:
+    """What `use` makes of the picture in `path`; see `read_image`."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{path}: not a plain file.")
@@ -121,6 +131,8 @@ def decode_image(path: Path, max_pixels: int, use: Callable[[Image.Image], Resul
             if image.width * image.height > max_pixels:
                 got = f"{image.width} x {image.height} pixels"
                 raise DataError(f"{path}: refused, {got} exceed max_pixels, {max_pixels:,}.")
+            if side is not None:
+                image.draft(None, (side, side))
             image.load()
             return use(image)
     except (DataError, MemoryError):
@@ -208,4 +220,5 @@ def crop_image(image: Image.Image, height: int, width: int, fraction: float, met
 def read_resized(path: Path, shape: Sequence[int], max_pixels: int, reading: Reading) -> NDArray[np.uint8]:
     """The picture in `path` as uint8 of `shape` (C, H, W). Raises DataError as `read_image` does."""
     channels, *size = shape
-    return resize_image(read_image(path, channels, max_pixels, reading.bits), size, reading)
+    side = math.ceil(max(size) / reading.crop_fraction) if reading.jpeg_draft else None
+    return resize_image(read_image(path, channels, max_pixels, reading.bits, side), size, reading)

@@ -21,6 +21,7 @@ from mcls.system.distributed import SINGLE_PROCESS, World
 if TYPE_CHECKING:
     from mcls.data.image_files import ImageFiles
 
+PREFETCHED = 4  # batches that each process reads ahead
 ORDER, AUGMENT, MIX = 0, 1, 2  # what a generator is for
 
 
@@ -121,6 +122,8 @@ class Loader:
         self.augment, self.seed = augment, seed
         self.mix, self.num_classes = mix, num_classes
         self.balanced, self.drop_last, self.workers = balanced, drop_last, workers
+        self.batches: list[Tensor] = []
+        self.rows: DataLoader[Any] | None = None  # of a split that is not resident
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     @property
@@ -222,15 +225,22 @@ class Loader:
     def read(self, batches: list[Tensor]) -> Iterator[Tensor]:
         """The same, of a split that is not on the device."""
         pin = self.device.type == "cuda"
-        rows: Any = DataLoader(
-            IndexDataset(self.inputs),  # type: ignore[arg-type]
-            sampler=batches,
-            batch_size=None,
-            num_workers=self.workers,
-            pin_memory=pin,
-            generator=torch.Generator(),  # or it would draw from torch's own, which dropout uses
-        )
-        for inputs in rows:
+        stays = self.workers > 0 and self.seed is not None  # processes for all epochs, each of which has its order
+        if self.rows is not None and stays:
+            self.batches[:] = batches
+        else:
+            self.batches = list(batches)
+            self.rows = DataLoader(
+                IndexDataset(self.inputs),  # type: ignore[arg-type]
+                sampler=self.batches,
+                batch_size=None,
+                num_workers=self.workers,
+                pin_memory=pin,
+                persistent_workers=stays,
+                prefetch_factor=PREFETCHED if self.workers else None,
+                generator=torch.Generator(),  # or it would draw from torch's own, which dropout uses
+            )
+        for inputs in self.rows:
             if isinstance(inputs, MclsError):
                 raise inputs
             yield inputs.to(self.device, non_blocking=pin)

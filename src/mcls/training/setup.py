@@ -1,6 +1,8 @@
 """From a checked configuration to the parts of a training, built, on their device, and known to go together."""
 
 import logging
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,6 +27,7 @@ from mcls.training.state import Settings
 log = logging.getLogger("mcls")
 
 DEFAULT_THREADS = torch.get_num_threads()  # before any job of a sweep has changed it
+MOST_WORKERS = 8  # that trainer.workers=auto starts
 AUTO_BATCH = 128  # what trainer.batch_size=auto takes, as its comment says
 PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment", "mix")
 NOT_COMPARED = {"download", "log_every_steps", "checkpoint_every_seconds", "checkpoint_every_steps", "figures"}
@@ -91,11 +94,11 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     split, size = training_split(config, dataset, model, world)
     # prepare
     channels_last = prepare_model(model, settings, device, precision)
-    serve = {
+    serve: dict[str, Any] = {
         "device": device,
         "normalise": Normalise(dataset.mean, dataset.std, device),
         "resident": is_resident(settings["data_on_device"], dataset, device, world),
-        "workers": settings["workers"],
+        "workers": resolve_workers(settings["workers"], dataset, world),
         "channels_last": channels_last,
     }
     frozen = features.constant_features(model, augment, mix, config["evaluate"]["tta"])
@@ -269,6 +272,16 @@ def open_dataset(config: dict[str, Any], device: torch.device, world: World = SI
         made = type(dataset).__name__
         raise DataError(f"dataset._target_: {config['dataset']['_target_']} must return a Dataset, got {made}.")
     return dataset
+
+
+def resolve_workers(choice: int | str, dataset: Dataset, world: World) -> int:
+    """Processes that load data; `auto` are some where files are decoded on Linux."""
+    if choice != "auto":
+        return int(choice)
+    files = dataset.train.inputs
+    if isinstance(files, Tensor) or files.decoded is not None or sys.platform != "linux":  # elsewhere they start slowly
+        return 0
+    return min(MOST_WORKERS, max(0, len(os.sched_getaffinity(0)) // world.size - 1))
 
 
 def is_resident(choice: str | bool, dataset: Dataset, device: torch.device, world: World) -> bool:
