@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,3 +97,82 @@ def test_killed_and_typed_again_equals_whole(mcls: Main, tmp_path: Path) -> None
     assert mcls(*lines, "name=x") == 0
     assert mcls(*lines, "name=whole") == 0
     assert result_of(folder.path)["weights_sha256"] == result_of(tmp_path / "outputs/whole")["weights_sha256"]
+
+
+def torchrun(root: Path, launcher: tuple[str, ...], *lines: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "mcls", "train", *lines]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+TEAM = ("--standalone", "--nproc-per-node=2")
+LONG = (*QUICK[::2], "trainer.epochs=60", "model.dropout=0.1", "trainer.checkpoint_every_steps=3")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for child processes")
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_with_a_name(tmp_path: Path) -> None:
+    """A process is killed three times at random, MCLS_KILLS=20 for as many: the whole run's weights."""
+    with torchrun(tmp_path, TEAM, *LONG, "name=whole") as process:
+        assert process.communicate(timeout=120) and process.returncode == 0
+    whole = result_of(tmp_path / "outputs" / "whole")["weights_sha256"]
+    chance = random.Random(5)
+    for number in range(-(-int(os.environ.get("MCLS_KILLS", 3)) // 3)):
+        folder = tmp_path / "outputs" / f"x{number}"
+        kills = 0
+        with torchrun(tmp_path, ("--max-restarts=3", *TEAM), *LONG, f"name=x{number}") as process:
+            while process.poll() is None and kills < 3:
+                before = (folder / "last.pt").stat().st_mtime_ns if (folder / "last.pt").exists() else 0
+                deadline = time.monotonic() + 60
+                while process.poll() is None and time.monotonic() < deadline:
+                    if (folder / "last.pt").exists() and (folder / "last.pt").stat().st_mtime_ns > before:
+                        break
+                    time.sleep(0.01)
+                time.sleep(chance.random() * 0.3)
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                found = children.read_text().split() if children.exists() else []
+                if len(found) == 2:
+                    os.kill(int(chance.choice(found)), signal.SIGKILL)
+                    kills += 1
+                    time.sleep(1)
+            _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert kills > 1 and result_of(folder)["weights_sha256"] == whole
+    assert len(list((tmp_path / "outputs").glob("*/run.json"))) == number + 2
+
+
+@pytest.mark.slow
+def test_a_restart_without_a_name_is_refused(mcls: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert mcls("train", *QUICK) == 2 and not (tmp_path / "outputs").exists()
+    assert mcls("train", *QUICK, "name=x") == 0
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one(tmp_path: Path) -> None:
+    """Two agents of torchrun, one process each, on the loopback: the weights of one machine's two processes."""
+    with torchrun(tmp_path, TEAM, *QUICK, "name=one") as process:
+        assert process.communicate(timeout=120) and process.returncode == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = f"--rdzv-endpoint=127.0.0.1:{port}"
+    machine = (
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-id=t",
+        place,
+        "--local-addr=127.0.0.1",
+    )
+    with (
+        torchrun(tmp_path, machine, *QUICK, "name=two") as first,
+        torchrun(tmp_path, machine, *QUICK, "name=two") as other,
+    ):
+        texts = [process.communicate(timeout=120)[1] for process in (first, other)]
+        assert (first.returncode, other.returncode) == (0, 0), texts
+    one, two = (result_of(tmp_path / "outputs" / name)["weights_sha256"] for name in ("one", "two"))
+    assert one == two
+    assert sum("epoch 2/2" in text for text in texts) == 1

@@ -36,9 +36,8 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Resume one run, or what is missing of a sweep. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
-    rank, size = rank_and_size()
     if (options.run / "sweep.json").is_file():
-        if size > 1:
+        if rank_and_size()[1] > 1:
             raise RequestError(
                 f"{options.run}: a sweep is not resumed under torchrun. Say mcls resume {shell_path(options.run)}."
             )
@@ -50,17 +49,15 @@ def run(arguments: list[str]) -> int:
     if (result := folder.finished()) and (said := complete(result, folder, config["trainer"])):
         print(said)
         return 0
-    if size not in (1, devices := config["trainer"]["devices"]):
-        raise RequestError(f"trainer.devices: the run has {devices}, torchrun started {size} processes.")
     from mcls.inference.load import pointing
-    from mcls.system.distributed import World
     from mcls.system.signals import StopRequest
     from mcls.training import run as training_run
+    from mcls.training.launch import joined
 
-    with console(), StopRequest() as stop:
+    with console(), StopRequest() as stop, joined(config) as world:
         stop.resume_command = shlex.join(["mcls", "resume", *arguments])
-        if rank:
-            training_run.worker_main(World(rank, size), "env://", config, stop, ready=int)
+        if world.rank:
+            training_run.worker_main(world, "", config, stop, ready=int)
             return 0
         with pointing(folder, config["dataset"]):
             result = training_run.resume(folder, config, stop)

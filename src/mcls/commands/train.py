@@ -22,7 +22,7 @@ from mcls.sweep.plugins import launch
 from mcls.system.console import console
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
-from mcls.system.torchrun import rank_and_size
+from mcls.system.torchrun import check_restart, rank_and_size
 
 log = logging.getLogger("mcls")
 
@@ -103,17 +103,17 @@ def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
 
 def single(request: Request, command: str, stop: StopRequest) -> None:
     """One run: train, then print its result."""
-    from mcls.system.distributed import World
+    check_restart(request.config["name"])
+    from mcls.training.launch import joined
     from mcls.training.run import worker_main
     from mcls.training.start import train_request
 
-    rank, size = rank_and_size()
-    if size > 1:
-        request.config["trainer"]["devices"] = size
-    if rank:
-        worker_main(World(rank, size), "env://", request.config, stop, ready=int)
-        return
-    print_result(*train_request(request, command, stop))
+    with joined(request.config) as world:
+        if world.rank:
+            worker_main(world, "", request.config, stop, ready=int)
+            return
+        done = train_request(request, command, stop)
+    print_result(*done)
 
 
 def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> None:

@@ -36,6 +36,7 @@ RESUMABLE_KEYS = (
     "trainer.checkpoint_every_seconds",
     "trainer.checkpoint_every_steps",
     "trainer.workers",
+    "trainer.devices",
     "trainer.data_on_device",
     "trainer.figures",
     "dataset.root",

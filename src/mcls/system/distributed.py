@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
+
+from mcls.system.torchrun import attempt
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,11 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, init_method=place, rank=self.rank, world_size=self.size)
+        if place == "env://":  # torchrun's store, which still holds the addresses of the attempt before a restart
+            store = distributed.PrefixStore(attempt(), next(rendezvous(place))[0])  # type: ignore[attr-defined]
+            distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+        else:
+            distributed.init_process_group(backend, init_method=place, rank=self.rank, world_size=self.size)
         try:
             yield
         finally:

@@ -1,9 +1,28 @@
-"""What `torchrun` told this process."""
+"""What `torchrun` told this process, by its environment."""
 
 import os
+
+from mcls.errors import RequestError
 
 
 def rank_and_size() -> tuple[int, int]:
     """Number of this process and how many there are; (0, 1) without torchrun."""
     rank, size = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE"))
     return (rank, size) if size > 1 else (0, 1)
+
+
+def processes_here(size: int) -> int:
+    """How many of the `size` processes of a run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", size)) if rank_and_size()[1] > 1 else size
+
+
+def attempt() -> str:
+    """Which start of the processes this is. Several machines do not count alike: nothing tells theirs apart."""
+    size = rank_and_size()[1]
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if processes_here(size) == size else "0"
+
+
+def check_restart(name: str | None) -> None:
+    """Raise RequestError when torchrun starts a run that has no `name` for another time: it would begin anew."""
+    if name is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        raise RequestError("name: torchrun restarted a run without a name, which would begin anew. Set name=NAME.")

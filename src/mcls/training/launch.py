@@ -5,6 +5,7 @@ import ctypes
 import importlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import IO, Any, cast
 import torch
 
 from mcls.errors import DataError, FolderError, MachineError, MclsError, RequestError, RunError, Stopped
+from mcls.system.device import resolve_device
 from mcls.system.distributed import World
 from mcls.system.signals import ASKING, StopRequest
 from mcls.system.torchrun import rank_and_size
@@ -50,7 +52,8 @@ def launch_workers(
         yield
         return
     if rank_and_size()[1] > 1:
-        with world.init_process_group("env://", device):
+        with peer_errors():
+            world.broadcast_object(True)
             yield
         return
     if not hasattr(signal, "pthread_sigmask"):
@@ -69,6 +72,34 @@ def launch_workers(
         except RuntimeError as error:  # what torch raises when a process that it waits for is gone
             raise_worker_error(helpers, error)
             raise
+
+
+@contextlib.contextmanager
+def joined(config: dict[str, Any]) -> Iterator[World]:
+    """While entered, the processes that torchrun started for a run of `config` are connected."""
+    world = World(*rank_and_size())
+    if world.size == 1:
+        yield world
+        return
+    config["trainer"]["devices"] = world.size
+    with peer_errors(), world.init_process_group("env://", resolve_device(config["device"], world)):
+        yield world
+
+
+def dismiss_workers() -> None:
+    """Tell the other processes that torchrun started that there is nothing to train."""
+    World(*rank_and_size()).broadcast_object(False)
+
+
+@contextlib.contextmanager
+def peer_errors() -> Iterator[None]:
+    """Raise RunError for what torch raises when a process that it waits for is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or re.search("gloo|nccl|by peer", str(error), re.I):
+            raise RunError("trainer.devices: another process ended. What is saved is good: mcls resume.") from error
+        raise
 
 
 def start_worker(task: dict[str, Any]) -> Worker:

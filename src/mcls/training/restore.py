@@ -12,7 +12,7 @@ from mcls.config.saved import check_length, without_pretrained
 from mcls.data import image_io
 from mcls.errors import FolderError
 from mcls.runs import checkpoint
-from mcls.runs.folder import RunFolder, read_json
+from mcls.runs.folder import RunFolder, read_json, read_yaml
 from mcls.runs.formats import check
 from mcls.training.optim import planned_steps
 from mcls.training.setup import PARTS, Components
@@ -40,6 +40,16 @@ def read_metadata(folder: RunFolder) -> dict[str, Any]:
     if not 0 < (threads := about["environment"]["threads"]) <= 1024:
         raise FolderError(f"{folder.about}: damaged, {threads} threads.")
     return about
+
+
+def as_begun(config: dict[str, Any], folder: RunFolder, about: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the batch size and the threads that the run in `folder` began with."""
+    trainer = {**config["trainer"], "batch_size": about.get("batch_size", config["trainer"]["batch_size"])}
+    before, now = read_yaml(folder.config)["trainer"].get("devices", 1), trainer["devices"]
+    if before == now:
+        return {**config, "trainer": trainer, "threads": about["environment"]["threads"]}
+    log.warning(f"trainer.devices: {before} -> {now}: the samples and their order stay, rounding and dropout differ")
+    return {**config, "trainer": trainer}
 
 
 def check_resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:

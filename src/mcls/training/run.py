@@ -29,9 +29,9 @@ from mcls.system.distributed import World
 from mcls.system.files import move
 from mcls.system.signals import StopRequest
 from mcls.training.checks import check_selection
-from mcls.training.launch import launch_workers
+from mcls.training.launch import launch_workers, peer_errors
 from mcls.training.precision import evaluate_loader
-from mcls.training.restore import check_resumable, fitted, newest_checkpoint, read_metadata, tell_length
+from mcls.training.restore import as_begun, check_resumable, fitted, newest_checkpoint, read_metadata, tell_length
 from mcls.training.setup import Components, build_components, hyperparameters, with_expected_input
 from mcls.training.state import MetricWriter, NullWriter
 from mcls.training.trainer import Trainer
@@ -110,8 +110,7 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
     with folder.lock(), log_to_folder(folder):
         state = newest_checkpoint(folder)
         wanted = config if state is None else check_resumable(folder, config, state)
-        trainer = {**wanted["trainer"], "batch_size": about.get("batch_size", wanted["trainer"]["batch_size"])}
-        wanted = {**wanted, "threads": about["environment"]["threads"], "trainer": trainer}
+        wanted = as_begun(wanted, folder, about)
         parts = build_components(wanted)
         if state is not None and state["data"] != parts.data:
             raise FolderError(f"{folder.path}: refused, the data set's classes, shape, statistics or sizes differ.")
@@ -237,16 +236,15 @@ def restore_and_fit(trainer: Trainer, parts: Components, config: dict[str, Any],
 def worker_main(
     world: World, place: str, config: dict[str, Any], stop: StopRequest, ready: Callable[[], object]
 ) -> None:
-    """What a process does that does not lead its team: it trains with the others. The rest is the leader's."""
+    """What other processes than the first do: train. They meet at `place`; empty where torchrun has connected them."""
     log.setLevel(logging.ERROR)
-    weightless = {
-        **config,
-        "model": without_pretrained(config["model"], config["trust"]),
-    }  # the leader's weights will come
+    weightless = {**config, "model": without_pretrained(config["model"], config["trust"])}  # rank 0's will come
     parts = build_components(weightless, world.rank)
     with stop.patient():
         ready()
-        with world.init_process_group(place, parts.device):
+        with world.init_process_group(place, parts.device) if place else peer_errors():
+            if not place and not world.broadcast_object(None):
+                return
             restore_and_fit(
                 make_trainer(parts, NullWriter(), lambda state, best_is_new: None, stop), parts, config, None
             )

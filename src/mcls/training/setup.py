@@ -17,6 +17,7 @@ from mcls.errors import DataError, MachineError, RequestError
 from mcls.models.pretrained import expected_input
 from mcls.system.device import memory_bytes, resolve_device
 from mcls.system.distributed import SINGLE_PROCESS, World
+from mcls.system.torchrun import processes_here
 from mcls.training import features
 from mcls.training.checks import check_components, may_fuse
 from mcls.training.graph import records_steps
@@ -175,7 +176,7 @@ def with_expected_input(config: dict[str, Any]) -> dict[str, Any]:
 
 def prepare_machine(config: dict[str, Any], world: World) -> tuple[torch.device, str]:
     """Set torch's threads and arithmetic as `config` wants them. Returns the device and the precision of the run."""
-    torch.set_num_threads(config["threads"] or max(1, DEFAULT_THREADS // world.size))
+    torch.set_num_threads(config["threads"] or max(1, DEFAULT_THREADS // processes_here(world.size)))
     if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:  # setting it costs 2 s of imports
         torch.use_deterministic_algorithms(config["deterministic"])
     device = resolve_device(config["device"], world)
@@ -297,7 +298,7 @@ def fits_in_memory(choice: str | bool, needed: int, device: torch.device, world:
 
     Raises MachineError when they are to be resident and are more than all of it.
     """
-    there = memory_bytes(device) // (world.size if device.type == "cpu" else 1)
+    there = memory_bytes(device) // (processes_here(world.size) if device.type == "cpu" else 1)
     if choice is True and needed > there:
         raise MachineError(
             f"trainer.data_on_device: the data take {needed / 1e9:.1f} GB, {device} has {there / 1e9:.1f} GB. Use auto."

@@ -13,6 +13,7 @@ from mcls.runs.folder import RunFolder, claim, read_yaml, relative, shell_path, 
 from mcls.runs.renamed import rename
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
+from mcls.training.launch import dismiss_workers
 from mcls.training.run import resume, train_new
 from mcls.training.setup import with_expected_input
 
@@ -83,6 +84,7 @@ def run_or_resume(
             f"Choose another {key}{longer * (name in EXTENDABLE_KEYS and not also)}."
         )
     if (result := folder.finished()) is not None:
+        dismiss_workers()
         log.info("already finished" if key == "sweep.name" else f"already finished, {result['epochs']} epochs")
         return result
     return resume(folder, config, stop)

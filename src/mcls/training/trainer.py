@@ -324,4 +324,7 @@ class Trainer:
         self.out_of_time = self.progress.seconds >= self.settings.max_seconds
         self.best = state["best"]
         self.best_is_new = self.best is not None  # best.pt may be older than this, or damaged: it is written again
-        set_rng_states(state["rng"][self.world.rank], self.device)
+        here = self.world.size == len(state["rng"])
+        set_rng_states(state["rng"][self.world.rank if here else 0], self.device)
+        if not here:  # resumed on another number of processes
+            torch.manual_seed(int(torch.randint(2**31, ())) + self.world.rank)
