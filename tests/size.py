@@ -13,11 +13,11 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1570,
-    "sweep": 420,
+    "commands": 1590,
+    "sweep": 730,
     "inference": 1540,
     "training": 1945,
-    "config": 1170,
+    "config": 1185,
     "report": 605,
     "data": 1975,
     "runs": 910,

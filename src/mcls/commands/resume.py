@@ -92,12 +92,15 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
     """
     from mcls.config.compose import checker
     from mcls.sweep import runner
+    from mcls.sweep.executors import executor
     from mcls.sweep.search import run_search
     from mcls.system.signals import StopRequest
 
     plan = read_sweep(path)
     if not (plan.jobs or plan.search):
         raise RequestError(f"{path}: it does not say what its jobs are. Begin a new sweep.")
+    places = [line for line in changes if line.startswith("launcher")]
+    changes = [line for line in changes if line not in places]
     for line in changes:
         if line.split("=")[0] not in RESUMABLE_KEYS:
             raise RequestError(f"{line}: a sweep is resumed as it is. Resume one of its jobs to change that one.")
@@ -111,10 +114,12 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
                 values["dataset"]["download"] = False  # the data were there, or a stranger wants a connection
             return values, choices
 
-        if plan.search:
-            plan, _ = run_search(plan, plan.search, partial(check.trial, changes), changes, stop)
-        else:
-            runner.run_jobs(plan, runner.frozen(plan, changes) if plan.bases else compose, changes, stop)
+        first = plan.jobs[0].config(plan.bases) if plan.bases else check.values([])[0]
+        with executor(check.launcher(places), plan.path, first, stop) as runs:
+            if plan.search:
+                plan, _ = run_search(plan, plan.search, partial(check.trial, changes), changes, runs)
+            else:
+                runner.run_jobs(plan, runner.frozen(plan, changes) if plan.bases else compose, changes, runs)
         runner.conclude(plan, changes, stop)
     return 0
 

@@ -119,6 +119,7 @@ def single(request: Request, command: str, stop: StopRequest) -> None:
 def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> None:
     """Many runs in one folder, then a table of them, best first."""
     from mcls.sweep import runner
+    from mcls.sweep.executors import capacity, executor
     from mcls.sweep.preflight import preflight
     from mcls.sweep.search import run_search
 
@@ -130,6 +131,7 @@ def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> No
         hydras = [line for line in request.overrides if line.startswith("hydra")]
         with checker(options.config_dir, options.config_name or "train") as check:
             names = [check.job_folder([*job.overrides, *hydras], index) for index, job in enumerate(request.jobs)]
+    parallel = capacity(request.launcher, request.config)
     parent = Path(request.config["outputs"]) / "sweeps"
     given = sweep_folder(request, parent)
     plan = Sweep(given or parent, command, request.fixed, request.jobs, request.bases, names, request.search)
@@ -139,17 +141,18 @@ def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> No
         plan = replace(plan, jobs=stored.jobs, bases=stored.bases) if plan.search else plan
     else:
         if plan.jobs:
-            log.info(preflight(plan))
+            log.info(preflight(plan, parallel))
         plan = replace(plan, path=given or claim(parent, timestamp()).path)
         make_folder(plan.path)
         plan.write()
     stop.resume_command = plan.resume_command
     changes = [f"trust=[{','.join(request.config['trust'])}]"]
-    if plan.search:
-        with checker(options.config_dir, options.config_name or "train") as check:
-            plan, failed = run_search(plan, plan.search, partial(check.trial, changes), changes, stop, fresh=True)
-    else:
-        failed = runner.run_jobs(plan, runner.frozen(plan), changes, stop, fresh=True)
+    with executor(request.launcher, plan.path, request.config, stop) as runs:
+        if plan.search:
+            with checker(options.config_dir, options.config_name or "train") as check:
+                plan, failed = run_search(plan, plan.search, partial(check.trial, changes), changes, runs, fresh=True)
+        else:
+            failed = runner.run_jobs(plan, runner.frozen(plan), changes, runs, fresh=True)
     runner.conclude(plan, changes, stop)
     if failed:  # and has left what it found in its folder as it was
         raise RunError(failed[0])

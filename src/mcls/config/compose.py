@@ -15,7 +15,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,16 +27,15 @@ from mcls.config.overrides import (
     as_plain,
     as_text,
     blamed,
-    choices_of,
     first,
-    nearest_key,
+    refuse_choice,
     shell,
     shell_quoted,
     suggestion,
     typeset,
 )
 from mcls.config.schema import Constraint, gather, leaves
-from mcls.config.sweeps import axes_of, expand, kept, refuse_plugins, search_of, take_search
+from mcls.config.sweeps import axes_of, expand, kept, refuse_plugins, search_of, take_sweeps_own
 from mcls.config.validate import check_config, choices_with, constraints_of, folder_of
 from mcls.errors import RequestError
 from mcls.runs.renamed import KEYS, rename_line, today
@@ -61,6 +60,7 @@ class Request:
         fixed: the keys that have one value for all jobs of a sweep.
         bases, jobs: of a sweep.
         search: how the jobs are chosen, where they are not all listed.
+        launcher: how the jobs of a sweep are run, of configs/launcher.
         overrides: the command line's, under the names of today.
         env: environment variables to set (hydra.job.env_set).
     """
@@ -73,6 +73,7 @@ class Request:
     bases: list[Base]
     jobs: list[Job]
     search: Search | None
+    launcher: dict[str, Any]
     overrides: list[str]
     env: dict[str, str]
 
@@ -124,14 +125,14 @@ class Checker:
                 f"{line}: several values make a sweep. Say mcls train -m {line}, "
                 f"or if it is a text {shell_quoted(line)}."
             )
-        own = [override for override in parsed if not override.key_or_group.startswith("hydra")]
+        own = [override for override in parsed if not override.key_or_group.startswith(("hydra", "launcher"))]
         begin = [line for override in parsed for line in first(override)]
         hydra, config, choices = self.first(parsed, begin, overrides)
         if hydra.job.chdir:
             raise RequestError(
                 "hydra.job.chdir: true, but relative paths are those of the folder you are in. Say false."
             )
-        settings = take_search(config, choices)
+        settings, launcher = take_sweeps_own(config, choices)
         sweep = multirun or hydra.mode == RunMode.MULTIRUN
         refuse_plugins(hydra)
         bases: list[Base] = []
@@ -139,6 +140,8 @@ class Checker:
         search = None
         if settings and not sweep:
             raise RequestError("search: is for sweeps. Say mcls train -m.")
+        if launcher["kind"] != "inline" and not sweep:
+            raise RequestError("launcher: is for sweeps. Say mcls train -m.")
         if sweep and not swept:
             raise RequestError("-m: nothing varies. Give a key several values, such as seed=0,1,2, or leave -m out.")
         if sweep and settings:
@@ -155,9 +158,12 @@ class Checker:
             raise RequestError(f"{place}: {' '.join(str(error).split())}") from error
         if config["name"] is not None:
             folder = folder_of(config, "Say sweep.name" if sweep else f"Leave out {place}" * given)
-        keys = [override.key_or_group for override in parsed if override not in swept]
+        if places := [override for override in swept if override.key_or_group.startswith("launcher")]:
+            raise RequestError(f"{places[0].input_line}: a sweep has one launcher. Give it one value.")
+        keys = [override.key_or_group for override in own if override not in swept]
+        keys += [override.key_or_group for override in parsed if override.key_or_group.startswith("hydra")]
         env = {str(key): str(value) for key, value in hydra.job.env_set.items()}
-        return Request(config, choices, sweep, folder, keys, bases, jobs, search, overrides, env)
+        return Request(config, choices, sweep, folder, keys, bases, jobs, search, launcher, overrides, env)
 
     def first(
         self, parsed: Sequence[Override], lines: list[str], typed: Sequence[str]
@@ -185,7 +191,7 @@ class Checker:
         plain: Any = OmegaConf.to_container(config)  # with what refers to other keys as it stands in the files
         refers = any(REFERS.search(str(value)) for _, value in leaves(plain))
         values, choices = self.checked(config, hydra, typed)
-        take_search(values, choices)
+        take_sweeps_own(values, choices)
         return Base(values, choices, constraints_of(hydra), refers)
 
     def job_folder(self, lines: list[str], index: int) -> str:
@@ -197,8 +203,13 @@ class Checker:
         """The checked configuration of one run, and its choices. Raises RequestError."""
         overrides = self.renamed(overrides)
         values, choices = self.checked(*self.compose(overrides), overrides)
-        take_search(values, choices)
+        take_sweeps_own(values, choices)
         return values, choices
+
+    def launcher(self, lines: Sequence[str]) -> dict[str, Any]:
+        """The settings of configs/launcher that overrides of it ask for. Raises RequestError."""
+        values, choices = self.checked(*self.compose(list(lines)), lines)
+        return take_sweeps_own(values, choices)[1]
 
     def trial(self, changes: Sequence[str], lines: list[str]) -> Base:
         """The configuration of a job that a search chose; `changes` say what to trust and where the data are."""
@@ -261,23 +272,8 @@ class Checker:
 
     def check_choice(self, override: Override) -> None:
         """Raise RequestError when an override chooses what its group does not have."""
-        group = override.key_or_group
-        if group not in self.groups or override.is_delete():
-            return
-        options = self.loader.get_group_options(group)
-        if override.is_sweep_override():
-            ranged = isinstance(override.value(), RangeSweep)  # numbers, and perhaps very many
-            lines = first(override) if ranged else [line for line, _ in choices_of(override)]
-            values = [line.split("=", 1)[1] for line in lines]
-        else:
-            values = [str(override.value()) if override.value() is not None else "null"]
-        if not values:
-            raise RequestError(f"{override.input_line}: names no choice of {group}. There are {', '.join(options)}.")
-        for value in values:
-            if value not in options and (group, value) != ("experiment", "null"):
-                known = ", ".join(options)
-                end = suggestion(value, options) if nearest_key(value, options) else ""
-                raise RequestError(f"{group}={value}: no such choice. {end}{' ' if end else ''}There are {known}.")
+        if override.key_or_group in self.groups and not override.is_delete():
+            refuse_choice(override, self.loader.get_group_options(override.key_or_group))
 
     def compose(self, lines: list[str]) -> tuple[DictConfig, DictConfig]:
         """The configuration of one run and Hydra's own part of it. Raises RequestError."""

@@ -143,3 +143,21 @@ def blamed(line: str, error: str) -> bool:
     key = line.lstrip("+~").partition("=")[0]
     begins = tuple(f"{name}{sign}" for name in {key, key.split(".")[0]} for sign in ":=") + (f"{line}:",)
     return any(message.startswith(begins) for message in error.split("\n"))
+
+
+def refuse_choice(override: Override, options: Sequence[str]) -> None:
+    """Raise RequestError when `override` chooses what its group, whose choices are `options`, does not have."""
+    group = override.key_or_group
+    if override.is_sweep_override():
+        ranged = isinstance(override.value(), RangeSweep)  # numbers, and perhaps very many
+        lines = first(override) if ranged else [line for line, _ in choices_of(override)]
+        values = [line.split("=", 1)[1] for line in lines]
+    else:
+        values = [str(override.value()) if override.value() is not None else "null"]
+    known = ", ".join(options)
+    if not values:
+        raise RequestError(f"{override.input_line}: names no choice of {group}. There are {known}.")
+    for value in values:
+        if value not in options and (group, value) != ("experiment", "null"):
+            end = suggestion(value, options) if nearest_key(value, options) else ""
+            raise RequestError(f"{group}={value}: no such choice. {end}{' ' if end else ''}There are {known}.")

@@ -21,6 +21,8 @@ from mcls.errors import RequestError
 
 log = logging.getLogger("mcls")
 
+SWEEPS_OWN = ("search", "launcher")  # groups that no job has
+
 Axis = list[tuple["Element", ...]]  # what is walked through; several keys that are zipped are walked side by side
 
 
@@ -179,7 +181,7 @@ def search_of(
         return value if key in groups else rules[key].check(key, value)
 
     fixed = [override for override in parsed if not override.is_sweep_override()]
-    own = ("search", "trust")  # which are no job's
+    own = (*SWEEPS_OWN, "trust")  # which are no job's
     lines = [o.input_line or "" for o in fixed if o.key_or_group.partition(".")[0] not in own]
     return Search(settings, lines, list(dimensions_of([o for o in parsed if o.is_sweep_override()], check)))
 
@@ -189,10 +191,12 @@ def refuse_plugins(hydra: DictConfig) -> None:
     if not hydra.sweeper["_target_"].endswith(".BasicSweeper"):
         raise RequestError("hydra/sweeper: mcls has its own. Say search=tpe, search=random or search=gp.")
     if not hydra.launcher["_target_"].endswith(".BasicLauncher"):
-        raise RequestError("hydra/launcher: the jobs of a sweep run one after the other. Leave it out.")
+        raise RequestError("hydra/launcher: mcls has its own. Say launcher=parallel.")
 
 
-def take_search(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
-    """Take the group that is the sweep's, not a job's, out of `config` and `choices`; empty where none is chosen."""
-    choices.pop("search", None)
-    return dict(config.pop("search", None) or {})
+def take_sweeps_own(config: dict[str, Any], choices: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take the groups that are the sweep's, not a job's, out of `config` and `choices`: search, empty where none is
+    chosen, and launcher."""
+    for group in SWEEPS_OWN:
+        choices.pop(group, None)
+    return dict(config.pop("search", None) or {}), dict(config.pop("launcher", None) or {"kind": "inline"})

@@ -1,6 +1,5 @@
 """A sweep: one folder, sweep.json with every job and its frozen configuration, a run folder for each job, a table."""
 
-import contextlib
 import logging
 import shlex
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from mcls.config.jobs import Base, Dimension, Job, Search
 from mcls.config.schema import leaves, yaml_text
-from mcls.errors import FolderError, MclsError, RequestError, RunError, Stopped
+from mcls.errors import FolderError, RequestError, RunError, Stopped
 from mcls.runs.folder import RunFolder, job_name, read_json, relative, shell_path
 from mcls.runs.renamed import SCHEMA
 from mcls.system import text
@@ -45,7 +44,7 @@ class Sweep:
     def resume_command(self) -> str:
         """What to type to go on with what is missing."""
         words = shlex.split(self.command)
-        own = [word for word in words if word.startswith("trust=")]
+        own = [word for word in words if word.startswith(("trust=", "launcher"))]
         if self.search:  # whose next jobs are composed of the same files
             own += [word for word in words if word.startswith("--config-dir=")]
             for flag in ("--config-dir", "-cd"):
@@ -108,8 +107,8 @@ class Sweep:
         """The overrides of a job that are not the same for all."""
         return [line for line in overrides if line.split("=")[0].lstrip("+~") not in self.fixed]
 
-    def summarise(self) -> None:
-        """Print the table, best first by val, and leave it in sweep.md and sweep.csv. RunError when a job failed."""
+    def write_table(self) -> tuple[list[str], list[list[Any]]]:
+        """Publish the table of what has ended, best on val first: sweep.md and sweep.csv. Returns titles and rows."""
         folders = [RunFolder(path.parent) for path in self.path.rglob("result.json")]
         rows = sorted(map(self.row, folders), key=rank_key)
         header = [
@@ -129,8 +128,13 @@ class Sweep:
         titles = [f"{name} (selected on)" if name == "val accuracy" else name for name in header]
         publish(self.path / "sweep.md", (text.markdown(titles, shown) + "\n").encode())
         publish(self.path / "sweep.csv", text.comma_separated(header, shown).encode())
+        return titles, shown
+
+    def summarise(self) -> None:
+        """Write and print the table. Raises RunError when a job failed."""
+        titles, rows = self.write_table()
         place = relative(self.path)
-        print(f"\n{text.plain_table(titles, shown)}\n")
+        print(f"\n{text.plain_table(titles, rows)}\n")
         print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {shell_path(place)}")
         for status, said in (("failed", "failed"), ("stopped", "were stopped")):
             if jobs := [row[0] for row in rows if row[2] == status]:
@@ -184,15 +188,3 @@ def read_sweep(path: Path) -> Sweep:
     if given is not None:
         search = Search(given["settings"], given["lines"], [Dimension(**each) for each in given["dimensions"]])
     return Sweep(path, about["command"], about["fixed"], jobs or [Job(each) for each in lines], bases, names, search)
-
-
-def record_failure(folder: RunFolder, error: Exception, overrides: Sequence[str]) -> None:
-    """Say at once that a job failed, and leave it in its folder."""
-    reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
-    log.error(f"failed: {reason}")
-    with contextlib.suppress(MclsError), folder.lock():  # a job that another process is at is not this one's
-        if not folder.about.exists():
-            folder.write_json(folder.about, {"overrides": list(overrides)})
-        if folder.finished() is None:
-            loaded = {"test_openings": folder.openings()}
-            folder.write_json(folder.result, {"status": "failed", "reason": reason, **loaded})

@@ -1,20 +1,22 @@
-"""The jobs of a sweep, one after the other, and its end: the test set and the table."""
+"""The jobs of a sweep and its end: the test set and the table."""
 
-import gc
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mcls.config.saved import check_saved, saved_config
 from mcls.errors import Stopped
 from mcls.report.summary import percent
 from mcls.runs.folder import relative
-from mcls.sweep.plan import Sweep, record_failure
+from mcls.sweep.executors import Executor
+from mcls.sweep.plan import Sweep
+from mcls.sweep.preflight import duration
+from mcls.sweep.task import Task, record_failure
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
 from mcls.training.restore import read_metadata
 from mcls.training.run import resume
-from mcls.training.start import run_or_resume
 
 log = logging.getLogger("mcls")
 
@@ -22,50 +24,108 @@ Configure = Callable[[int], tuple[dict[str, Any], dict[str, str]]]
 
 
 def run_jobs(
-    plan: Sweep, configure: Configure, changes: Sequence[str], stop: StopRequest, fresh: bool = False
+    plan: Sweep, configure: Configure, changes: Sequence[str], runs: Executor, fresh: bool = False
 ) -> list[str]:
-    """Bring every job of a sweep that is not finished to its end, one after the other. Returns why jobs failed.
+    """Bring every job of a sweep that is not finished to its end. Returns why jobs failed.
 
     Args:
         configure: from the number of a job to its checked configuration and choices.
         changes: `key=value` for jobs that were begun: where their data are, which packages to trust.
+        runs: where they run.
         fresh: whether the sweep's own command was typed. Then a folder with another configuration is refused.
 
     Raises Stopped. A job that fails is recorded in its folder and stops no other.
     """
-    failed = [run_job(plan, number, configure, changes, stop, fresh) for number in range(len(plan.jobs))]
-    return [reason for reason in failed if reason]
+    return Driver(plan, changes, runs, fresh).run(range(len(plan.jobs)), configure)
 
 
-def run_job(
-    plan: Sweep, number: int, configure: Configure, changes: Sequence[str], stop: StopRequest, fresh: bool
-) -> str:
-    """Bring one job to its end, if it is not finished; the arguments are those of `run_jobs`. Returns why it failed."""
-    job, folder = plan.jobs[number], plan.folder(number)
-    log.info(f"\njob {number}: {' '.join(plan.changed(job.overrides))}")
-    try:
-        if signal_number := stop():
-            raise Stopped("stopped between two jobs", signal_number)
-        make_folder(folder.path)
-        if folder.begun and not fresh:
-            if folder.finished() is None:
-                resume(folder, saved_config(folder, changes), stop)
-            else:
-                log.info("already finished")
-            return ""
-        values, choices = configure(number)
-        origin: dict[str, Any] = {"command": plan.command, "overrides": list(job.overrides), "choices": choices}
-        if not folder.begun:
-            origin["test_closed"] = values["sweep"]["test"] != "all"
-        run_or_resume(values, origin, folder, stop, "sweep.name")
-    except Stopped as error:
-        raise plan.stopped(error) from error
-    except Exception as error:
-        record_failure(folder, error, job.overrides)
-        return str(error)  # without its traceback, which holds model and data
-    finally:
-        gc.collect()  # before the next job takes memory
-    return ""
+class Driver:
+    """Hands the jobs of a sweep to an executor, and keeps the table up to date.
+
+    Args:
+        plan: of the sweep; may grow meanwhile.
+        changes, runs, fresh: as in `run_jobs`.
+    """
+
+    def __init__(self, plan: Sweep, changes: Sequence[str], runs: Executor, fresh: bool) -> None:
+        self.plan, self.changes, self.runs, self.fresh = plan, changes, runs, fresh
+        self.failed: list[str] = []
+        self.total = plan.search.settings["trials"] if plan.search else len(plan.jobs)
+        self.begun, self.done, self.written = time.monotonic(), 0, 0.0
+        self.best = -1.0, ""
+
+    def run(self, numbers: Iterable[int], configure: Configure, told: Callable[[int], object] = int) -> list[str]:
+        """Bring the jobs with these numbers to their end. Returns why jobs failed.
+
+        Args:
+            numbers: asked for one at a time, when there is room for one more job.
+            told: called with the number of each job that ended.
+        """
+        for number in numbers:
+            title = " ".join(self.plan.changed(self.plan.jobs[number].overrides))
+            log.info(f"\njob {number}: {title}")
+            try:
+                task = self.task(number, configure)
+            except Stopped:
+                raise
+            except Exception as error:
+                make_folder(self.plan.folder(number).path)
+                record_failure(self.plan.folder(number), error, self.plan.jobs[number].overrides)
+                self.ended(number, str(error), told)
+                continue
+            self.runs.submit(task)
+            while self.runs.running() >= self.runs.capacity:
+                self.collect(told)
+        while self.runs.running():
+            self.collect(told)
+        return self.failed
+
+    def task(self, number: int, configure: Configure) -> Task:
+        """A job for an executor."""
+        job, folder = self.plan.jobs[number], self.plan.folder(number)
+        goes_on = folder.begun and not self.fresh
+        config, choices = (None, {}) if goes_on else configure(number)
+        again = self.plan.resume_command
+        return Task(number, folder.path, job.overrides, self.plan.command, again, config, choices, self.changes)
+
+    def collect(self, told: Callable[[int], object]) -> None:
+        """Wait for a job to end. Raises Stopped."""
+        try:
+            ended = self.runs.wait()
+        except Stopped as error:
+            raise Stopped(f"{error}; go on with: {self.plan.resume_command}", error.signal_number) from error
+        for number, reason in ended:
+            self.ended(number, reason, told)
+
+    def ended(self, number: int, reason: str, told: Callable[[int], object]) -> None:
+        """Take note of a job that ended, and write the table, if that does not take long beside the jobs."""
+        self.done += 1
+        if reason:
+            self.failed.append(reason)
+        told(number)
+        started = time.monotonic()
+        if started - self.begun >= 20 * self.written:
+            self.plan.write_table()
+            self.written += time.monotonic() - started
+        self.tell_progress(number, reason)
+
+    def tell_progress(self, number: int, reason: str) -> None:
+        """One line: how the job ended if it ran elsewhere, how many are done, how long the others will take."""
+        result = self.plan.folder(number).finished() or {}
+        accuracy = (result.get("val") or {}).get("accuracy", -1.0)
+        if accuracy > self.best[0]:
+            self.best = accuracy, " ".join(self.plan.changed(self.plan.jobs[number].overrides))
+        parts = []
+        if self.runs.capacity > 1:
+            said = f"val {percent(result['val'])}" if result.get("val") else result.get("status", "")
+            parts.append(f"job {number}: " + (f"failed: {reason}" if reason else said))
+        parts.append(f"{self.done} of {self.total} jobs done")
+        if self.done < self.total:
+            left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
+            parts[-1] += f", about {duration(left)} left"
+        if self.best[0] >= 0:
+            parts.append(f"best so far: val {self.best[0]:.2%} with {self.best[1]}")
+        log.info("; ".join(parts))
 
 
 def frozen(plan: Sweep, changes: Sequence[str] | None = None) -> Configure:

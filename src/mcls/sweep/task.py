@@ -1,0 +1,88 @@
+"""One job of a sweep, as it is handed to the process that runs it."""
+
+import contextlib
+import gc
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcls.config.saved import saved_config
+from mcls.errors import MclsError, Stopped
+from mcls.runs.folder import RunFolder
+from mcls.system.files import make_folder
+from mcls.system.signals import StopRequest
+from mcls.training.run import resume
+from mcls.training.start import run_or_resume
+
+log = logging.getLogger("mcls")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What it takes to bring a job to its end, in plain values.
+
+    Args:
+        number: of the job.
+        folder: its run folder.
+        overrides: its command line.
+        command: what was typed for the sweep.
+        again: the command that goes on with the sweep.
+        config, choices: its configuration; None where what was begun goes on as its own folder says.
+        changes: `key=value` for what was begun: where its data are, which packages to trust.
+    """
+
+    number: int
+    folder: Path
+    overrides: Sequence[str]
+    command: str
+    again: str
+    config: dict[str, Any] | None
+    choices: dict[str, str]
+    changes: Sequence[str]
+
+
+def run_task(task: Task, stop: StopRequest) -> str:
+    """Bring a job to its end, if it is not finished. Returns why it failed, which its folder says too.
+
+    Raises Stopped.
+    """
+    folder = RunFolder(task.folder)
+    try:
+        if signal_number := stop():
+            raise Stopped("stopped between two jobs", signal_number)
+        make_folder(folder.path)
+        if task.config is not None:
+            origin: dict[str, Any] = {
+                "command": task.command,
+                "overrides": list(task.overrides),
+                "choices": task.choices,
+            }
+            if not folder.begun:
+                origin["test_closed"] = task.config["sweep"]["test"] != "all"
+            run_or_resume(task.config, origin, folder, stop, "sweep.name")
+        elif folder.finished() is None:
+            resume(folder, saved_config(folder, task.changes), stop)
+        else:
+            log.info("already finished")
+    except Stopped as error:
+        raise Stopped(f"{error}, or the whole sweep with: {task.again}", error.signal_number) from error
+    except Exception as error:
+        record_failure(folder, error, task.overrides)
+        return str(error)  # without its traceback, which holds model and data
+    finally:
+        gc.collect()  # before the next job takes memory
+    return ""
+
+
+def record_failure(folder: RunFolder, error: Exception, overrides: Sequence[str]) -> None:
+    """Say at once that a job failed, and leave it in its folder."""
+    reason = str(error) if isinstance(error, MclsError) else f"{type(error).__name__}: {error}"
+    log.error(f"failed: {reason}")
+    with contextlib.suppress(MclsError), folder.lock():  # a job that another process is at is not this one's
+        if not folder.about.exists():
+            folder.write_json(folder.about, {"overrides": list(overrides)})
+        if folder.finished() is None:
+            loaded = {"test_openings": folder.openings()}
+            folder.write_json(folder.result, {"status": "failed", "reason": reason, **loaded})
