@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 import torch
 
@@ -99,13 +99,13 @@ class Worker:
             start_new_session=True,  # Ctrl-C is for this process, which passes it on
             text=True,
         )
+        self.jobs, self.answers = cast(IO[str], self.process.stdin), cast(IO[str], self.process.stdout)
         self.listener = Thread(target=self.listen, daemon=True)
         self.listener.start()
 
     def listen(self) -> None:
         """Pass on the answers."""
-        assert self.process.stdout is not None
-        with self.process.stdout as answers:
+        with self.answers as answers:
             for line in answers:
                 self.ended.put((self, line))
         self.ended.put((self, ""))
@@ -114,9 +114,8 @@ class Worker:
         """Give it a job."""
         self.task = task
         with contextlib.suppress(BrokenPipeError):  # it is dead already, which `listen` finds
-            assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps(asdict(task), default=str) + "\n")
-            self.process.stdin.flush()
+            self.jobs.write(json.dumps(asdict(task), default=str) + "\n")
+            self.jobs.flush()
 
 
 class Parallel:
@@ -176,7 +175,7 @@ class Parallel:
         workers = [*self.busy, *self.idle]
         for worker in workers:
             with contextlib.suppress(BrokenPipeError):
-                worker.process.stdin.close()  # type: ignore[union-attr]  # which tells it to stop
+                worker.jobs.close()  # which tells it to stop
         deadline = time.monotonic() + PATIENCE
         for worker in workers:
             try:
