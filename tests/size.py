@@ -20,7 +20,7 @@ BUDGETS = {
     "config": 1185,
     "report": 605,
     "data": 1975,
-    "runs": 910,
+    "runs": 920,
     "metrics": 210,
     "models": 385,
     "losses": 65,

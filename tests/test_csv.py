@@ -630,7 +630,7 @@ def test_parquet_is_read_as_the_same_table_in_csv(tmp_path: Path, mcls: Callable
     assert torch.equal(inputs(found.train), inputs(expected.train))
     line = "dataset=csv dataset.path=t.parquet dataset.target=kind trainer.epochs=1 trainer.batch_size=8 outputs=out"
     assert mcls("train", *line.split(), "trainer.figures=false") == 0
-    (run,) = (tmp_path / "out" / "csv-mlp").iterdir()
+    (run,) = (tmp_path / "out" / "t-mlp").iterdir()
     for name in ("t.csv", "t.parquet"):
         assert mcls("predict", str(run), name, "--id", "id", "--output", f"{name}.out") == 0
     assert (tmp_path / "t.csv.out").read_text() == (tmp_path / "t.parquet.out").read_text()

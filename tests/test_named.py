@@ -99,6 +99,23 @@ def test_killed_and_typed_again_equals_whole(mcls: Main, tmp_path: Path) -> None
     assert result_of(folder.path)["weights_sha256"] == result_of(tmp_path / "outputs/whole")["weights_sha256"]
 
 
+def test_tags_and_notes(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are found again, do not make it another run, and are not taken over by --from."""
+    (tmp_path / "wine.csv").write_text("a,b,kind\n" + "".join(f"{i},{i % 3},{'xy'[i % 2]}\n" for i in range(60)))
+    keys = ("dataset=csv", "dataset.path=wine.csv", "dataset.target=kind", *QUICK)
+    assert mcls("train", *keys, "tags=[first,small]", "note='only a trial'") == 0
+    [folder] = (tmp_path / "outputs" / "wine-mlp").iterdir()
+    about = json.loads((folder / "run.json").read_text())["hyperparameters"]
+    assert (about["tags"], about["note"]) == ("first,small", "only a trial")
+    assert mcls("train", "--from", str(folder), "seed=1") == 0
+    for words, count in ((["tags=small"], 1), (["tags=none"], 0), (["note=only a trial"], 1)):
+        capsys.readouterr()
+        assert mcls("runs", *words, "--json", "--all") == 0
+        assert len(json.loads(capsys.readouterr().out)) == count
+    assert mcls("resume", str(folder), "tags=[kept]", "trainer.epochs=3") == 0
+    assert mcls("runs", "tags=kept", "--all") == 0 and "1 of 2 runs" in capsys.readouterr().err
+
+
 def torchrun(root: Path, launcher: tuple[str, ...], *lines: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "mcls", "train", *lines]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

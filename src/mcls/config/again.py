@@ -10,7 +10,7 @@ from mcls.config.saved import saved_config
 from mcls.config.schema import leaves
 from mcls.runs.folder import RunFolder, read_json
 
-OWN_KEYS = ("outputs", "name", "trust")  # what a new run's command line says anew
+OWN_KEYS = ("outputs", "name", "tags", "note", "trust")  # what a new run's command line says anew
 
 
 def as_override(value: Any) -> str:

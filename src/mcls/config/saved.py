@@ -45,6 +45,8 @@ RESUMABLE_KEYS = (
     "dataset.download",
     "cache",
     "trust",
+    "tags",
+    "note",
     "sweep.test",
     "sweep.max_jobs",
     "sweep.name",

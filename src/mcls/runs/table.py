@@ -23,7 +23,19 @@ HIGH_FIRST = ("accuracy", "f1_macro", "started")  # keys, or their endings, that
 TARGET = "._target_"
 BEGINS = re.compile(r"( {0,2})([\w-]+):")  # begins a line of config.yaml that is a group or a key
 # keys that do not change what is trained; the precision that counts is the one in run.json
-FREE = {"schema", "seed", "name", "outputs", "device", "precision", "threads", "trust", "dataset.download"}
+FREE = {
+    "schema",
+    "seed",
+    "name",
+    "tags",
+    "note",
+    "outputs",
+    "device",
+    "precision",
+    "threads",
+    "trust",
+    "dataset.download",
+}
 FREE |= {
     f"trainer.{key}" for key in ("log_every_steps", "checkpoint_every_seconds", "checkpoint_every_steps", "figures")
 }
@@ -230,6 +242,8 @@ class Filter:
         if found is None:
             return self.sign == "!="
         mine = found if isinstance(found, str) else json.dumps(found)
+        if self.key == "tags" and self.sign in ("=", "!="):
+            return (self.value in mine.split(",")) == (self.sign == "=")
         if numeric(mine) and numeric(self.value):
             return COMPARISONS[self.sign](float(mine), float(self.value))
         return COMPARISONS[self.sign](mine, self.value)

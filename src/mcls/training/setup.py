@@ -314,4 +314,6 @@ def hyperparameters(config: dict[str, Any], choices: dict[str, str]) -> dict[str
         for key, value in config[group].items():
             if key not in NOT_COMPARED and value is not None:
                 found[f"{group}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    found |= {"tags": ",".join(config["tags"])} if config["tags"] else {}
+    found |= {"note": config["note"]} if config["note"] else {}
     return found

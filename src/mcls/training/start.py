@@ -9,7 +9,7 @@ from mcls.config.compose import Request
 from mcls.config.saved import EXTENDABLE_KEYS, RESUMABLE_KEYS
 from mcls.config.schema import leaves, yaml_text
 from mcls.errors import RequestError
-from mcls.runs.folder import RunFolder, claim, read_yaml, relative, shell_path, timestamp
+from mcls.runs.folder import RunFolder, claim, read_yaml, relative, shell_path, slug, timestamp
 from mcls.runs.renamed import rename
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
@@ -46,8 +46,11 @@ def train_request(request: Request, command: str, stop: StopRequest) -> tuple[Ru
 
 
 def new_folder(request: Request, given: RunFolder | None) -> RunFolder:
-    """The folder that was given, or a new one, `outputs/<dataset>-<model>/<date>_<time>`."""
-    group = f"{request.choices['dataset']}-{request.choices['model']}"
+    """The folder that was given, or a new one, `outputs/<dataset or its file>-<model>/<date>_<time>`."""
+    choice, node = request.choices["dataset"], request.config["dataset"]
+    if choice in ("csv", "image_table", "image_folder"):  # many data sets have that choice
+        choice = slug(Path(str(node.get("path") or node.get("root") or choice)).stem)
+    group = f"{choice}-{request.choices['model']}"
     return given or claim(Path(request.config["outputs"]) / group, timestamp())
 
 
