@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1590,
-    "sweep": 730,
+    "sweep": 850,
     "inference": 1540,
     "training": 1945,
     "config": 1185,

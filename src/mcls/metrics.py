@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -118,6 +119,12 @@ class EvalAccumulator:
         self.count()
         empty = torch.zeros(0, dtype=torch.int64, device=self.device)
         return torch.cat([empty, *self.predicted]), torch.cat([empty.float(), *self.confidence])
+
+    def correct_bits(self) -> bytes:
+        """Which of the samples so far were right, a bit each, the first sample's the highest of the first byte."""
+        predicted, _ = self.predictions()
+        right = predicted == torch.cat([predicted[:0], *self.targets])
+        return np.packbits(right.cpu().numpy()).tobytes()
 
     @torch.inference_mode()
     def measure(self, world: World = SINGLE_PROCESS) -> "Metrics":

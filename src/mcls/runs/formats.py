@@ -36,6 +36,7 @@ RESULT: dict[str, Any] = {
     **{f"{key}?": ("null", {"accuracy?": "float|null"}) for key in ("val", "test")},
     "fingerprints?": {"*": ("null", {"samples": "count", "classes": "text", "inputs": "text"})},
     "weights_sha256?": "text",
+    "val_correct?": "text",
 }
 FINISHED = {
     **dict.fromkeys(("test_openings", "epochs", "best_epoch"), "count"),

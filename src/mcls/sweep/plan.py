@@ -9,10 +9,9 @@ from typing import Any
 
 from mcls.config.jobs import Base, Dimension, Job, Search
 from mcls.config.schema import leaves, yaml_text
-from mcls.errors import FolderError, RequestError, RunError, Stopped
+from mcls.errors import FolderError, RequestError, Stopped
 from mcls.runs.folder import RunFolder, job_name, read_json, relative, shell_path
 from mcls.runs.renamed import SCHEMA
-from mcls.system import text
 from mcls.system.files import publish, to_json
 
 log = logging.getLogger("mcls")
@@ -43,13 +42,18 @@ class Sweep:
     @property
     def resume_command(self) -> str:
         """What to type to go on with what is missing."""
-        words = shlex.split(self.command)
-        own = [word for word in words if word.startswith(("trust=", "launcher"))]
-        if self.search:  # whose next jobs are composed of the same files
-            own += [word for word in words if word.startswith("--config-dir=")]
-            for flag in ("--config-dir", "-cd"):
-                own += ["--config-dir", words[words.index(flag) + 1]] if flag in words[:-1] else []
+        own = [word for word in shlex.split(self.command) if word.startswith(("trust=", "launcher"))]
+        own += self.config_dirs if self.search else []  # its next jobs are composed of the same files
         return " ".join(["mcls resume", shell_path(relative(self.path)), *map(shlex.quote, own)])
+
+    @property
+    def config_dirs(self) -> list[str]:
+        """What was typed of folders of configuration files."""
+        words = shlex.split(self.command)
+        own = [word for word in words if word.startswith("--config-dir=")]
+        for flag in ("--config-dir", "-cd"):
+            own += ["--config-dir", words[words.index(flag) + 1]] if flag in words[:-1] else []
+        return own
 
     def write(self) -> None:
         """Publish sweep.json."""
@@ -106,71 +110,6 @@ class Sweep:
     def changed(self, overrides: Sequence[str]) -> list[str]:
         """The overrides of a job that are not the same for all."""
         return [line for line in overrides if line.split("=")[0].lstrip("+~") not in self.fixed]
-
-    def write_table(self) -> tuple[list[str], list[list[Any]]]:
-        """Publish the table of what has ended, best on val first: sweep.md and sweep.csv. Returns titles and rows."""
-        folders = [RunFolder(path.parent) for path in self.path.rglob("result.json")]
-        rows = sorted(map(self.row, folders), key=rank_key)
-        header = [
-            "job",
-            "changed",
-            "status",
-            "val accuracy",
-            "test accuracy",
-            "95 % interval",
-            "epochs",
-            "seconds",
-            "reason",
-        ]
-        shown = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
-        if not any(row[-1] for row in rows):
-            header, shown = header[:-1], [row[:-1] for row in shown]
-        titles = [f"{name} (selected on)" if name == "val accuracy" else name for name in header]
-        publish(self.path / "sweep.md", (text.markdown(titles, shown) + "\n").encode())
-        publish(self.path / "sweep.csv", text.comma_separated(header, shown).encode())
-        return titles, shown
-
-    def summarise(self) -> None:
-        """Write and print the table. Raises RunError when a job failed."""
-        titles, rows = self.write_table()
-        place = relative(self.path)
-        print(f"\n{text.plain_table(titles, rows)}\n")
-        print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {shell_path(place)}")
-        for status, said in (("failed", "failed"), ("stopped", "were stopped")):
-            if jobs := [row[0] for row in rows if row[2] == status]:
-                names = ", ".join(map(str, jobs))
-                raise RunError(
-                    f"{len(jobs)} of the sweep's jobs {said} ({names}), see the table. Again: {self.resume_command}"
-                )
-
-    def ranked(self) -> list[tuple[RunFolder, dict[str, Any]]]:
-        """The finished jobs with their results, the best on val first."""
-        folders = [RunFolder(path.parent) for path in self.path.rglob("result.json")]
-        finished = [(folder, result) for folder in folders if (result := folder.finished()) is not None]
-        return sorted(finished, key=lambda job: rank_key(self.row(job[0])))
-
-    def row(self, folder: RunFolder) -> list[Any]:
-        """Number, changes, status, val and test accuracy, its interval, epochs, seconds and reason of one job."""
-        result, about = read_json(folder.result), read_json(folder.about)
-        measured = [(result.get(split) or {}).get("accuracy") for split in ("val", "test")]
-        interval = (result.get("test") or {}).get("interval")
-        seconds = result.get("total_seconds")
-        number = folder.path.name.split("_")[0]
-        return [
-            int(number) if number.isdecimal() else folder.path.name,
-            " ".join(self.changed(about.get("overrides", []))),
-            result["status"],
-            *measured,
-            f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else None,
-            result.get("epochs"),
-            None if seconds is None else f"{seconds:.1f}",
-            result.get("reason"),
-        ]
-
-
-def rank_key(row: Sequence[Any]) -> tuple[bool, float, str]:
-    """What the rows of the table are sorted by: the best on val first, the first job of equal ones."""
-    return row[3] is None, -(row[3] or 0), f"{row[0]:>9}"
 
 
 def read_sweep(path: Path) -> Sweep:

@@ -12,6 +12,7 @@ from mcls.runs.folder import relative
 from mcls.sweep.executors import Executor
 from mcls.sweep.plan import Sweep
 from mcls.sweep.preflight import duration
+from mcls.sweep.table import summarise, write_table
 from mcls.sweep.task import Task, record_failure
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
@@ -105,7 +106,7 @@ class Driver:
         told(number)
         started = time.monotonic()
         if started - self.begun >= 20 * self.written:
-            self.plan.write_table()
+            write_table(self.plan)
             self.written += time.monotonic() - started
         self.tell_progress(number, reason)
 
@@ -149,14 +150,18 @@ def conclude(plan: Sweep, changes: Sequence[str], stop: StopRequest) -> None:
 
     What a job lacks is done once more from its last checkpoint: its folder first says that the test set is open.
     """
-    ranked = plan.ranked()
-    closed = [folder for folder, result in ranked if not result.get("test")]
-    which = saved_config(closed[0], changes)["sweep"]["test"] if closed else "none"
-    if which == "best" and (closed[0] is not ranked[0][0] or not ranked[0][1].get("val")):
+    settings = write_table(plan)
+    jobs = [[job for job in setting.repeats if job.status == "finished"] for setting in settings]
+    closed = [[job.folder for job in each if not job.result.get("test")] for each in jobs]
+    every = [folder for folders in closed for folder in folders]
+    which = saved_config(every[0], changes)["sweep"]["test"] if every else "none"
+    if which == "best" and not settings[0].measured("val"):
         which = "none"
-    for folder in {"none": [], "best": closed[:1], "all": closed}[which]:
+    for folder in {"none": [], "best": closed[0] if closed else [], "all": every}[which]:
         about = read_metadata(folder)
-        log.info(f"\n{relative(folder.path)}: the test set is opened{', best on val' if which == 'best' else ''}")
+        log.info(
+            f"\n{relative(folder.path)}: the test set is opened{', best setting on val' if which == 'best' else ''}"
+        )
         try:
             with folder.lock():
                 folder.write_json(folder.about, {**about, "test_closed": False})
@@ -165,4 +170,4 @@ def conclude(plan: Sweep, changes: Sequence[str], stop: StopRequest) -> None:
             raise plan.stopped(error) from error
         except Exception as error:
             record_failure(folder, error, about["overrides"])
-    plan.summarise()
+    summarise(plan)

@@ -293,7 +293,8 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
         progress.best_epoch = progress.epoch
     if trainer.best is None or trainer.best_is_new:  # or they are of an epoch that a limit cut short
         save_best(folder, parts.model.state_dict(), progress.best_epoch, parts.data)
-    val = measure_ranked(parts.val, parts.dataset.val).measure() if parts.val and parts.dataset.val else None
+    judged = measure_ranked(parts.val, parts.dataset.val) if parts.val and parts.dataset.val else None
+    val = judged.measure() if judged else None
     result: dict[str, Any] = {
         "status": "finished",
         "ended_by": f"trainer.{ended}",
@@ -303,6 +304,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
         "seconds": progress.seconds,
         "samples_per_second": progress.samples_and_seconds[0] / max(progress.samples_and_seconds[1], 1e-9),
         "val": val.report(classes, selected=True) if val else None,
+        "val_correct": judged.correct_bits().hex() if judged else "",
         "test": test.report(classes) if test else None,
         "test_openings": openings,
         "fingerprints": run_figures.fingerprints(parts.dataset.val, split),

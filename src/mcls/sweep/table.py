@@ -1,0 +1,268 @@
+"""The table of a sweep: one row per setting, its jobs (seeds) averaged, and what the data can't tell from the best."""
+
+import math
+import shlex
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from mcls.errors import FolderError, RunError
+from mcls.inference.compare import mcnemar
+from mcls.metrics import wilson
+from mcls.runs.folder import RunFolder, epochs_done, relative, shell_path, status_of
+from mcls.sweep.plan import Sweep
+from mcls.system import text
+from mcls.system.files import publish
+
+REPEATS = ("seed",)  # keys whose values are repeats of one setting
+LEVEL = 0.05  # adjusted p from which on a setting counts as tied with the best
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One job as the table sees it.
+
+    Args:
+        number: of the job.
+        key: what tells it from the other jobs of its setting, such as the seed.
+        folder, status, result: its run folder, one of runs.STATUSES, and what result.json says.
+        reason: why it failed, stopped or can't be read.
+    """
+
+    number: int
+    key: str
+    folder: RunFolder
+    status: str
+    result: dict[str, Any]
+    reason: str
+
+    def accuracy(self, split: str) -> float | None:
+        """Accuracy on `split`, None where the job is not finished or the split was not measured."""
+        return (self.result.get(split) or {}).get("accuracy") if self.status == "finished" else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The jobs that differ in REPEATS alone.
+
+    Args:
+        values: the swept keys and their values, as typed.
+        repeats: its jobs.
+    """
+
+    values: dict[str, str]
+    repeats: Sequence[Repeat]
+
+    def measured(self, split: str) -> list[float]:
+        """The accuracies of its jobs on `split`; one for each seed, which a search may have drawn twice."""
+        jobs = {repeat.key: found for repeat in self.repeats if (found := repeat.accuracy(split)) is not None}
+        return list(jobs.values())
+
+    def interval(self, split: str) -> Interval | None:
+        """95 % interval of the mean accuracy: Student's t over the jobs, Wilson's where one was measured."""
+        found = self.measured(split)
+        if len(found) > 1:
+            from scipy.special import stdtrit
+
+            half = float(stdtrit(len(found) - 1, 0.975)) * statistics.stdev(found) / math.sqrt(len(found))
+            return max(0.0, statistics.fmean(found) - half), min(1.0, statistics.fmean(found) + half)
+        for repeat in self.repeats:
+            if (accuracy := repeat.accuracy(split)) is not None:
+                count = repeat.result[split]["n"]
+                return wilson(round(accuracy * count), count)
+        return None
+
+    @property
+    def rank(self) -> tuple[bool, bool, float, int]:
+        """What settings are sorted by: all jobs finished, then the mean on val, then the number of the first job."""
+        found = self.measured("val")
+        whole = all(repeat.status == "finished" for repeat in self.repeats)
+        return not found, not whole, -statistics.fmean(found) if found else 0.0, self.repeats[0].number
+
+
+def read_settings(plan: Sweep) -> list[Setting]:
+    """The settings of a sweep as far as it has come, the best on val first."""
+    groups: dict[tuple[tuple[str, str], ...], list[Repeat]] = {}
+    for number, job in enumerate(plan.jobs):
+        pairs = [line.lstrip("+").partition("=") for line in plan.changed(job.overrides)]
+        setting = tuple((key, value) for key, _, value in pairs if key not in REPEATS)
+        key = " ".join(f"{key}={value}" for key, _, value in pairs if key in REPEATS)
+        groups.setdefault(setting, []).append(read_repeat(number, key, plan.folder(number)))
+    return sorted((Setting(dict(values), jobs) for values, jobs in groups.items()), key=lambda setting: setting.rank)
+
+
+def read_repeat(number: int, key: str, folder: RunFolder) -> Repeat:
+    """One job. Never raises for what is in its folder."""
+    try:
+        result = folder.read_result()
+        status = status_of(folder, result)
+        if status == "finished":
+            folder.finished()
+        else:
+            result = {**(result or {}), "epochs": epochs_done(folder.metrics)}
+        return Repeat(number, key, folder, status, result or {}, str((result or {}).get("reason") or ""))
+    except (FolderError, OSError) as error:
+        return Repeat(number, key, folder, "damaged", {}, str(error))
+
+
+def against_best(settings: Sequence[Setting]) -> list[str]:
+    """For each setting, whether its val accuracy can be told from that of the first, the best one.
+
+    p of a paired t-test over the seeds that both have, of McNemar's test on the same val samples where it is one seed;
+    Holm's (1979) correction over all settings.
+    """
+    if not settings or not settings[0].measured("val"):
+        return [""] * len(settings)
+    tests = {index: paired(settings[0], other) for index, other in enumerate(settings) if index}
+    adjusted = holm({index: p for index, p in tests.items() if p is not None})
+    words = ["best"]
+    for index, other in enumerate(settings[1:], start=1):
+        p = adjusted.get(index)
+        unknown = "not compared" if other.measured("val") else ""
+        words.append(unknown if p is None else f"{'tied' if p >= LEVEL else 'worse'} (p = {p:.2g})")
+    return words
+
+
+def paired(best: Setting, other: Setting) -> float | None:
+    """Two-sided p of the paired comparison of two settings on val; None where they have nothing to pair."""
+    first, second = (
+        {job.key: job for job in each.repeats if job.accuracy("val") is not None} for each in (best, other)
+    )
+    pairs = [(first[key], second[key]) for key in first if key in second]
+    if len(pairs) > 1:
+        return paired_t([(one.accuracy("val") or 0.0) - (two.accuracy("val") or 0.0) for one, two in pairs])
+    for one, two in pairs:
+        a, b = (correct_bits(job.result) for job in (one, two))
+        seen = [(job.result.get("fingerprints") or {}).get("val") for job in (one, two)]
+        if a is not None and b is not None and seen[0] == seen[1]:
+            return mcnemar((a & ~b).bit_count(), (b & ~a).bit_count())
+    return None
+
+
+def paired_t(differences: Sequence[float]) -> float:
+    """Two-sided p of Student's t-test that the mean of two or more differences is 0."""
+    mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
+    if deviation == 0:
+        return 0.0 if mean else 1.0
+    from scipy.special import stdtr
+
+    count = len(differences)
+    return 2 * float(stdtr(count - 1, -abs(mean) * math.sqrt(count) / deviation))
+
+
+def correct_bits(result: dict[str, Any]) -> int | None:
+    """Which val samples a run had right, a bit each; None of a run that did not record it."""
+    try:
+        return int(result["val_correct"], 16)
+    except (KeyError, ValueError):
+        return None
+
+
+def holm(tests: dict[int, float]) -> dict[int, float]:
+    """p-values adjusted by Holm's method for how many there are."""
+    adjusted, largest = {}, 0.0
+    for place, (index, p) in enumerate(sorted(tests.items(), key=lambda test: test[1])):
+        largest = max(largest, min(1.0, (len(tests) - place) * p))
+        adjusted[index] = largest
+    return adjusted
+
+
+def write_table(plan: Sweep) -> list[Setting]:
+    """Leave the table of a sweep, as far as it has come, in sweep.md and sweep.csv. Returns its settings."""
+    settings = read_settings(plan)
+    header, rows = table_of(settings)
+    publish(plan.path / "sweep.csv", text.comma_separated(header, rows).encode())
+    publish(plan.path / "sweep.md", f"{text.markdown(*filled(header, rows))}\n{notes(plan, settings)}".encode())
+    return settings
+
+
+def table_of(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of the table, every column."""
+    keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
+    header = ["jobs", *keys, "n", "val accuracy", "val sd", "val interval", "against the best"]
+    header += ["test accuracy", "test sd", "test interval", "epochs", "seconds", "status", "reason"]
+    rows = []
+    for setting, word in zip(settings, against_best(settings), strict=True):
+        values, repeats = setting.values, setting.repeats
+        count = max(len(setting.measured("val")), len(setting.measured("test")))
+        line: list[Any] = [" ".join(str(repeat.number) for repeat in repeats), *(values.get(key) for key in keys)]
+        rows.append([*line, count or None, *cells_of(setting, "val"), word, *cells_of(setting, "test")])
+        rows[-1] += [average(repeats, "epochs", 1), average(repeats, "total_seconds", 2), *ends(repeats)]
+    return header, rows
+
+
+def cells_of(setting: Setting, split: str) -> list[str]:
+    """Mean, standard deviation and interval of the accuracy on a split."""
+    found, bounds = setting.measured(split), setting.interval(split)
+    mean, deviation = found and statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
+    interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
+    return [f"{mean:.4f}" if found else "", text.decimals(deviation), interval]
+
+
+def average(repeats: Sequence[Repeat], key: str, digits: int) -> str:
+    """The mean of what the results say of `key`."""
+    found = [value for repeat in repeats if (value := repeat.result.get(key)) is not None]
+    return f"{round(statistics.fmean(found), digits):g}" if found else ""
+
+
+def ends(repeats: Sequence[Repeat]) -> list[str]:
+    """How the jobs of a setting ended, and why those that did not finish."""
+    kinds = {status: len(list(jobs)) for status, jobs in groupby(sorted(repeat.status for repeat in repeats))}
+    said = ", ".join(f"{count} {status}" if len(kinds) > 1 else status for status, count in kinds.items())
+    jobs = [repeat for repeat in repeats if repeat.reason]
+    reason = "" if not jobs else jobs[0].reason if len(repeats) == 1 else f"job {jobs[0].number}: {jobs[0].reason}"
+    return [said, f"{reason} (and {len(jobs) - 1} more)" if len(jobs) > 1 else reason]
+
+
+def filled(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """The columns that say something, for people."""
+    kept = [place for place in range(len(header)) if any(row[place] not in (None, "") for row in rows)]
+    names = [f"{header[place]} (selected on)" if header[place] == "val accuracy" else header[place] for place in kept]
+    return names, [[row[place] for place in kept] for row in rows]
+
+
+def notes(plan: Sweep, settings: Sequence[Setting]) -> str:
+    """What the table's words mean, and the command of the best setting."""
+    if not settings or not settings[0].measured("val"):
+        return ""
+    said = ""
+    if len(settings) > 1:
+        said = (
+            "\nThe best setting was selected on val, so its val accuracy is too high on average. tied: val can't tell "
+            f"it from the best (Holm-adjusted p >= {LEVEL}; paired over seeds, or McNemar's test for one).\n"
+        )
+    return f"{said}\nThe best setting again:\n\n    {command_of(plan, settings[0])}\n"
+
+
+def command_of(plan: Sweep, setting: Setting) -> str:
+    """What to type to train a setting anew, with all its seeds."""
+    lines = [
+        line
+        for line in plan.jobs[setting.repeats[0].number].overrides
+        if not line.startswith(("sweep.", "hydra.", "launcher"))
+    ]
+    jobs = [plan.jobs[repeat.number].overrides for repeat in setting.repeats]
+    for index, line in enumerate(lines):
+        key = line.partition("=")[0]
+        values = [each.partition("=")[2] for job in jobs for each in job if each.partition("=")[0] == key]
+        if key in REPEATS and len(jobs) > 1:
+            lines[index] = f"{key}={','.join(dict.fromkeys(values))}"
+    return shlex.join(["mcls", "train", *(["-m"] if len(jobs) > 1 else []), *plan.config_dirs, *lines])
+
+
+def summarise(plan: Sweep) -> None:
+    """Write and print the table of a sweep. Raises RunError when a job failed or was stopped."""
+    settings = write_table(plan)
+    place = relative(plan.path)
+    print(f"\n{text.plain_table(*filled(*table_of(settings)))}\n{notes(plan, settings)}")
+    print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {shell_path(place)}")
+    jobs = sorted((repeat for setting in settings for repeat in setting.repeats), key=lambda repeat: repeat.number)
+    for status, said in (("failed", "failed"), ("stopped", "were stopped")):
+        if numbers := [str(repeat.number) for repeat in jobs if repeat.status == status]:
+            raise RunError(
+                f"{len(numbers)} of the sweep's jobs {said} ({', '.join(numbers)}), see the table. "
+                f"Again: {plan.resume_command}"
+            )
