@@ -34,6 +34,7 @@ SETTINGS = partial(
     monitor="accuracy",
     ema=None,
     accumulate=1,
+    oom="error",
     max_steps=None,
     max_minutes=None,
     tta=None,

@@ -37,6 +37,7 @@ RESUMABLE_KEYS = (
     "trainer.checkpoint_every_steps",
     "trainer.workers",
     "trainer.devices",
+    "trainer.oom",
     "trainer.data_on_device",
     "trainer.figures",
     "dataset.root",

@@ -27,7 +27,7 @@ LAST = {
     "scaler": {"*": "float"},
     "progress": {
         **dict.fromkeys(("epoch", "step", "batch"), "count"),
-        **{f"{key}?": "count" for key in ("correct", "seen", "best_epoch", "waited")},
+        **{f"{key}?": "count" for key in ("correct", "seen", "best_epoch", "waited", "pieces")},
         "window": ["float"],
         **{key: ["float"] for key in ("best?", "samples_and_seconds?")},
         "*": "float",

@@ -34,6 +34,11 @@ def check_components(
         raise RequestError(
             "trainer.patience: requires a validation split. Raise dataset.val_fraction, or set it to null."
         )
+    if settings["oom"] == "accumulate" and settings["devices"] > 1:
+        raise RequestError(
+            f"trainer.oom: accumulate is for one process, got trainer.devices={settings['devices']}. Set "
+            "trainer.accumulate."
+        )
     check_model(model, config["model"]["_target_"], shape, num_classes, device)
     if settings["monitor"] == "top_k" and config["evaluate"]["top_k"] >= num_classes:
         raise RequestError(f"evaluate.top_k: must be less than the {num_classes} classes if trainer.monitor is top_k.")

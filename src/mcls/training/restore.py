@@ -68,7 +68,12 @@ def fitted(state: dict[str, Any], trainer: Trainer, batches: int) -> dict[str, A
     if progress.step != progress.epoch * batches + progress.batch or progress.batch > batches:
         raise ValueError("its steps are not those of its epochs")
     best = (bool(progress.best), progress.best_epoch > 0, state["best"] is not None)
-    if (progress.batch > 0) != (progress.seen > 0) or len(set(best)) > 1 or progress.best_epoch > progress.epoch:
+    if (
+        (progress.batch > 0) != (progress.seen > 0)
+        or len(set(best)) > 1
+        or progress.best_epoch > progress.epoch
+        or progress.pieces < 1
+    ):
         raise ValueError("its progress makes no sense")
     if [len(progress.best), len(progress.window), len(progress.samples_and_seconds)] not in ([0, 3, 2], [2, 3, 2]):
         raise ValueError("its progress makes no sense")

@@ -301,6 +301,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "steps": progress.step,
+        **({"pieces": progress.pieces} if progress.pieces > 1 else {}),  # of trainer.oom=accumulate
         "seconds": progress.seconds,
         "samples_per_second": progress.samples_and_seconds[0] / max(progress.samples_and_seconds[1], 1e-9),
         "val": val.report(classes, selected=True) if val else None,

@@ -18,6 +18,7 @@ class Settings:
     grad_clip_norm: float | None
     ema: float | None
     accumulate: int
+    oom: str
     max_steps: int | None
     max_minutes: float | None
     tta: str | None
@@ -63,6 +64,7 @@ class Progress:
     best: list[float] = field(default_factory=list)  # the best epoch's value, larger is better; then minus its loss
     best_epoch: int = 0
     waited: int = 0  # epochs since the best one
+    pieces: int = 1  # that a batch is computed in because it takes too much memory otherwise
 
     def count(self, losses: Sequence[float], sizes: Sequence[int], correct: int, seconds: float) -> None:
         """Add steps, done in `seconds`: the loss and the samples of each, and how many samples were right in all."""

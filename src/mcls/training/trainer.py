@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from mcls.system.device import rng_states, set_rng_states
 from mcls.system.distributed import SINGLE_PROCESS, World, loss_mass
 from mcls.training.average import WeightAverage
 from mcls.training.graph import GraphedStep
+from mcls.training.memory import compute_in_memory
 from mcls.training.optim import LRScheduler, not_finite, raw_step, train_mode
 from mcls.training.precision import autocast, evaluate_loader
 from mcls.training.state import MetricWriter, Progress, Settings, epoch_line, epoch_record
@@ -64,17 +66,15 @@ class Trainer:
         cuda_graph: bool = False,
     ) -> None:
         self.model, self.loss, self.optimizer, self.rates, self.settings = model, loss, optimizer, rates, settings
-        self.num_classes, self.class_weights = num_classes, class_weights
-        self.device, self.precision = device, precision
-        self.recorder, self.save, self.stop, self.world = recorder, save, stop, world
+        self.num_classes, self.class_weights, self.device = num_classes, class_weights, device
+        self.precision, self.recorder, self.save, self.stop, self.world = precision, recorder, save, stop, world
         world.broadcast([*model.parameters(), *model.buffers()])
         self.asked = 0  # the signal that all processes agreed to stop for
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.graphed = GraphedStep(raw_step(optimizer), optimizer) if cuda_graph else None
         self.step = raw_step(optimizer) if self.graphed is None else self.graphed.optimizer_step
         self.average = None if settings.ema is None else WeightAverage(model, settings.ema)
-        self.progress = Progress()
-        self.running = RunningLoss()
+        self.progress, self.running = Progress(), RunningLoss()
         self.best: dict[str, Any] | None = None
         self.best_is_new, self.last_loss = False, math.nan
         self.saved_at = self.flushed_at = time.monotonic()
@@ -136,10 +136,8 @@ class Trainer:
     def update(self, inputs: Tensor, targets: Tensor, size: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """One optimizer step on this process's part of a batch of `size` samples. Returns loss and logits."""
         share = self.world.loss_share(targets, size, self.class_weights)
-        if self.settings.accumulate == 1:
-            loss, logits = self.backward(inputs, targets, share)
-        else:
-            loss, logits = self.accumulate(inputs, targets, share, batch_size)
+        compute = partial(self.gradients, inputs, targets, share, batch_size)
+        loss, logits = compute_in_memory(compute, batch_size, self.progress, self.settings, self.optimizer, self.world)
         self.world.add_gradients(self.model.parameters())
         if self.settings.grad_clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -166,11 +164,13 @@ class Trainer:
         self.scaler.scale(loss).backward()
         return loss.detach(), logits.detach()
 
-    def accumulate(
+    def gradients(
         self, inputs: Tensor, targets: Tensor, share: Tensor | float | None, batch_size: int
     ) -> tuple[Tensor, Tensor]:
-        """`backward` in pieces of `batch_size / trainer.accumulate` samples, of all processes together, at most."""
-        pieces = -(-len(targets) // -(-batch_size // (self.settings.accumulate * self.world.size)))
+        """`backward`, of a batch of up to `batch_size` samples of all processes together, in pieces if asked."""
+        if (number := self.settings.accumulate * self.progress.pieces) == 1:
+            return self.backward(inputs, targets, share)
+        pieces = -(-len(targets) // -(-batch_size // (number * self.world.size)))
         found: list[tuple[Tensor, Tensor]] = []
         whole = loss_mass(targets, self.class_weights)
         for part, truth in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
