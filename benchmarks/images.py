@@ -1,6 +1,6 @@
-"""Images a second of one epoch: mcls, cold and from its cache, and torchvision's ImageFolder with a DataLoader.
+"""Images a second of one epoch: mcls, cold, warm and from its cache, torchvision's ImageFolder and DataLoader, timm.
 
-    python benchmarks/images.py [--each 1000] [--workers 2]
+    python benchmarks/images.py [--each 1000] [--workers 2] [--rounds 2]
 
 JPEGs of 500 x 375 are made, in four classes; each is resized and cropped to 224 x 224. mcls's figures include a look at
 every file and the statistics of the data set.
@@ -8,10 +8,13 @@ every file and the statistics of the data set.
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,13 +38,17 @@ def write_images(folder: Path, each: int) -> None:
             small.resize((500, 375), Image.Resampling.BICUBIC).save(folder / name / f"{number}.jpg", quality=90)
 
 
-def ours(folder: Path, cache: str | None) -> int:
-    """Samples of an epoch of mcls's."""
+def ours(folder: Path, cache: str | None) -> Loader:
+    """A loader of mcls's."""
     with checker() as check:
         config = check.check(["dataset=image_folder", f"dataset.root={folder}", *KEYS], False).config
     found = build("dataset", config["dataset"], cache=cache)
-    loader = Loader(found.train, 128, CPU, Normalise(found.mean, found.std, CPU), seed=0)
-    return sum(len(targets) for _, targets in loader.epoch(0))
+    return Loader(found.train, 128, CPU, Normalise(found.mean, found.std, CPU), seed=0)
+
+
+def served(loader: Loader, epoch: int = 0) -> int:
+    """Samples of an epoch of it."""
+    return sum(len(targets) for _, targets in loader.epoch(epoch))
 
 
 def torchvisions(folder: Path, workers: int) -> int:
@@ -52,6 +59,17 @@ def torchvisions(folder: Path, workers: int) -> int:
     steps = [ops.Resize(256), ops.CenterCrop(224), ops.ToTensor(), ops.Normalize([0.5] * 3, [0.25] * 3)]
     images = datasets.ImageFolder(folder, ops.Compose(steps))
     loader = torch.utils.data.DataLoader(images, 128, shuffle=True, num_workers=workers)
+    return sum(len(targets) for _, targets in loader)
+
+
+def timms(folder: Path, workers: int) -> int:
+    """Samples of an epoch of timm's, prepared as for validation."""
+    from timm.data.dataset_factory import create_dataset
+    from timm.data.loader import create_loader
+
+    images = create_dataset("", str(folder))
+    how: dict[str, Any] = {"crop_pct": 0.875, "interpolation": "bilinear", "num_workers": workers, "device": CPU}
+    loader = create_loader(images, (3, 224, 224), 128, use_prefetcher=False, **how)
     return sum(len(targets) for _, targets in loader)
 
 
@@ -69,14 +87,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--each", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder, cache = Path(place) / "images", str(Path(place) / "cache")
         write_images(folder, given.each)
-        timed(f"torchvision, {given.workers} workers", lambda: torchvisions(folder, given.workers))
-        timed("mcls, cold", lambda: ours(folder, None))
-        timed("mcls, filling the cache", lambda: ours(folder, cache))
-        timed("mcls, from the cache", lambda: ours(folder, cache))
+        for _ in range(given.rounds):
+            timed(f"torchvision, {given.workers} workers", lambda: torchvisions(folder, given.workers))
+            timed(f"timm, {given.workers} workers", lambda: timms(folder, given.workers))
+            timed("mcls, cold", lambda: served(ours(folder, None)))
+            shutil.rmtree(cache, ignore_errors=True)
+            timed("mcls, filling the cache", lambda: served(ours(folder, cache)))
+            timed("mcls, from the cache", lambda: served(ours(folder, cache)))
+            loader = ours(folder, cache)
+            timed("mcls, a later epoch", partial(served, loader, 1))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ BUDGETS = {
     "models": 385,
     "losses": 65,
     "schedules": 30,
-    "augmentations": 120,
+    "augmentations": 130,
     "mixing": 50,
     "ranks": 100,
     "system": 450,

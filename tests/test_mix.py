@@ -1,8 +1,10 @@
 """Augmentations of whole pictures, mixing of samples, and losses with soft targets."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from mcls.augmentations import (
     rand_augment,
     resample,
     trivial_augment,
+    turn_hue,
 )
 from mcls.data.loader import Loader, Normalise
 from mcls.data.types import Split
@@ -28,8 +31,8 @@ from mcls.system.distributed import World
 
 Main = Callable[..., int]
 CPU = torch.device("cpu")
-OFF = Standard((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-ALL = Standard((0.3, 1.0), (0.75, 1.33), 0.5, 30.0, 0.4, 0.4, 0.4, 0.5)
+OFF = Standard((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+ALL = Standard((0.3, 1.0), (0.75, 1.33), 0.5, 30.0, 0.4, 0.4, 0.4, 0.5, 0.1)
 
 
 def images(channels: int = 3, count: int = 16) -> Tensor:
@@ -58,7 +61,7 @@ def test_a_sample_comes_out_the_same_in_any_batch(augment: Standard | Cutout | P
 def test_standard_with_everything_off_changes_nothing_and_a_sure_flip_flips() -> None:
     batch = images()
     assert torch.equal(OFF(batch, uniforms()), batch)
-    flipped = Standard((1.0, 1.0), (1.0, 1.0), 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    flipped = Standard((1.0, 1.0), (1.0, 1.0), 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     assert torch.equal(flipped(batch, uniforms()), batch.flip(-1))
 
 
@@ -200,3 +203,25 @@ def test_data_check_draws_augmented_samples(mcls: Main, tmp_path: Path, capsys: 
     told = "mcls: --augment: augment=none changes nothing. Choose one, such as augment=standard.\n"
     assert capsys.readouterr().err.endswith(told)
     assert mcls(*keys[:3], "--augment") == 2
+
+
+def test_turned_colours_keep_their_luma_and_greys() -> None:
+    """A whole turn is none, opposite turns undo each other; the numbers of the other keys stay."""
+    random = torch.Generator().manual_seed(0)
+    images = 255 * torch.rand(5, 3, 6, 7, generator=random)
+    turn = torch.linspace(-3, 3, 5)
+    turned = turn_hue(images, turn)
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    torch.testing.assert_close((turned * luma).sum(1), (images * luma).sum(1), rtol=1e-3, atol=0.05)
+    assert (turned - images).abs().amax() > 20
+    torch.testing.assert_close(turn_hue(turned, -turn), images, rtol=1e-3, atol=0.05)
+    torch.testing.assert_close(turn_hue(images, torch.full((5,), 2 * math.pi)), images, rtol=1e-3, atol=0.05)
+    greys = images[:, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(turn_hue(greys, turn), greys, rtol=1e-2, atol=0.1)
+    assert torch.equal(turn_hue(images[:, :1], turn), images[:, :1])
+    keys: dict[str, Any] = {"scale": (0.4, 1), "ratio": (0.75, 1.3), "flip": 0.5, "rotation": 9, "brightness": 0.2}
+    plain, hued = (Standard(**keys, contrast=0.2, saturation=0.2, hue=hue, erase=0.5) for hue in (0.0, 1e-9))
+    assert (plain.draws, hued.draws) == (14, 15)
+    uniforms = torch.rand(5, 15, generator=random)
+    difference = plain(images.byte(), uniforms[:, :14]).int() - hued(images.byte(), uniforms).int()
+    assert difference.abs().max() <= 1

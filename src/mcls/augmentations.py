@@ -99,6 +99,7 @@ class Standard:
         flip, erase: probabilities of a horizontal flip, and that a rectangle (2 to 33 % of the area) is erased.
         rotation: largest angle in degrees, either way.
         brightness, contrast, saturation: each is multiplied by a factor of up to this much more or less than 1.
+        hue: largest turn of the colours, either way, a fraction of the whole circle.
     """
 
     scale: Sequence[float]
@@ -109,7 +110,12 @@ class Standard:
     contrast: float
     saturation: float
     erase: float
-    draws: int = 14
+    hue: float
+
+    @property
+    def draws(self) -> int:
+        """Random numbers for each sample."""
+        return 14 + (self.hue > 0)
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """Each uniform is for one choice; a key that is off leaves the numbers of the others as they are."""
@@ -124,11 +130,25 @@ class Standard:
         found = resample(images.float(), (width * mirrored, height), centre, turn)
         spreads = (self.brightness, self.contrast, self.saturation)
         found = jitter(found, *(1 + (2 * drawn - 1) * most for drawn, most in zip(factors, spreads, strict=True)))
-        chosen, area, shape, row, column = uniforms[:, 9:].unbind(1)
+        if self.hue > 0:
+            found = turn_hue(found, 2 * math.pi * (2 * uniforms[:, 14] - 1) * self.hue)
+        chosen, area, shape, row, column = uniforms[:, 9:14].unbind(1)
         side, root = (0.02 + 0.31 * area).sqrt(), torch.exp((2 * shape - 1) * math.log(3.3) / 2)
         inside = box(images, side / root, side * root, row, column)
         found = erase(found, inside & (chosen < self.erase)[:, None, None, None])
         return found.round().clamp(0, 255).to(images.dtype)
+
+
+def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Float images (N, C, H, W), their colours turned by angles (N,) in radians, in YIQ: luma and greys stay."""
+    if images.shape[1] != 3:
+        return images
+    yiq = images.new_tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    cos, sin = turn.cos(), turn.sin()
+    zero, one = torch.zeros_like(turn), torch.ones_like(turn)
+    turned = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
+    matrices: Tensor = torch.linalg.inv(yiq) @ turned @ yiq
+    return (matrices @ images.flatten(2)).view_as(images)
 
 
 def resample(images: Tensor, half: tuple[Tensor, Tensor], centre: tuple[Tensor, Tensor], turn: Tensor) -> Tensor:

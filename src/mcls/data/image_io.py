@@ -78,7 +78,8 @@ def formats() -> list[str]:
     Image.init()
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
-    return [name for name in Image.ID if name not in UNSAFE]
+    known = [name for name in Image.ID if name not in UNSAFE]
+    return sorted(known, key=lambda name: name not in ("JPEG", "PNG"))  # Pillow tries them in this order
 
 
 def is_picture(path: Path) -> bool:
