@@ -610,7 +610,7 @@ def test_a_folder_with_a_val_of_its_own_is_searched_on_it(mcls: Main, tmp_path: 
                 Image.new("RGB", (8, 8), (30 * number, 20 if name == "a" else 200, 0)).save(folder / f"{number}.png")
     lines = ["dataset=image_folder", "dataset.root=pictures", "dataset.size=8", "model=linear-softmax"]
     lines += ["dataset.val_fraction=0", "trainer.batch_size=4", "trainer.epochs=1", "trainer.figures=false"]
-    assert mcls("train", "-m", *lines, "seed=0,1") == 0
+    assert mcls("train", "-m", *lines, "optimizer.lr=0.1,0.01") == 0  # two settings
     assert sorted(loaded(tmp_path).values()) == [(0, False), (1, True)]
 
 
