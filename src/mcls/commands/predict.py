@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
         batches = classified(model, options, counter)
         path = options.output
         with contextlib.nullcontext(sys.stdout) if path is None else replacing(path, "x", "utf-8") as file:
-            begun = list(islice(batches, 1))  # what is wrong with all of the input is said before anything is written
+            begun = list(islice(batches, 1))  # errors in all of the input are reported before anything is written
             if not begun:
                 raise DataError(nothing(model, options, counter))
             found = chain(begun, batches)

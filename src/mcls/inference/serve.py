@@ -264,7 +264,7 @@ async def refused(request: Request, error: HTTPException) -> Response:
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """The answer to a request on which the model failed, which is said on the terminal."""
+    """The answer to a request on which the model failed; the error is logged on the terminal."""
     log.error(f"{request.url.path}: the model failed ({type(error).__name__}: {clean(str(error))}).")
     return JSONResponse({"error": f"the model failed ({type(error).__name__})."}, 500)
 

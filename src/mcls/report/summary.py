@@ -1,4 +1,4 @@
-"""What is told of a run: the lines it prints at its end, its epochs, its most confused classes."""
+"""The summary of a run: the lines it prints at its end, its epochs, its most confused classes."""
 
 import re
 from collections.abc import Sequence

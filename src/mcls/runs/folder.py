@@ -42,7 +42,7 @@ class RunFolder:
         self.previous = path / "previous.pt"  # the one before it
         self.best = path / "best.pt"  # the selected weights
         self.figures = path / "figures"  # PNG files
-        self.log = path / "train.log"  # what was said, with times
+        self.log = path / "train.log"  # the log, with times
         checkpoints = [self.last, self.previous, self.best]
         self.files = [*checkpoints, self.config, self.about, self.metrics, self.result, self.log, path / "lock"]
         self.name = f"{path.parent.name}/{path.name}"  # as TensorBoard shows it

@@ -24,7 +24,7 @@ from mcls.system.signals import StopRequest
 from mcls.training.setup import DEFAULT_THREADS
 
 POLL = 0.05  # seconds between two looks for a signal
-PATIENCE = 9.0  # seconds that a process that is told to stop has to save its run
+PATIENCE = 9.0  # seconds that a process has to save its run and end
 
 Outcome = tuple[int, str]  # number of a job that ended, and why it failed
 

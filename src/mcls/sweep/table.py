@@ -190,7 +190,7 @@ def table_of(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
         count = max(len(setting.measured("val")), len(setting.measured("test")))
         line: list[Any] = [" ".join(str(repeat.number) for repeat in repeats), *(values.get(key) for key in keys)]
         rows.append([*line, count or None, *cells_of(setting, "val"), word, *cells_of(setting, "test")])
-        rows[-1] += [average(repeats, "epochs", 1), average(repeats, "total_seconds", 2), *ends(repeats)]
+        rows[-1] += [mean_cell(repeats, "epochs", 1), mean_cell(repeats, "total_seconds", 2), *ends(repeats)]
     return header, rows
 
 
@@ -202,7 +202,7 @@ def cells_of(setting: Setting, split: str) -> list[str]:
     return [f"{mean:.4f}" if found else "", text.decimals(deviation), interval]
 
 
-def average(repeats: Sequence[Repeat], key: str, digits: int) -> str:
+def mean_cell(repeats: Sequence[Repeat], key: str, digits: int) -> str:
     """The mean of what the results say of `key`."""
     found = [value for repeat in repeats if (value := repeat.result.get(key)) is not None]
     return f"{round(statistics.fmean(found), digits):g}" if found else ""

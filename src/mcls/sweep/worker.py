@@ -20,12 +20,12 @@ from mcls.system.console import console
 from mcls.system.signals import StopRequest
 
 
-def main(logs: Path) -> int:
+def run_worker(logs: Path) -> int:
     """Run jobs until a signal comes or standard input ends. Returns the exit status, 128 and the signal's number."""
     answer, sys.stdout = sys.stdout, sys.stderr
     lines: SimpleQueue[str] = SimpleQueue()
     with console(), StopRequest() as stop:
-        Thread(target=listen, args=(lines,), daemon=True).start()
+        Thread(target=read_jobs, args=(lines,), daemon=True).start()
         while True:
             values = json.loads(lines.get())
             with (logs / f"{values['number']}.txt").open("ab") as file:
@@ -39,7 +39,7 @@ def main(logs: Path) -> int:
             answer.flush()
 
 
-def listen(lines: "SimpleQueue[str]") -> None:
+def read_jobs(lines: "SimpleQueue[str]") -> None:
     """Pass on the lines of standard input; at its end ask this process to stop, as SIGTERM does."""
     for line in sys.stdin:
         lines.put(line)
@@ -47,4 +47,4 @@ def listen(lines: "SimpleQueue[str]") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(run_worker(Path(sys.argv[1])))
