@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configuration_page import PAGE, page
 from mcls.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,10 @@ def test_the_readme_is_short_and_names_every_page() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert len(readme.splitlines()) <= 200
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []
+
+
+def test_the_page_of_the_keys_is_current() -> None:
+    assert PAGE.read_text("utf-8") == page(), "python tests/configuration_page.py --update"
 
 
 def train_commands() -> list[str]:

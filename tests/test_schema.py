@@ -120,6 +120,15 @@ def test_every_key_has_a_rule_a_comment_and_a_fitting_default(path: Path) -> Non
     assert set(rules) >= set(keys_of(path))
 
 
+def test_an_explanation_goes_on_over_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("# The file.\n# (int > 0) how many of them,\n# in all\nfirst: 1\n# (bool) whether\nsecond: true\n")
+    assert read_constraints(path) == {
+        "first": Constraint("int > 0", "how many of them, in all"),
+        "second": Constraint("bool", "whether"),
+    }
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_have_a_header_and_set_known_keys_within_their_rules(path: Path) -> None:
     text = path.read_text("utf-8")

@@ -161,14 +161,17 @@ def read_constraints(path: Path, roots: Sequence[Path] = ()) -> dict[str, Constr
             indent, name = len(found[1]), found[2]
             parents = [entry for entry in parents if entry[0] < indent] + [(indent, name)]
             key = ".".join(entry[1] for entry in parents)
-            texts = [rule for rule in map(CONSTRAINT.match, comment) if rule]
-            if comment and comment[0].lstrip().startswith("# (") and not texts:
+            begin, rule = next(
+                ((at, rule) for at, line in enumerate(comment) if (rule := CONSTRAINT.match(line))), (0, None)
+            )
+            if comment and comment[0].lstrip().startswith("# (") and not rule:
                 raise RequestError(
                     f"{path}, line {number - len(comment)}: {comment[0].strip()!r} is no constraint. "
                     "Write the closing parenthesis and a description: # (float > 0) learning rate"
                 )
-            if texts:
-                rules[key] = Constraint(texts[0][1], texts[0][2])
+            if rule:
+                rest = [line.strip("# ") for line in comment[begin + 1 :]]
+                rules[key] = Constraint(rule[1], " ".join([rule[2], *rest]))
             else:
                 rules.setdefault(key, Constraint())
         comment = []
