@@ -23,7 +23,7 @@ BUDGETS = {
     "runs": 920,
     "metrics": 210,
     "models": 385,
-    "losses": 65,
+    "losses": 75,
     "schedules": 30,
     "augmentations": 130,
     "mixing": 50,

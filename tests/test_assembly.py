@@ -74,6 +74,14 @@ class Sum(nn.CrossEntropyLoss):
         super().__init__(reduction="sum")
 
 
+class Few(nn.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__(reduction="none")
+
+    def forward(self, logits, targets):
+        return super().forward(logits, targets).mean()
+
+
 class Focal(nn.Module):
     def __init__(self, counts, reduction="mean", gamma=2.0):
         super().__init__()
@@ -82,7 +90,8 @@ class Focal(nn.Module):
 
     def forward(self, logits, targets):
         losses = nn.functional.cross_entropy(logits, targets, self.weight, reduction="none")
-        return getattr(((1 - (-losses).exp()) ** self.gamma * losses), self.reduction)()
+        focal = (1 - (-losses).exp()) ** self.gamma * losses
+        return focal if self.reduction == "none" else getattr(focal, self.reduction)()
 
 
 def focal(logits, targets, gamma):
@@ -126,12 +135,18 @@ CASES = [
         "The size of tensor a (4) must match the size of tensor b (2) at non-singleton dimension 1.",
     ),
     ("loss", "mynet.Rows", "mynet.Rows must return one number with a gradient, got shape (2,)."),
+    (
+        "loss",
+        "mynet.Few",
+        "mynet.Few does not take logits of shape (2, 4) and class numbers: TypeError: reduction: none is for one value "
+        "per sample, got shape ().",
+    ),
     ("loss", "mynet.Constant", "mynet.Constant must return one number with a gradient, got tensor(1.)."),
     (
         "loss",
         "mynet.Sum",
         "mynet.Sum must return the mean over the samples of a batch: got 12.18 for a batch whose parts have 6.087 and "
-        "6.098. Set reduction: mean.",
+        "6.098. Set reduction: mean, or none for one value per sample.",
     ),
     ("loss", "mynet.Word", "mynet.Word must return one number with a gradient, got small."),
     ("model", "mynet.Asserts", "mynet.Asserts does not accept samples of shape 2: AssertionError."),
@@ -337,11 +352,13 @@ def test_every_command_takes_trust_the_same_way(own: Callable[..., None], mcls: 
     assert mcls("resume", "run", "trust=[mynet]", "trainer.epochs=2") == 0
 
 
-def test_two_processes_share_a_weighted_loss_that_is_divided_by_samples(
-    own: Callable[..., None], mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_two_processes_share_a_weighted_loss(
+    reduction: str, own: Callable[..., None], mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its mean is divided by the samples, its values by their weights."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    own("loss", "_target_: mynet.Focal")
+    own("loss", "_target_: mynet.Focal", f"reduction: {reduction}")
     line = ("--config-dir", "conf", "loss=mine", "trust=[mynet]")
     one, two = (trained(mcls, tmp_path, *line, f"trainer.devices={count}") for count in (1, 2))
     for name, weights in one.items():

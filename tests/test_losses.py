@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mcls.losses import NegativeLogLikelihood
+from mcls.losses import CrossEntropy, MeanOfValues, NegativeLogLikelihood
 
 
 def batch(count: int = 33, classes: int = 5, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,3 +50,20 @@ def test_class_weights_go_where_the_loss_goes():
     loss = NegativeLogLikelihood(weight=torch.ones(3)).to(torch.float64)
     assert loss.weight is not None
     assert loss.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_mean_of_the_values_is_the_mean(soft, weighted):
+    """`reduction: none` trains as `reduction: mean` does."""
+    logits, targets = batch()
+    truth = (
+        targets if not soft else nn.functional.one_hot(targets, 5).double().lerp(torch.full((33, 5), 0.2).double(), 0.3)
+    )
+    weight = torch.tensor([0.2, 1.0, 3.0, 0.5, 1.5], dtype=torch.float64) if weighted else None
+    gradients = []
+    for loss in (MeanOfValues(nn.CrossEntropyLoss(weight, reduction="none")), CrossEntropy(weight)):
+        given = logits.clone().requires_grad_()
+        loss(given, truth).backward()
+        gradients.append(given.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)

@@ -1,6 +1,7 @@
 """Losses. A loss takes logits (N x C) and targets (N) and returns the mean over the batch's samples, or their mean
-weighted by the buffer `weight` (C) of the loss; `checks.check_mean` refuses any other. One that goes with `mix` takes
-soft targets too, probabilities of the classes (N x C).
+weighted by the buffer `weight` (C) of the loss, or with `reduction: none` the values (N) that `MeanOfValues` divides;
+`checks.check_mean` refuses any other. One that goes with `mix` takes soft targets too, probabilities of the classes
+(N x C).
 
 `cross_entropy` and `nll` are what configs/loss names: they turn its keys and the counts of train into a module.
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mcls.errors import RequestError
+from mcls.system.distributed import loss_mass
 
 __all__ = ["cross_entropy", "nll"]
 
@@ -105,3 +107,28 @@ class NegativeLogLikelihood(nn.Module):
         if self.weight is None:
             return -(smoothed * log_probabilities).sum(dim=1).mean()
         return -(smoothed * log_probabilities * self.weight).sum() / (targets @ self.weight).sum()
+
+
+class MeanOfValues(nn.Module):
+    """The mean of a loss with `reduction: none`: its values over their number, or over the weights of their classes.
+
+    Args:
+        values: a module of logits (N, C) and targets to float (N,), already weighted by its `weight`, if it has one.
+    """
+
+    def __init__(self, values: nn.Module) -> None:
+        super().__init__()
+        self.values = values
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Weight of each class, shape (C,); None weighs all alike."""
+        found = getattr(self.values, "weight", None)
+        return found if isinstance(found, Tensor) else None
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the batch. Raises TypeError unless there is one value per sample."""
+        values: Tensor = self.values(logits, targets)
+        if values.shape != targets.shape[:1]:
+            raise TypeError(f"reduction: none is for one value per sample, got shape {tuple(values.shape)}")
+        return values.sum() / loss_mass(targets, self.weight)

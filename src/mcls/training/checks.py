@@ -90,7 +90,7 @@ def check_loss(
     """
     if not callable(loss):
         raise RequestError(f"loss: {name} must be a loss or make one, got {type(loss).__name__}.")
-    if isinstance(loss, nn.NLLLoss) or name == "torch.nn.functional.nll_loss":
+    if isinstance(getattr(loss, "values", loss), nn.NLLLoss) or name == "torch.nn.functional.nll_loss":
         raise RequestError(f"loss: {name} expects log-probabilities, but models return logits. Set loss=nll.")
     few = targets[: 3 if num_classes == 2 else 2].to(device)  # never as many as classes: nothing to broadcast
     logits = torch.linspace(-1, 1, len(few) * num_classes, device=device).view(-1, num_classes).requires_grad_()
@@ -142,7 +142,7 @@ def check_mean(
     weighted = ", weighted by its `weight` or not" * bool(candidates)
     raise RequestError(
         f"loss: {name} must return the mean over the samples of a batch{weighted}: got {whole:.4g} for a batch "
-        f"whose parts have {first:.4g} and {second:.4g}. Set reduction: mean."
+        f"whose parts have {first:.4g} and {second:.4g}. Set reduction: mean, or none for one value per sample."
     )
 
 

@@ -14,6 +14,7 @@ from mcls.config.instantiate import build
 from mcls.data.loader import ORDER, Loader, Normalise, forward_batch, generator
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MachineError, RequestError
+from mcls.losses import MeanOfValues
 from mcls.models.pretrained import expected_input
 from mcls.system.device import memory_bytes, resolve_device
 from mcls.system.distributed import SINGLE_PROCESS, World
@@ -139,7 +140,9 @@ def build_loss(config: dict[str, Any], dataset: Dataset, device: torch.device) -
     """The loss of `config`; one that weighs the classes is given how many samples each has."""
     counts = torch.bincount(dataset.train.targets, minlength=len(dataset.classes))
     loss: Callable[[Tensor, Tensor], Tensor] = build("loss", config["loss"], config["trust"], counts=counts)
-    return loss.to(device) if isinstance(loss, nn.Module) else loss
+    if not isinstance(loss, nn.Module):
+        return loss
+    return (MeanOfValues(loss) if getattr(loss, "reduction", "") == "none" else loss).to(device)
 
 
 def build_optimizer(
