@@ -109,7 +109,8 @@ class Bench:
         rows: list[list[object]] = []
         for item in works:
             try:
-                made = {name: make(item, self.device) for name, make in work.CONTESTANTS.items()}
+                names = ["bare", "mcls trainer"] if self.quick else list(work.CONTESTANTS)
+                made = {name: work.CONTESTANTS[name](item, self.device) for name in names}
             except MachineError as error:
                 rows.append([item.name, f"skipped: {error}", "", "", "", "", "", ""])
                 continue
@@ -119,7 +120,7 @@ class Bench:
             samples = len(parts.train.targets) * (config["trainer"]["epochs"] if item.whole else 1)
             for name in built:
                 if name in seconds:
-                    peak = f"{shell.peak_of(item, name, self.device):.0f}"
+                    peak = "" if self.quick else f"{shell.peak_of(item, name, self.device):.0f}"
                     rows.append([item.name, name, *self.row(item, name, seconds, samples, peak)])
                 elif item.documents is not None:
                     rows.append([item.name, name, "skipped: not installed", "", "", "", "", ""])
@@ -322,7 +323,11 @@ def machine(options: argparse.Namespace, data: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="2 rounds, 20 jobs, no million of samples, few steps")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="2 rounds beside the bare loop alone, 20 jobs, no million of samples, few steps",
+    )
     parser.add_argument("--repeats", type=int, help="rounds that count (default 5, with --quick 2)")
     parser.add_argument("--threads", type=int, help="CPU threads (default torch's own choice)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")

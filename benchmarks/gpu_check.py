@@ -114,7 +114,7 @@ def main() -> int:
                 pool.submit(check.step, recipe, *run, *keys)
         if gpus > 1 and device == "cuda":
             check.step("two GPUs", "-m", "mcls", "train", "experiment=mnist-mlp", "trainer.devices=2")
-        bench = ["--quick", "--repeats", "1", "--device", device, "--only", "training", "resnet"]
+        bench = ["--quick", "--repeats", "1", "--device", device, "--only", "training", "resnet", "mnist-mlp"]
         check.step("bench", str(ROOT / "benchmarks" / "bench.py"), *bench)
     print()
     for name, outcome, seconds in check.rows:
