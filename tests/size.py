@@ -16,7 +16,7 @@ BUDGETS = {
     "commands": 1590,
     "sweep": 850,
     "inference": 1540,
-    "training": 2005,
+    "training": 2050,
     "config": 1185,
     "report": 605,
     "data": 1975,

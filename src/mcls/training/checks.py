@@ -39,6 +39,11 @@ def check_components(
             f"trainer.oom: accumulate is for one process, got trainer.devices={settings['devices']}. Set "
             "trainer.accumulate."
         )
+    if settings["sync_batchnorm"] and settings["accumulate"] > 1 and settings["devices"] > 1:
+        raise RequestError(
+            f"trainer.sync_batchnorm: true is for whole batches, got trainer.accumulate={settings['accumulate']}. Set "
+            "one of them only."
+        )
     check_model(model, config["model"]["_target_"], shape, num_classes, device)
     if settings["monitor"] == "top_k" and config["evaluate"]["top_k"] >= num_classes:
         raise RequestError(f"evaluate.top_k: must be less than the {num_classes} classes if trainer.monitor is top_k.")

@@ -20,6 +20,7 @@ from mcls.system.device import memory_bytes, resolve_device
 from mcls.system.distributed import SINGLE_PROCESS, World
 from mcls.system.torchrun import processes_here
 from mcls.training import features
+from mcls.training.batch_norm import share_statistics
 from mcls.training.checks import check_components, may_fuse
 from mcls.training.graph import records_steps
 from mcls.training.optim import LRScheduler, parameter_groups, planned_steps, skip_compiler_import
@@ -95,7 +96,7 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     class_weights = check_components(config, dataset, model, augment, mix, loss, optimizer, device)
     split, size = training_split(config, dataset, model, world)
     # prepare
-    channels_last = prepare_model(model, settings, device, precision)
+    channels_last = prepare_model(model, settings, device, precision, world)
     serve: dict[str, Any] = {
         "device": device,
         "normalise": Normalise(dataset.mean, dataset.std, device),
@@ -246,8 +247,12 @@ def resolve_batch_size(
     return size
 
 
-def prepare_model(model: nn.Module, settings: dict[str, Any], device: torch.device, precision: str) -> bool:
-    """Memory order and compilation, as the trainer's `settings` ask. Returns whether the order is channels-last."""
+def prepare_model(
+    model: nn.Module, settings: dict[str, Any], device: torch.device, precision: str, world: World
+) -> bool:
+    """Memory order, batch norm and compilation, as the trainer's `settings` ask. Returns whether channels are last."""
+    if settings["sync_batchnorm"] and world.size > 1:
+        share_statistics(model, world)
     channels_last = wants_channels_last(settings["channels_last"], model, device, precision)
     if channels_last:
         model.to(memory_format=torch.channels_last)
