@@ -23,6 +23,8 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_the_readme_is_short_and_names_every_page() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert len(readme.splitlines()) <= 200
+    cells = [cell for line in readme.splitlines() if line.startswith("|") for cell in line.split("|")]
+    assert [cell for cell in cells if len(cell.strip()) > 120] == []
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []
 
 

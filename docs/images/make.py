@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from PIL import Image, ImageDraw
+
 HERE = Path(__file__).parent
 MCLS = [sys.executable, "-m", "mcls"]
 WIDTH, HEIGHT = 1200, 760  # of the browser's window, in pixels
@@ -17,7 +19,8 @@ RENDERED = 30  # seconds that TensorBoard gets to draw, at most
 
 
 def main(root: str) -> None:
-    """Train, copy the figures, and photograph TensorBoard."""
+    """Draw a digit, train, copy the figures, and photograph TensorBoard."""
+    draw_seven()
     with tempfile.TemporaryDirectory() as folder:
 
         def train(*keys: str) -> None:
@@ -32,6 +35,13 @@ def main(root: str) -> None:
         shutil.copy(matrix, HERE)
         if shutil.which("chromium"):
             photograph_board(Path(folder))
+
+
+def draw_seven() -> None:
+    """A digit to try `mcls predict` on, as seven.png: white on black, 28 x 28, with smooth edges as MNIST has them."""
+    large = Image.new("L", (280, 280))
+    ImageDraw.Draw(large).line([(80, 80), (200, 76), (165, 140), (130, 210)], fill=255, width=22, joint="curve")
+    large.resize((28, 28), Image.Resampling.LANCZOS).save(HERE / "seven.png")
 
 
 def photograph_board(folder: Path) -> None:
