@@ -127,16 +127,18 @@ class Standard:
         centre = (2 * column - 1) * (1 - width), (2 * row - 1) * (1 - height)
         turn = torch.deg2rad((2 * angle - 1) * self.rotation)
         mirrored = torch.where(flip < self.flip, -1.0, 1.0)
-        found = resample(images.float(), (width * mirrored, height), centre, turn)
+        augmented = resample(images.float(), (width * mirrored, height), centre, turn)
         spreads = (self.brightness, self.contrast, self.saturation)
-        found = jitter(found, *(1 + (2 * drawn - 1) * most for drawn, most in zip(factors, spreads, strict=True)))
+        augmented = jitter(
+            augmented, *(1 + (2 * drawn - 1) * most for drawn, most in zip(factors, spreads, strict=True))
+        )
         if self.hue > 0:
-            found = turn_hue(found, 2 * math.pi * (2 * uniforms[:, 14] - 1) * self.hue)
+            augmented = turn_hue(augmented, 2 * math.pi * (2 * uniforms[:, 14] - 1) * self.hue)
         chosen, area, shape, row, column = uniforms[:, 9:14].unbind(1)
         side, root = (0.02 + 0.31 * area).sqrt(), torch.exp((2 * shape - 1) * math.log(3.3) / 2)
         inside = box(images, side / root, side * root, row, column)
-        found = erase(found, inside & (chosen < self.erase)[:, None, None, None])
-        return found.round().clamp(0, 255).to(images.dtype)
+        augmented = erase(augmented, inside & (chosen < self.erase)[:, None, None, None])
+        return augmented.round().clamp(0, 255).to(images.dtype)
 
 
 def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
@@ -207,12 +209,12 @@ class PerSample:
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """Flip where uniform 0 is below `flip`; uniform 1 is the seed."""
-        found = []
+        augmented = []
         with torch.random.fork_rng(devices=[]):
             for image, (flip, seed) in zip(images, uniforms.tolist(), strict=True):
                 torch.default_generator.manual_seed(int(seed * (1 << 24)))  # all the bits that a float32 has
-                found.append(self.transform(image.flip(-1) if flip < self.flip else image))
-        return torch.stack(found)
+                augmented.append(self.transform(image.flip(-1) if flip < self.flip else image))
+        return torch.stack(augmented)
 
 
 def trivial_augment(flip: float) -> PerSample:

@@ -65,8 +65,8 @@ def nearest_command(command: str) -> str:
     """`Did you mean ...? ` for a mistyped command, or nothing."""
     import difflib
 
-    found = difflib.get_close_matches(command, COMMANDS, n=1)
-    return f"Did you mean mcls {found[0]}? " if found else ""
+    matches = difflib.get_close_matches(command, COMMANDS, n=1)
+    return f"Did you mean mcls {matches[0]}? " if matches else ""
 
 
 def run(command: str, arguments: list[str], debug: bool) -> int:

@@ -123,8 +123,8 @@ class MeanOfValues(nn.Module):
     @property
     def weight(self) -> Tensor | None:
         """Weight of each class, shape (C,); None weighs all alike."""
-        found = getattr(self.values, "weight", None)
-        return found if isinstance(found, Tensor) else None
+        weight = getattr(self.values, "weight", None)
+        return weight if isinstance(weight, Tensor) else None
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over the batch. Raises TypeError unless there is one value per sample."""

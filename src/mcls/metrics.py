@@ -65,8 +65,8 @@ class RunningLoss:
         if self.waiting:
             self.count()
         dtype = sum_dtype(self.losses[0].device)
-        found = torch.cat([torch.stack(self.losses).to(dtype), self.hits.to(dtype)[None]])
-        *losses, correct = world.sum(found).tolist()
+        sums = torch.cat([torch.stack(self.losses).to(dtype), self.hits.to(dtype)[None]])
+        *losses, correct = world.sum(sums).tolist()
         sizes = self.sizes
         self.losses, self.sizes, self.hits = [], [], torch.tensor(0)
         return losses, sizes, round(correct)
@@ -132,11 +132,11 @@ class EvalAccumulator:
         predicted, confidence = self.predictions()
         targets = torch.cat([predicted[:0], *self.targets])
         cells, counts = self.pairs(targets * self.num_classes + predicted, world)
-        place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
+        bin_index = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)
         rows = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).to(confidence)]).to(
             self.loss
         )
-        bins = torch.zeros(3, BINS, dtype=rows.dtype, device=self.device).index_add_(1, place, rows)
+        bins = torch.zeros(3, BINS, dtype=rows.dtype, device=self.device).index_add_(1, bin_index, rows)
         truth, guess = (cells // self.num_classes).tolist(), (cells % self.num_classes).tolist()
         cells_of = list(zip(truth, guess, counts.tolist(), strict=True))
         loss = world.sum(self.loss.clone()).item() / max(int(counts.sum()), 1)
@@ -272,8 +272,8 @@ class Metrics:
 
     def agreement(self) -> dict[str, float]:
         """Matthews' correlation coefficient, Cohen's kappa and the balanced accuracy."""
-        found = matrix_measures(sparse_matrix(self.cells))
-        return {name: found[name].item() for name in ("mcc", "kappa", "balanced_accuracy")}
+        measures = matrix_measures(sparse_matrix(self.cells))
+        return {name: measures[name].item() for name in ("mcc", "kappa", "balanced_accuracy")}
 
     def scalars(self) -> dict[str, float]:
         """The values that are followed from epoch to epoch."""

@@ -61,13 +61,13 @@ def rank_measures(probabilities: Tensor, targets: Tensor, top_k: int) -> dict[st
     """
     curves = [curve for curve in rank_curves(probabilities, targets) if curve is not None]
     count = max(len(curves), 1)
-    found = {
+    measures = {
         "auroc": sum(curve.auroc for curve in curves) / count,
         "average_precision": sum(curve.average_precision for curve in curves) / count,
     }
     if top_k < probabilities.shape[1]:
-        found[f"top_{top_k}"] = top_hits(probabilities, targets, top_k) / max(len(targets), 1)
-    return found
+        measures[f"top_{top_k}"] = top_hits(probabilities, targets, top_k) / max(len(targets), 1)
+    return measures
 
 
 def top_hits(scores: Tensor, targets: Tensor, k: int) -> int:
@@ -83,19 +83,19 @@ def intervals(cells: Sequence[tuple[int, int, int]], scores: Tensor | None, targ
         scores: probabilities float (N, C), if there are any; of more than MOST_SAMPLES no intervals are made.
         targets: int64 (N,).
     """
-    random, found = np.random.default_rng(0), {}
+    random, measures = np.random.default_rng(0), {}
     matrix, levels = sparse_matrix(cells), torch.tensor([0.025, 0.975], dtype=torch.float64)
     if 0 < len(matrix) <= MOST_CLASSES:
         shares = (matrix / matrix.sum()).flatten().numpy()
         drawn = torch.from_numpy(random.multinomial(int(matrix.sum()), shares, DRAWS)).double()
         measured = [matrix_measures(counts.view_as(matrix)) for counts in drawn]
-        found = {name: torch.stack([each[name] for each in measured]) for name in measured[0]}
+        measures = {name: torch.stack([each[name] for each in measured]) for name in measured[0]}
     if scores is not None and 0 < len(targets) <= MOST_SAMPLES:
         alike = np.full(len(targets), 1 / len(targets))
         weights = torch.from_numpy(random.multinomial(len(targets), alike, RANK_DRAWS))
         areas = [weighted_areas(scores[:, label], targets == label, weights) for label in targets.unique()]
-        found |= dict(zip(("auroc", "average_precision"), torch.stack(areas).mean(dim=0), strict=True))
-    return {name: values.quantile(levels).tolist() for name, values in found.items()}
+        measures |= dict(zip(("auroc", "average_precision"), torch.stack(areas).mean(dim=0), strict=True))
+    return {name: values.quantile(levels).tolist() for name, values in measures.items()}
 
 
 def weighted_areas(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
@@ -133,8 +133,8 @@ def matrix_measures(matrix: Tensor) -> dict[str, Tensor]:
 def sparse_matrix(cells: Sequence[tuple[int, int, int]]) -> Tensor:
     """The confusion matrix of the classes that occur in `cells`: true class, predicted class, samples."""
     labels = sorted({label for truth, guess, _ in cells for label in (truth, guess)})
-    place = {label: number for number, label in enumerate(labels)}
+    rows = {label: index for index, label in enumerate(labels)}
     matrix = torch.zeros(len(labels), len(labels), dtype=torch.float64)
     for truth, guess, count in cells:
-        matrix[place[truth], place[guess]] += count
+        matrix[rows[truth], rows[guess]] += count
     return matrix

@@ -86,12 +86,12 @@ def overrides(words: list[str], begun: str) -> list[str]:
     listed = value[: value.rfind(",") + 1]  # of a sweep, `sgd,` of optimizer=sgd,ad
     begun = begun.replace(listed, "", 1) if listed else begun
     with checker(own.config_dir) as check:
-        found: list[str] = DefaultCompletionPlugin(check.loader)._query("train", " ".join([*words, begun]))
+        lines: list[str] = DefaultCompletionPlugin(check.loader)._query("train", " ".join([*words, begun]))
         if sign and key not in check.groups:
             rule = constraints_of(check.compose(words)[1]).get(key, Constraint())
-            found += [f"{key}={value}" for value in literals(rule.text)]
-    found = [line for line in dict.fromkeys(found) if line.startswith(begun)]
-    return [line.replace("=", f"={listed}", 1) for line in found] if listed else found
+            lines += [f"{key}={value}" for value in literals(rule.text)]
+    lines = [line for line in dict.fromkeys(lines) if line.startswith(begun)]
+    return [line.replace("=", f"={listed}", 1) for line in lines] if listed else lines
 
 
 def literals(rule: str) -> list[str]:
@@ -104,5 +104,5 @@ def run_folders(begun: str) -> list[str]:
     """Run and sweep folders whose path begins so, at most three levels below what is typed."""
     root = Path(begun).parent if "/" in begun else Path("outputs")
     patterns = [f"{depth}{name}" for depth in ("*/", "*/*/", "*/*/*/") for name in ("run.json", "sweep.json")]
-    found = {str(path.parent) for pattern in patterns for path in root.glob(pattern)}
-    return sorted(path for path in found if path.startswith(begun))
+    folders = {str(path.parent) for pattern in patterns for path in root.glob(pattern)}
+    return sorted(path for path in folders if path.startswith(begun))

@@ -111,7 +111,7 @@ def show_class_counts(classes: tuple[str, ...], splits: "dict[str, Split]") -> N
     import torch
 
     counts = {name: torch.bincount(split.targets, minlength=len(classes)).tolist() for name, split in splits.items()}
-    rows = [[label, *(found[number] for found in counts.values())] for number, label in enumerate(classes)]
+    rows = [[label, *(counted[index] for counted in counts.values())] for index, label in enumerate(classes)]
     print(f"\n{text.plain_table(['class', *counts], rows)}\n")
     print(f"labels      0 to {len(classes) - 1}, all within {len(classes)} classes")
     filled = [count for count in counts["train"] if count]
@@ -183,7 +183,7 @@ def draw_augmented(dataset: "Dataset", config: dict[str, Any], output: Path) -> 
     check_augment(augment, config["augment"]["_target_"], dataset.input_shape)
     cpu, count = torch.device("cpu"), len(dataset.classes)
     loader = Loader(dataset.train, 1, cpu, Normalise(None, None, cpu), augment=augment, seed=config["seed"])
-    firsts = [(dataset.train.targets == number).nonzero()[:1, 0] for number in range(count)]
+    firsts = [(dataset.train.targets == label).nonzero()[:1, 0] for label in range(count)]
     chosen = torch.cat(firsts)[:AUGMENTED_ROWS]
     images: Any = dataset.train.inputs[chosen]
     columns = [images]
@@ -207,10 +207,10 @@ def draw_samples(dataset: "Dataset", output: Path) -> None:
     from mcls.report import figures
 
     each = max(1, GRID // len(dataset.classes))
-    members = [(dataset.train.targets == number).nonzero()[:each, 0] for number in range(len(dataset.classes))]
+    members = [(dataset.train.targets == label).nonzero()[:each, 0] for label in range(len(dataset.classes))]
     chosen = torch.cat(members)[:GRID]
     names = figures.legible(tuple(map(text.clean, dataset.classes)))
-    labels = [names[number] for number in dataset.train.targets[chosen].tolist()]
+    labels = [names[label] for label in dataset.train.targets[chosen].tolist()]
     pixels = dataset.train.inputs[chosen].numpy()
     figure = figures.image_grid(pixels, labels, [True] * len(labels), "the first training images of each class", 8)
     path = output / GRID_FILE

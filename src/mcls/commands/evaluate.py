@@ -88,18 +88,23 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
         dataset = evaluate.rebuild_dataset(loaded, download=asked)
         split, name, openings = evaluate.open_split(folder, dataset, options.split or "test")
         val, other = dataset.val, {}
-    found = evaluate.evaluate(loaded, split, name, val)
-    report = {"checkpoint": options.checkpoint, **({"unfinished": label} if label else {}), **found.report, **other}
-    order = evaluate.doubted(found) if options.mistakes else None
+    evaluation = evaluate.evaluate(loaded, split, name, val)
+    report = {
+        "checkpoint": options.checkpoint,
+        **({"unfinished": label} if label else {}),
+        **evaluation.report,
+        **other,
+    }
+    order = evaluate.doubted(evaluation) if options.mistakes else None
     print_evaluation(report, openings, classes)
     if not os.access(folder.path, os.W_OK):
         log.warning(f"{relative(folder.path)}: not writable; the results are neither saved nor counted.")
         return
-    evaluate.draw_evaluation(found, folder, classes, order)
+    evaluate.draw_evaluation(evaluation, folder, classes, order)
     path = folder.path / "evaluation.json"
     folder.write_json(path, {**(read_json(path) if path.exists() else {}), name: report})
     if order is not None:
-        print_doubts(found, evaluate.doubts(found, order, classes), folder)
+        print_doubts(evaluation, evaluate.doubts(evaluation, order, classes), folder)
     print(f"\neverything is in {relative(path)}, pictures in {relative(folder.figures)}/evaluation-{name}-*.png")
 
 
@@ -115,7 +120,7 @@ def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, 
     scaled = report["temperature"]
     top = next((key for key in report if key.startswith("top_")), "")
     names = ({f"{top.replace('_', '-')} accuracy": top} if top else {}) | MACRO
-    bounds = {key: " [{:.4f}, {:.4f}]".format(*found) for key, found in report.get("intervals", {}).items()}
+    bounds = {key: " [{:.4f}, {:.4f}]".format(*bounds_of) for key, bounds_of in report.get("intervals", {}).items()}
     rows = [(name, f"{report[key]:.4f}{bounds.get(key, '')}") for name, key in names.items() if key in report]
     rows += [("log-loss", f"{report['loss']:.4f}"), ("Brier score", f"{report['brier']:.4f}")]
     rows += [("ECE", f"{report['ece']:.4f}")]
@@ -143,14 +148,14 @@ def print_class_metrics(report: dict[str, Any], classes: tuple[str, ...]) -> Non
         print("\n" + text.plain_table(["true \\ predicted", *map(text.clean, classes)], lines))
 
 
-def print_doubts(found: "Evaluation", rows: list[list[object]], folder: RunFolder) -> None:
+def print_doubts(evaluation: "Evaluation", rows: list[list[object]], folder: RunFolder) -> None:
     """The most doubted labels on the terminal, all of them in mistakes.csv."""
-    split = found.report["split"]
+    split = evaluation.report["split"]
     header = ["sample", "label", "probability", "predicted", "its probability"]
     path = folder.path / f"mistakes-{split}.csv"
     publish(path, text.comma_separated(header, rows).encode())
     print(
-        f"\n{len(rows):,} of {len(found.split):,} labels are doubtful, the most doubtful first; all are in "
+        f"\n{len(rows):,} of {len(evaluation.split):,} labels are doubtful, the most doubtful first; all are in "
         f"{relative(path)}"
     )
     if rows:

@@ -131,7 +131,7 @@ def add_temperature(parser: argparse.ArgumentParser) -> None:
 
 
 def open_classifier(
-    place: Path,
+    path: Path,
     device: str,
     changes: list[str],
     tta: str | None = None,
@@ -142,11 +142,11 @@ def open_classifier(
     from mcls.inference.predict import from_onnx, from_run
     from mcls.runs.folder import find_run
 
-    if place.suffix.lower() == ".onnx" and place.is_file():
+    if path.suffix.lower() == ".onnx" and path.is_file():
         if tta:
             raise RequestError("--tta: an exported file has the run's own inside. Omit it.")
         if temperature or risk:
             given = "--temperature" if temperature else "--reject-below"
             raise RequestError(f"{given}: takes a run folder. mcls export --temperature val puts that into the file.")
-        return from_onnx(place, device)
-    return from_run(find_run(place), device, changes, tta, temperature is not None, risk)
+        return from_onnx(path, device)
+    return from_run(find_run(path), device, changes, tta, temperature is not None, risk)

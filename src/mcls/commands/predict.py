@@ -54,9 +54,9 @@ def run(arguments: list[str]) -> int:
             begun = list(islice(batches, 1))  # errors in all of the input are reported before anything is written
             if not begun:
                 raise DataError(nothing(model, options, counter))
-            found = chain(begun, batches)
+            predictions = chain(begun, batches)
             classes = ("", *model.classes) if model.least else model.classes
-            for text in WRITERS[options.format](found, classes, options.top, options.id or "file"):
+            for text in WRITERS[options.format](predictions, classes, options.top, options.id or "file"):
                 file.write(text)
                 file.flush()
             if counter.skipped and not model.image:  # rows are put beside those of another table, by place
@@ -168,10 +168,10 @@ def classified(model: "Classifier", options: argparse.Namespace, counter: Counte
         model = replace(model, encoder={**model.encoder, "unseen": options.handle_unknown})
     listed = None if sys.stdin is None else sys.stdin.buffer  # it is None when it is closed
     most, column = options.max_pixels or image_io.MAX_PIXELS, options.id and composed(options.id)
-    found: Iterator[Sample] = read_files(model, options.inputs, counter.refuse, listed, most, column)
+    samples: Iterator[Sample] = read_files(model, options.inputs, counter.refuse, listed, most, column)
     if model.image and options.id:
-        found = ((Path(name).name, picture) for name, picture in found)
-    for names, probabilities in predict.classify(model, found, options.batch_size):
+        samples = ((Path(name).name, picture) for name, picture in samples)
+    for names, probabilities in predict.classify(model, samples, options.batch_size):
         counter.done += len(names)
         if model.least:
             unsure = probabilities.max(axis=1) < model.least
@@ -194,13 +194,13 @@ def best(probabilities: "NumpyArray", classes: Sequence[str], top: int) -> list[
     return [(classes[index], float(probabilities[index])) for index in order.tolist()]
 
 
-def as_csv(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
+def as_csv(predictions: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
     """A header that begins with `first`, then a line a sample; names are as they are, for programs to read."""
     header = [first, "class", "probability"]
-    for number in range(2, top + 1):
-        header += [f"class_{number}", f"probability_{number}"]
+    for rank in range(2, top + 1):
+        header += [f"class_{rank}", f"probability_{rank}"]
     yield system_text.comma_separated(header, [], safe=False)
-    for names, batch in found:
+    for names, batch in predictions:
         rows = [
             [name, *(cell for label, part in best(row, classes, top) for cell in (label, f"{part:.6g}"))]
             for name, row in zip(names, batch, strict=True)
@@ -208,32 +208,32 @@ def as_csv(found: Found, classes: Sequence[str], top: int, first: str) -> Iterat
         yield system_text.comma_separated(header, rows, safe=False).partition("\n")[2]
 
 
-def as_wide(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
+def as_wide(predictions: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
     """A header, then a line a sample with the probability of each class: in full, none is 0, and they sum to 1."""
     import numpy as np
 
     yield system_text.comma_separated([first, *classes], [], safe=False)
-    for names, batch in found:
+    for names, batch in predictions:
         parts = np.maximum(batch.astype(np.float64), np.finfo(np.float32).tiny)
         parts /= parts.sum(axis=1, keepdims=True)
         rows = [[name, *map(repr, row)] for name, row in zip(names, parts.tolist(), strict=True)]
         yield system_text.comma_separated(["", ""], rows, safe=False).partition("\n")[2]
 
 
-def as_jsonl(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
+def as_jsonl(predictions: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
     """One JSON object a sample: `first`, class, probability, and `top`, a list, for more than one class."""
-    for names, batch in found:
+    for names, batch in predictions:
         for name, row in zip(names, batch, strict=True):
             chosen = [{"class": label, "probability": float(f"{part:.6g}")} for label, part in best(row, classes, top)]
             yield json.dumps({first: name, **chosen[0], **({"top": chosen} if top > 1 else {})}) + "\n"
 
 
-def as_table(found: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
+def as_table(predictions: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
     """Aligned columns, `first` the last, so that no line waits for another."""
     names = [system_text.clean(name) for name in classes]
     width = max(len("class"), *map(len, names))
     yield "".join(f"{'class':<{width}}  {'probability':<11}  " for _ in range(top)) + f"{system_text.clean(first)}\n"
-    for files, batch in found:
+    for files, batch in predictions:
         for file, row in zip(files, batch, strict=True):
             cells = (f"{label:<{width}}  {part:<11.4f}  " for label, part in best(row, names, top))
             yield "".join(cells) + system_text.clean(file) + "\n"

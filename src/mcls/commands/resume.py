@@ -108,8 +108,8 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
     with console(), StopRequest() as stop, checker(config_dir) as check:
         stop.resume_command = plan.resume_command
 
-        def compose(number: int) -> tuple[dict[str, Any], dict[str, str]]:
-            values, choices = check.values([*plan.jobs[number].overrides, *changes])
+        def compose(index: int) -> tuple[dict[str, Any], dict[str, str]]:
+            values, choices = check.values([*plan.jobs[index].overrides, *changes])
             if "download" in values["dataset"]:
                 values["dataset"]["download"] = False  # the data were there, or a stranger wants a connection
             return values, choices
@@ -131,12 +131,12 @@ def refuse_harm(plan: Sweep, changes: list[str]) -> None:
     for line in plan.search.lines if plan.search else ():
         if RESOLVER.search(line) or line.lstrip("+~").startswith(("hydra", "trust")):
             raise FolderError(f"{plan.path / 'sweep.json'}: refused, {line} is only for a command line.")
-    for number, job in enumerate(plan.jobs):
+    for index, job in enumerate(plan.jobs):
         for line in job.overrides:
             trusted = line.startswith("trust=") and line in changes
             if (RESOLVER.search(line) and not plan.bases) or (
                 line.lstrip("+~").startswith(("hydra", "trust")) and not trusted
             ):
                 raise FolderError(f"{plan.path / 'sweep.json'}: refused, {line} is only for a command line.")
-        if (place := plan.folder(number).path).is_symlink():
-            raise FolderError(f"{place}: refused, a link.")
+        if (path := plan.folder(index).path).is_symlink():
+            raise FolderError(f"{path}: refused, a link.")

@@ -102,8 +102,8 @@ def unstarted(root: Path) -> list[RunRow]:
         except (FolderError, OSError) as error:
             rows.append(RunRow((path.parent,), "damaged", reason=str(error)))
             continue
-        for number, job in enumerate(sweep.jobs):
-            folder = sweep.folder(number)
+        for index, job in enumerate(sweep.jobs):
+            folder = sweep.folder(index)
             if not folder.about.exists():
                 rows.append(RunRow((folder.path,), "never started", overridden(job.overrides)))
     return rows
@@ -126,7 +126,7 @@ def print_table(header: Sequence[str], cells: Sequence[Sequence[Any]], settings:
     kept = list(range(len(header)))
     if not markdown and (sys.stdout.isatty() or "COLUMNS" in os.environ):
         kept = fitting_columns(header, cells, settings, shutil.get_terminal_size().columns)
-    shown = [[line[place] for place in kept] for line in [header, *cells]]
+    shown = [[line[column] for column in kept] for line in [header, *cells]]
     print((system_text.markdown if markdown else system_text.plain_table)(shown[0], shown[1:]))
     return len(header) - len(kept)
 
@@ -143,9 +143,9 @@ def fitting_columns(header: Sequence[str], cells: Sequence[Sequence[Any]], setti
     alike = [Counter(column[1:]).most_common(1)[0][1] for column in columns]
     ranked = sorted(range(first, first + settings), key=alike.__getitem__)
     kept = list(range(first))
-    for place in [*ranked, *range(first + settings, len(header))]:
-        if sum(widths[other] for other in [*kept, place]) - 2 <= width:
-            kept.append(place)
+    for index in [*ranked, *range(first + settings, len(header))]:
+        if sum(widths[other] for other in [*kept, index]) - 2 <= width:
+            kept.append(index)
     return sorted(kept)
 
 

@@ -94,8 +94,8 @@ def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
     for override in options.overrides:
         flags.remove(override)
     if options.origin:  # which Hydra does not know; its overrides stand in the place of it
-        place = next(index for index, word in enumerate(flags) if word.partition("=")[0] == "--from")
-        del flags[place : place + (1 if "=" in flags[place] else 2)]
+        index = next(index for index, word in enumerate(flags) if word.partition("=")[0] == "--from")
+        del flags[index : index + (1 if "=" in flags[index] else 2)]
     flags = [flag for flag in flags if flag != "--summary"]
     options.overrides = [as_path(override) for override in options.overrides if override != NONE]
     return options, [*flags, *options.overrides]

@@ -55,16 +55,16 @@ def run(arguments: list[str]) -> int:
         from mcls.report import figures
         from mcls.training.rate_test import range_test
 
-        found = range_test(request.config, options.low, options.high, options.steps)
+        curve = range_test(request.config, options.low, options.high, options.steps)
         name = f"{request.choices['dataset']}-{request.choices['model']}"
-        place = options.output or Path(request.config["outputs"]) / name / "tune-lr.png"
-        make_folder(place.parent)
-        title = f"learning-rate range test of {name}\n{len(found.rates)} steps, loss averaged over about 10"
-        publish(place, figures.png(figures.rate_curve(found.rates, found.losses, found.suggested, title)))
+        path = options.output or Path(request.config["outputs"]) / name / "tune-lr.png"
+        make_folder(path.parent)
+        title = f"learning-rate range test of {name}\n{len(curve.rates)} steps, loss averaged over about 10"
+        publish(path, figures.png(figures.rate_curve(curve.rates, curve.losses, curve.suggested, title)))
         kept = [line for line in options.overrides if line.partition("=")[0] != "optimizer.lr"]
         flags = ["--config-dir", str(options.config_dir)] if options.config_dir else []
-    print(f"rates      {found.rates[0]:g} to {found.rates[-1]:.3g} in {len(found.rates)} steps")
-    print(f"loss       {found.losses[0]:.4f} at first, lowest {min(found.losses):.4f} at {found.lowest:.3g}")
-    print(f"curve      {relative(place)}")
-    print(f"suggested  {shlex.join(['mcls', 'train', *flags, *kept, f'optimizer.lr={found.suggested:g}'])}")
+    print(f"rates      {curve.rates[0]:g} to {curve.rates[-1]:.3g} in {len(curve.rates)} steps")
+    print(f"loss       {curve.losses[0]:.4f} at first, lowest {min(curve.losses):.4f} at {curve.lowest:.3g}")
+    print(f"curve      {relative(path)}")
+    print(f"suggested  {shlex.join(['mcls', 'train', *flags, *kept, f'optimizer.lr={curve.suggested:g}'])}")
     return 0

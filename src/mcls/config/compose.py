@@ -150,14 +150,14 @@ class Checker:
             axes = axes_of(swept, config["sweep"]["zip"], config["sweep"]["max_jobs"])
             partly = any(override.key_or_group in self.groups for override in swept)
             bases, jobs = expand(own, axes, self.groups, partial(self.base, overrides, partly))
-        place = "hydra.sweep.dir" if sweep else "hydra.run.dir"
-        given = any(override.key_or_group == place for override in parsed)
+        folder_key = "hydra.sweep.dir" if sweep else "hydra.run.dir"
+        given = any(override.key_or_group == folder_key for override in parsed)
         try:
             folder = str(hydra.sweep.dir if sweep else hydra.run.dir) if given else None
         except OmegaConfBaseException as error:
-            raise RequestError(f"{place}: {' '.join(str(error).split())}") from error
+            raise RequestError(f"{folder_key}: {' '.join(str(error).split())}") from error
         if config["name"] is not None:
-            folder = folder_of(config, "Say sweep.name" if sweep else f"Leave out {place}" * given)
+            folder = folder_of(config, "Say sweep.name" if sweep else f"Leave out {folder_key}" * given)
         if places := [override for override in swept if override.key_or_group.startswith("launcher")]:
             raise RequestError(f"{places[0].input_line}: a sweep has one launcher. Give it one value.")
         keys = [override.key_or_group for override in own if override not in swept]

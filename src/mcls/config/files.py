@@ -47,13 +47,13 @@ def in_words(name: str, overrides: list[str], text: str) -> str:
     """What Hydra says of files that do not compose, as mcls says it of the command line."""
     if "Cannot find primary config" in text:
         return f"--config-name: no file {name}.yaml in mcls's configuration files or in --config-dir."
-    if found := re.match(r"In '(.+)': Could not find '(.+)/(.+)' Available options in '.+': (.+)", text):
+    if match := re.match(r"In '(.+)': Could not find '(.+)/(.+)' Available options in '.+': (.+)", text):
         recipe = [line.replace("=", "/", 1) for line in overrides if line.startswith("experiment=")]
-        file, group, choice, options = [*recipe, found[1]][0], found[2], found[3], found[4].split()
+        file, group, choice, options = [*recipe, match[1]][0], match[2], match[3], match[4].split()
         near = f"{suggestion(choice, options)} " if nearest_key(choice, options) else ""
         return f"{file}.yaml: {group}={choice}: no such choice. {near}There are {', '.join(options)}."
-    if found := re.match(r"In '(.+)': Could not override '(.+)'\. No match in the defaults list", text):
-        return f"{found[1]}.yaml: override /{found[2]}: no such group in the defaults list."
+    if match := re.match(r"In '(.+)': Could not override '(.+)'\. No match in the defaults list", text):
+        return f"{match[1]}.yaml: override /{match[2]}: no such group in the defaults list."
     return f"the configuration does not compose: {text}"
 
 

@@ -65,7 +65,7 @@ def resolve(group: str, target: str, trust: Sequence[str]) -> Any:
     """The function or class `target`. Raises RequestError unless it is there and of the kind that `group` takes."""
     check_target(group, target, trust)
     try:
-        found = import_object(target)
+        component = import_object(target)
     except Exception as error:  # a user's own module may fail in any way
         absent = isinstance(error, ModuleNotFoundError) and error.name == target.split(".")[0]
         hint = " It is not on the Python path: PYTHONPATH=. mcls ..." * absent
@@ -73,17 +73,17 @@ def resolve(group: str, target: str, trust: Sequence[str]) -> Any:
     module, _, name = target.rpartition(".")
     if any(f"{module}.".startswith(f"{package}.") for package in OWN[group]):
         own = name in getattr(importlib.import_module(module), "__all__", ())
-        allowed = callable(found) and (own or found.__module__ == module)
+        allowed = callable(component) and (own or component.__module__ == module)
     elif any(target.startswith(f"{package}.") for package in trust):
-        allowed = callable(found)
+        allowed = callable(component)
     else:
-        allowed = foreign(group, target, found)
+        allowed = foreign(group, target, component)
     if not allowed:
         raise RequestError(f"{group}._target_: {target} is not a {group}.")
-    return found
+    return component
 
 
-def foreign(group: str, target: str, found: Any) -> bool:
+def foreign(group: str, target: str, component: Any) -> bool:
     """Whether `found`, of torch or torchvision, is of the kind that `group` takes."""
     for package, base in THIRD_PARTY.get(group, ()):
         if not target.startswith(f"{package}."):
@@ -91,11 +91,13 @@ def foreign(group: str, target: str, found: Any) -> bool:
         if base is None:
             from torchvision.models import list_models
 
-            return target.rpartition(".")[2] in list_models() and inspect.isfunction(found)
-        if group == "loss" and inspect.isfunction(found) and found.__module__ == "torch.nn.functional":
-            return list(inspect.signature(found).parameters)[:2] == ["input", "target"]
+            return target.rpartition(".")[2] in list_models() and inspect.isfunction(component)
+        if group == "loss" and inspect.isfunction(component) and component.__module__ == "torch.nn.functional":
+            return list(inspect.signature(component).parameters)[:2] == ["input", "target"]
         return (
-            inspect.isclass(found) and issubclass(found, import_object(base)) and found.__module__.startswith(package)
+            inspect.isclass(component)
+            and issubclass(component, import_object(base))
+            and component.__module__.startswith(package)
         )
     return False
 

@@ -31,18 +31,18 @@ def nearest_key(word: str, known: Sequence[str]) -> str | None:
     endings = [key for key in known if key.split(".")[-1] == word.split(".")[-1]]
     if "." not in word and len(endings) == 1:
         return endings[0]
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not found and (
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not matches and (
         last := difflib.get_close_matches(word.split(".")[-1], {key.split(".")[-1] for key in known}, n=1)
     ):
-        found = [key for key in known if key.split(".")[-1] == last[0]]
-    return found[0] if found else endings[0] if endings else None
+        matches = [key for key in known if key.split(".")[-1] == last[0]]
+    return matches[0] if matches else endings[0] if endings else None
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown `word`."""
-    found = nearest_key(word, known)
-    return f"Did you mean {found}?" if found else "See mcls train --help."
+    nearest = nearest_key(word, known)
+    return f"Did you mean {nearest}?" if nearest else "See mcls train --help."
 
 
 def shell_quoted(line: str) -> str:
@@ -58,7 +58,7 @@ def as_text(line: str) -> str:
 
 def at_home(text: str) -> str:
     """`text` with `~` expanded where a value begins."""
-    return HOME.sub(lambda found: os.path.expanduser(found[0]), text)  # noqa: PTH111, one of no user stays
+    return HOME.sub(lambda match: os.path.expanduser(match[0]), text)  # noqa: PTH111, one of no user stays
 
 
 def as_path(line: str) -> str:
@@ -119,10 +119,10 @@ def choices_of(override: Override) -> list[tuple[str, Any]]:
 
 def count(override: Override) -> int:
     """How many values a swept override expands to; 1 where only an optimizer can sample it."""
-    found: Any = override.value()
-    if not isinstance(found, RangeSweep):
+    value: Any = override.value()
+    if not isinstance(value, RangeSweep):
         return max(1, len(choices_of(override)))
-    start, stop, step = (Fraction(str(number)) for number in (found.start, found.stop, found.step))
+    start, stop, step = (Fraction(str(limit)) for limit in (value.start, value.stop, value.step))
     if not step:
         raise RequestError(f"{override.input_line}: the step of a range can't be 0.")
     return max(0, math.ceil((stop - start) / step))
@@ -132,10 +132,10 @@ def first(override: Override) -> list[str]:
     """The first override that a swept one expands to, or none; an override that is not swept, unchanged."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
-    found: Any = override.value()
-    if not isinstance(found, RangeSweep):
+    value: Any = override.value()
+    if not isinstance(value, RangeSweep):
         return [line for line, _ in choices_of(override)[:1]]
-    return [f"{override.get_key_element()}={found.start}"] if count(override) else []
+    return [f"{override.get_key_element()}={value.start}"] if count(override) else []
 
 
 def blamed(line: str, error: str) -> bool:

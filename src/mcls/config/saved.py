@@ -150,7 +150,10 @@ def bring_up_to_date(
         log.warning(f"{source}: {key} is not known to this version of mcls, ignored.")
         take_away(config, key)
     then = {
-        key: value for number in sorted(THEN, reverse=True) if number >= schema for key, value in THEN[number].items()
+        key: value
+        for version in sorted(THEN, reverse=True)
+        if version >= schema
+        for key, value in THEN[version].items()
     }
     for key, value in shipped_defaults(choices).items():
         group, _, name = key.rpartition(".")
@@ -210,15 +213,15 @@ def check_length(epochs: int, done: int) -> None:
 def shipped_files(choices: dict[str, str]) -> dict[str, Path]:
     """mcls's own files for these choices, by prefix of their keys; a trainer's own file counts as default."""
     root = Path(str(files(CONFIGS)))
-    found = {"": root / "train.yaml"}
+    used = {"": root / "train.yaml"}
     shipped = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.glob("*/*.yaml")}
     for group, choice in {"trainer": "default", **choices}.items():
-        place = f"{group}/{choice}"
-        if group == "trainer" and place not in shipped:
-            place = "trainer/default"
-        if group != "experiment" and place in shipped:
-            found[f"{group}."] = shipped[place]
-    return found
+        name = f"{group}/{choice}"
+        if group == "trainer" and name not in shipped:
+            name = "trainer/default"
+        if group != "experiment" and name in shipped:
+            used[f"{group}."] = shipped[name]
+    return used
 
 
 def shipped_constraints(choices: dict[str, str]) -> dict[str, Constraint]:
@@ -232,12 +235,12 @@ def shipped_constraints(choices: dict[str, str]) -> dict[str, Constraint]:
 
 def shipped_defaults(choices: dict[str, str]) -> dict[str, Any]:
     """The values in those files, by dotted key."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for prefix, path in shipped_files(choices).items():
         base = yaml.safe_load(path.read_text("utf-8")) or {}
         for file in [*inherited(path, base.get("defaults") or [], [path.parent]), path]:
             node = yaml.safe_load(file.read_text("utf-8")) or {}
-            found |= {
+            defaults |= {
                 prefix + key: value for key, value in leaves(node) if key.split(".")[0] not in ("defaults", "hydra")
             }
-    return found
+    return defaults

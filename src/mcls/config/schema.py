@@ -153,12 +153,12 @@ def read_constraints(path: Path, roots: Sequence[Path] = ()) -> dict[str, Constr
     if "defaults:" in text:
         for base in inherited(path, (yaml.safe_load(text) or {}).get("defaults") or [], roots or [path.parent]):
             rules |= read_constraints(base, roots)
-    for number, line in enumerate(text.splitlines(), 1):
+    for row, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("#"):
             comment.append(line)
             continue
-        if found := KEY.match(line):
-            indent, name = len(found[1]), found[2]
+        if match := KEY.match(line):
+            indent, name = len(match[1]), match[2]
             parents = [entry for entry in parents if entry[0] < indent] + [(indent, name)]
             key = ".".join(entry[1] for entry in parents)
             begin, rule = next(
@@ -166,7 +166,7 @@ def read_constraints(path: Path, roots: Sequence[Path] = ()) -> dict[str, Constr
             )
             if comment and comment[0].lstrip().startswith("# (") and not rule:
                 raise RequestError(
-                    f"{path}, line {number - len(comment)}: {comment[0].strip()!r} is no constraint. "
+                    f"{path}, line {row - len(comment)}: {comment[0].strip()!r} is no constraint. "
                     "Write the closing parenthesis and a description: # (float > 0) learning rate"
                 )
             if rule:
@@ -185,4 +185,4 @@ def inherited(path: Path, defaults: Sequence[Any], roots: Sequence[Path]) -> Ite
         if isinstance(entry, str) and entry != "_self_":
             name = f"{entry.split('@')[0]}.yaml"
             places = [root / name[1:] if name.startswith("/") else root / group / name for root in roots]
-            yield from [place for place in places if place.is_file()][:1]
+            yield from [candidate for candidate in places if candidate.is_file()][:1]

@@ -54,7 +54,7 @@ def axes_of(swept: Sequence[Override], zipped: Sequence[str], limit: int) -> lis
     if len({counts[key] for key in zipped}) > 1:
         lengths = ", ".join(f"{key} has {counts[key]:,}" for key in zipped)
         raise RequestError(f"sweep.zip: its keys must have equally many values, but {lengths}.")
-    jobs = math.prod(number for key, number in counts.items() if key not in zipped[1:])
+    jobs = math.prod(size for key, size in counts.items() if key not in zipped[1:])
     if jobs > limit:
         raise RequestError(f"sweep.max_jobs: {limit:,}, and this sweep has {jobs:,} jobs. List fewer, or raise it.")
     listed = {key: elements_of(override) for key, override in by_key.items()}
@@ -71,10 +71,10 @@ def elements_of(override: Override) -> list[Element]:
         raise RequestError(
             f"{override.input_line}: needs a search, such as search=tpe. List the values, or say range(...)."
         )
-    found = [Element(override.key_or_group, line, value) for line, value in choices_of(override)]
-    if not found:
+    elements = [Element(override.key_or_group, line, value) for line, value in choices_of(override)]
+    if not elements:
         raise RequestError(f"{override.input_line}: expands to no value. Give at least one.")
-    return found
+    return elements
 
 
 def expand(
@@ -105,12 +105,12 @@ def expand(
     for combination in itertools.product(*axes):
         chosen = {element.key: element for together in combination for element in together}
         lines = [chosen[o.key_or_group].line if o.key_or_group in chosen else o.input_line or "" for o in parsed]
-        number, base, checked = based(tuple(e.line for e in chosen.values() if e.key in groups), lines, elements)
+        base_index, base, checked = based(tuple(e.line for e in chosen.values() if e.key in groups), lines, elements)
         if whole := base.refers or any(element.refers for element in chosen.values()):
-            number, base, _ = based(tuple(lines), lines, ())
+            base_index, base, _ = based(tuple(lines), lines, ())
         sets = {e.key: checked[e.line] for e in chosen.values() if e.line in checked and not whole}
         lines = [line for line, override in zip(lines, parsed, strict=True) if kept(override, base, groups)]
-        jobs.setdefault(tuple(lines), Job(lines, number, sets))
+        jobs.setdefault(tuple(lines), Job(lines, base_index, sets))
     tell_partial(parsed, [base for _, base, _ in bases.values()], groups)
     return [base for _, base, _ in bases.values()], list(jobs.values())
 
@@ -148,12 +148,12 @@ def dimensions_of(swept: Sequence[Override], check: Callable[[str, Any], Any]) -
                 raise RequestError(f"{override.input_line}: the first end must be the smaller, with log more than 0.")
             yield Dimension(key, low, high, log=log)
         elif isinstance(value, RangeSweep) and not value.shuffle:
-            found = [as_plain(number) for _, number in choices_of(override)]
-            yield Dimension(key, check(key, found[0]), check(key, found[-1]), step=as_plain(value.step))
+            values = [as_plain(item) for _, item in choices_of(override)]
+            yield Dimension(key, check(key, values[0]), check(key, values[-1]), step=as_plain(value.step))
         else:
-            for element in (found := elements_of(override)):
+            for element in (values := elements_of(override)):
                 check(key, element.value)
-            yield Dimension(key, choices=[element.line.partition("=")[2] for element in found])
+            yield Dimension(key, choices=[element.line.partition("=")[2] for element in values])
 
 
 def search_of(

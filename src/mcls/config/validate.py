@@ -31,12 +31,12 @@ HYDRAS_OWN = re.compile(
 
 def constraints_of(hydra: DictConfig) -> dict[str, Constraint]:
     """The rules of every key, by dotted key, from the files that Hydra says it composed (its `hydra` node)."""
-    found = dict(read_choice(f"{hydra.job.config_name}.yaml", "", hydra))
+    constraints = dict(read_choice(f"{hydra.job.config_name}.yaml", "", hydra))
     for group, choice in hydra.runtime.choices.items():
         if choice and not group.startswith("hydra"):
             for one in [choice] if isinstance(choice, str) else choice:
-                found |= read_choice(f"{group}/{one}.yaml", f"{group}.", hydra)
-    return found
+                constraints |= read_choice(f"{group}/{one}.yaml", f"{group}.", hydra)
+    return constraints
 
 
 def read_choice(file: str, prefix: str, hydra: DictConfig) -> dict[str, Constraint]:
@@ -75,8 +75,8 @@ def check_config(
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         text = " ".join(str(error).split())
-        if found := re.match(r"Interpolation key '(.+)' not found full_key: (\S+)", text):
-            text = f"{found[2]}: ${{{found[1]}}} refers to a key that does not exist."
+        if match := re.match(r"Interpolation key '(.+)' not found full_key: (\S+)", text):
+            text = f"{match[2]}: ${{{match[1]}}} refers to a key that does not exist."
         raise RequestError(text) from error
     refuse_code(hydra, values.get("trust"))
     typed = {line.lstrip("+").split("=")[0] for line in hydra.overrides.task}
@@ -154,8 +154,8 @@ def refuse_unknown_keys(values: dict[str, Any], rules: dict[str, Constraint], ch
                 f"Take it away with {' '.join(f'~{other}' for other in strangers)}"
             )
         near = f"Did you mean {mistyped[0]}?" if mistyped else suggestion(key, list(rules))
-        place = f"experiment/{recipe}.yaml: " if recipe else ""
-        raise RequestError(f"{place}{key}: no such key, got {yaml_text(value)}. {near}")
+        prefix = f"experiment/{recipe}.yaml: " if recipe else ""
+        raise RequestError(f"{prefix}{key}: no such key, got {yaml_text(value)}. {near}")
 
 
 def refuse_duplicates(folder: Path) -> None:

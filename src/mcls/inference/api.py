@@ -44,8 +44,8 @@ class PredictionResult:
     @property
     def confidence(self) -> NDArray[np.float32]:
         """Probability of the predicted class, float32 (N,)."""
-        found: NDArray[np.float32] = self.probabilities.max(axis=1)
-        return found
+        confidence: NDArray[np.float32] = self.probabilities.max(axis=1)
+        return confidence
 
 
 @dataclass(frozen=True, eq=False)

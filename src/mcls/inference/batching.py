@@ -85,11 +85,11 @@ class Batcher:
         self.batches, self.computed = self.batches + bool(batch), self.computed + size
         return batch
 
-    def hand_out(self, batch: list[tuple[NumpyArray, "asyncio.Future[NumpyArray]"]], found: NumpyArray) -> None:
+    def hand_out(self, batch: list[tuple[NumpyArray, "asyncio.Future[NumpyArray]"]], probabilities: NumpyArray) -> None:
         """Give each request its rows of what was computed."""
         start = 0
         for samples, future in batch:
-            rows = found[start : start + len(samples)]
+            rows = probabilities[start : start + len(samples)]
             start += len(samples)
             if not future.done():
                 future.set_result(rows)

@@ -72,15 +72,15 @@ def rejection_threshold(rows: list[list[float]], risk: float) -> tuple[float, fl
 def val_record(loaded: LoadedRun, which: str, flag: str) -> dict[str, Any]:
     """What `mcls evaluate RUN --split val` wrote of these weights. Raises RequestError when it did not."""
     path = loaded.folder.path / "evaluation.json"
-    found = read_json(path).get("val") if path.exists() else None
+    record = read_json(path).get("val") if path.exists() else None
     told = f"Run first: mcls evaluate {shell_path(loaded.folder.path)} --split val --checkpoint {which}"
     told += f" --tta {loaded.tta}" if loaded.tta else ""
-    if not isinstance(found, dict) or "rejection" not in found:
+    if not isinstance(record, dict) or "rejection" not in record:
         raise RequestError(f"{flag}: the run was not measured on val. {told}")
-    check(found, VAL, path)
-    if (found["checkpoint"], found["epoch"], found.get("tta")) != (which, loaded.epoch, loaded.tta):
+    check(record, VAL, path)
+    if (record["checkpoint"], record["epoch"], record.get("tta")) != (which, loaded.epoch, loaded.tta):
         raise RequestError(f"{flag}: what was measured on val are other weights or another --tta. {told}")
-    return found
+    return record
 
 
 def at_temperature(loaded: LoadedRun, which: str) -> LoadedRun:
@@ -94,8 +94,8 @@ def at_temperature(loaded: LoadedRun, which: str) -> LoadedRun:
 
 def rejecting(loaded: LoadedRun, which: str, risk: float) -> tuple[float, float]:
     """`rejection_threshold` for the probabilities of a run. Raises RequestError."""
-    found = val_record(loaded, which, "--reject-below")["rejection"]
-    return rejection_threshold(found["plain" if loaded.temperature == 1 else "scaled"], risk)
+    thresholds = val_record(loaded, which, "--reject-below")["rejection"]
+    return rejection_threshold(thresholds["plain" if loaded.temperature == 1 else "scaled"], risk)
 
 
 def rejection(confidence: Tensor, scaled: Tensor, right: Tensor) -> dict[str, Any]:

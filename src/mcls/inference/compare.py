@@ -128,9 +128,9 @@ def write_flips(
 
 def flipped(first: Predictions, second: Predictions) -> Tensor:
     """Numbers of the samples that one run alone has right, those first of which the other was most sure."""
-    found = (first.right != second.right).nonzero()[:, 0]
-    mistaken = torch.where(first.right, second.confidence, first.confidence)[found]
-    return found[mistaken.argsort(descending=True, stable=True)]
+    indices = (first.right != second.right).nonzero()[:, 0]
+    mistaken = torch.where(first.right, second.confidence, first.confidence)[indices]
+    return indices[mistaken.argsort(descending=True, stable=True)]
 
 
 def flip_grid(

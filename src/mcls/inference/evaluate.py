@@ -58,8 +58,8 @@ def rebuild_dataset(loaded: LoadedRun, download: bool) -> Dataset:
         node = {**node, "download": False}
     with pointing(loaded.folder, node):
         dataset: Dataset = build("dataset", node, loaded.config["trust"], cache=loaded.config["cache"])
-    found = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std, dataset.encoder)
-    if found != (loaded.classes, loaded.input_shape, loaded.mean, loaded.std, loaded.encoder):
+    rebuilt = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std, dataset.encoder)
+    if rebuilt != (loaded.classes, loaded.input_shape, loaded.mean, loaded.std, loaded.encoder):
         raise DataError(f"dataset: its classes, shape or statistics differ from those of {loaded.folder.path}.")
     return dataset
 
@@ -169,37 +169,37 @@ def accumulate(batches: Iterable[Tensor], targets: Tensor, num_classes: int) -> 
     return accumulator
 
 
-def doubted(found: Evaluation) -> Tensor:
+def doubted(evaluation: Evaluation) -> Tensor:
     """Numbers of the samples that are predicted to be something else, the least probable label first."""
-    wrong = (found.accumulator.predictions()[0] != found.split.targets).nonzero()[:, 0]
-    return wrong[found.label[wrong].argsort(stable=True)]
+    wrong = (evaluation.accumulator.predictions()[0] != evaluation.split.targets).nonzero()[:, 0]
+    return wrong[evaluation.label[wrong].argsort(stable=True)]
 
 
-def doubts(found: Evaluation, order: Tensor, classes: Sequence[str]) -> list[list[object]]:
+def doubts(evaluation: Evaluation, order: Tensor, classes: Sequence[str]) -> list[list[object]]:
     """A row for each sample in `order`: its file or number, label, probability of that, predicted class, of that."""
-    predicted = found.accumulator.predictions()[0]
+    predicted = evaluation.accumulator.predictions()[0]
     rows: list[list[object]] = []
     for index in order.tolist():
-        label, guess = classes[int(found.split.targets[index])], classes[int(predicted[index])]
-        sample = found.split.names[index] if found.split.names else index
-        rows.append([sample, label, f"{found.label[index]:.6f}", guess, f"{found.surest[index]:.6f}"])
+        label, guess = classes[int(evaluation.split.targets[index])], classes[int(predicted[index])]
+        sample = evaluation.split.names[index] if evaluation.split.names else index
+        rows.append([sample, label, f"{evaluation.label[index]:.6f}", guess, f"{evaluation.surest[index]:.6f}"])
     return rows
 
 
-def draw_evaluation(found: Evaluation, folder: RunFolder, classes: Sequence[str], order: Tensor | None) -> None:
+def draw_evaluation(evaluation: Evaluation, folder: RunFolder, classes: Sequence[str], order: Tensor | None) -> None:
     """Figures as PNG files in the run's figures, evaluation-SPLIT-KIND.png.
 
     Args:
         order: of the doubted samples, for a grid of them; None leaves it out.
     """
-    name, names = found.report["split"], figures.legible(tuple(classes))  # of all classes, for their numbers
-    drawn = draw_measures(folder.name, name, found.measures, names)
-    drawn |= draw_ranks(folder.name, name, found.accumulator, names)
-    if order is not None and found.split.inputs.ndim == 4 and len(order):
-        chosen, labels = by_class(found, order, names)
-        pictures = torch.full((len(chosen), *found.split.inputs.shape[1:]), 255, dtype=torch.uint8)
+    name, names = evaluation.report["split"], figures.legible(tuple(classes))  # of all classes, for their numbers
+    drawn = draw_measures(folder.name, name, evaluation.measures, names)
+    drawn |= draw_ranks(folder.name, name, evaluation.accumulator, names)
+    if order is not None and evaluation.split.inputs.ndim == 4 and len(order):
+        chosen, labels = by_class(evaluation, order, names)
+        pictures = torch.full((len(chosen), *evaluation.split.inputs.shape[1:]), 255, dtype=torch.uint8)
         filled = chosen >= 0
-        pictures[filled] = found.split.inputs[chosen[filled]]
+        pictures[filled] = evaluation.split.inputs[chosen[filled]]
         shown = f"Labels the model doubts ({name}): label, its probability, predicted\n{folder.name}"
         drawn["mistakes"] = figures.image_grid(pictures.numpy(), labels, [False] * len(labels), shown, EACH)
     make_folder(folder.figures)
@@ -207,16 +207,16 @@ def draw_evaluation(found: Evaluation, folder: RunFolder, classes: Sequence[str]
         publish(folder.figures / f"evaluation-{name}-{kind}.png", figures.png(figure))
 
 
-def by_class(found: Evaluation, order: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
+def by_class(evaluation: Evaluation, order: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
     """The most doubted samples of each class, a row of EACH a class, filled up with -1, and what to write below them.
 
     Of more than ROWS classes those with the most doubted samples.
     """
-    targets = found.split.targets[order]
+    targets = evaluation.split.targets[order]
     counts = torch.bincount(targets, minlength=len(classes))
     fullest = counts.argsort(descending=True, stable=True)[: min(ROWS, len(targets.unique()))].sort().values
     rows = [order[targets == label][:EACH] for label in fullest]
     chosen = torch.cat([functional.pad(row, (0, EACH - len(row)), value=-1) for row in rows])
-    told = iter(doubts(found, chosen[chosen >= 0], classes))
-    labels = (f"{label} {float(str(part)):.0%}\n{guess}" for _, label, part, guess, _ in told)
+    captions = iter(doubts(evaluation, chosen[chosen >= 0], classes))
+    labels = (f"{label} {float(str(part)):.0%}\n{guess}" for _, label, part, guess, _ in captions)
     return chosen, [next(labels) if index >= 0 else "" for index in chosen.tolist()]

@@ -138,7 +138,7 @@ FORMS = {"onnx": to_onnx, "pt2": to_pt2, "safetensors": to_safetensors}
 
 def about(loaded: LoadedRun) -> dict[str, str]:
     """What goes beside the model, each value JSON."""
-    found: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "classes": loaded.classes,
         "input_shape": loaded.input_shape,
         "input_type": input_type(loaded),
@@ -151,7 +151,7 @@ def about(loaded: LoadedRun) -> dict[str, str]:
         "tta": loaded.tta,
         **loaded.reading.record(),
     }
-    return {f"mcls.{key}": json.dumps(value) for key, value in found.items() if value is not None}
+    return {f"mcls.{key}": json.dumps(value) for key, value in metadata.items() if value is not None}
 
 
 def example(loaded: LoadedRun, size: int) -> Tensor:

@@ -74,19 +74,19 @@ def walk(folder: str, suffixes: set[str]) -> Iterator[str]:
 
     The suffix "" means images without one.
     """
-    for place, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not ignored(name))
         for name in sorted(files):
-            suffix, path = suffix_of(name), Path(place, name)
+            suffix, path = suffix_of(name), Path(parent, name)
             if suffix in suffixes and (suffix or image_io.is_picture(path)):
                 yield str(path)
 
 
 def read_images(
-    found: Iterable[str], shape: Sequence[int], max_pixels: int, reading: image_io.Reading, refuse: Refuse
+    paths: Iterable[str], shape: Sequence[int], max_pixels: int, reading: image_io.Reading, refuse: Refuse
 ) -> Iterator[Sample]:
     """Path and uint8 (C, H, W) of each picture, in `shape`; `refuse` is called with what is wrong with the others."""
-    for path in found:
+    for path in paths:
         try:
             with warnings.catch_warnings(action="ignore"):  # Pillow's, of files that can be read all the same
                 picture = image_io.read_resized(Path(path), shape, max_pixels, reading)
@@ -104,16 +104,16 @@ def readable_inputs(lines: Records, refuse: Refuse) -> Records:
         refuse(DataError(f"{error} The rest is not read."))
 
 
-def vectors(found: Iterable[str], shape: Sequence[int], refuse: Refuse) -> Iterator[Sample]:
+def vectors(paths: Iterable[str], shape: Sequence[int], refuse: Refuse) -> Iterator[Sample]:
     """FILE:ROW and float32 of `shape` for each row of CSV files whose columns are the inputs; a header is passed over.
 
     `refuse` is called with what is wrong with a file, or with a row that has not as many numbers as a sample.
     """
     count = math.prod(shape)
-    for path in found:
-        for place, (row, cells) in enumerate(readable_inputs(read_records(Path(path), header=False), refuse)):
+    for path in paths:
+        for index, (row, cells) in enumerate(readable_inputs(read_records(Path(path), header=False), refuse)):
             values = list(map(parse_number, cells))
-            if not place and len(cells) == count and not any(value is not None for value in values):
+            if not index and len(cells) == count and not any(value is not None for value in values):
                 continue
             if len(cells) != count:
                 refuse(DataError(f"{path}, row {row}: {len(cells)} cells, the model takes {count} numbers."))
@@ -147,14 +147,14 @@ def loaded(path: str, encoder: dict[str, Any]) -> tuple[list[str], Records]:
 
 
 def rows(
-    found: Iterable[str], encoder: dict[str, Any], refuse: Refuse, id_column: str | None = None
+    paths: Iterable[str], encoder: dict[str, Any], refuse: Refuse, id_column: str | None = None
 ) -> Iterator[Sample]:
     """Name and float32 (F,) for each row of CSV files with a header, as `encoder` makes them.
 
     The name is the cell of `id_column`, without one FILE:ROW. `refuse` is called with what is wrong with a file, or
     with a row: too short or too long, or not for the encoder.
     """
-    for path in found:
+    for path in paths:
         unseen = 0
         try:
             header, lines = loaded(path, encoder)
@@ -172,7 +172,7 @@ def rows(
                     whole.append((row, cells))
                 else:
                     refuse(DataError(f"{path}, row {row}: {len(cells)} cells, the header has {len(header)}."))
-            columns = {name: [cells[place] for _, cells in whole] for place, name in enumerate(header)}
+            columns = {name: [cells[column] for _, cells in whole] for column, name in enumerate(header)}
             table = Table.of(path, columns, [row for row, _ in whole])
             unseen += count_unseen(table, encoder) if encoder["unseen"] == "ignore" else 0
             yield from encode_inputs(table, encoder, refuse, id_column)

@@ -25,19 +25,19 @@ from mcls.system.text import clean, quote_names
 log = logging.getLogger("mcls")
 
 
-def labelled_split(loaded: LoadedRun, place: Path) -> tuple[Split, str, dict[str, Any]]:
+def labelled_split(loaded: LoadedRun, path: Path) -> tuple[Split, str, dict[str, Any]]:
     """The samples in `place` whose class is one of the run's, what to call them, and what was left out of them.
 
     Raises RequestError for a place that is not there or a run that takes neither images nor a table with a header,
     DataError when nothing is left.
     """
-    if not place.exists():
-        raise RequestError(f"--data: {place}: no such file or folder.")
+    if not path.exists():
+        raise RequestError(f"--data: {path}: no such file or folder.")
     wrong: list[DataError] = []
     if loaded.mean is not None and len(loaded.input_shape) == 3:
-        split, labels = labelled_images(loaded, place, wrong)
+        split, labels = labelled_images(loaded, path, wrong)
     elif loaded.encoder is not None:
-        split, labels = labelled_rows(loaded, place, wrong)
+        split, labels = labelled_rows(loaded, path, wrong)
     else:
         raise RequestError("--data: this run was trained neither on images nor on a table with a header.")
     for error in wrong:
@@ -50,28 +50,28 @@ def labelled_split(loaded: LoadedRun, place: Path) -> tuple[Split, str, dict[str
     if absent:
         log.warning(f"data    no sample of {quote_names(absent)}; means over classes are over the others")
     if not len(split):
-        raise DataError(f"{place}: no sample of a class of the run, which has {quote_names(loaded.classes)}.")
-    name = "data-" + re.sub(r"[^\w.-]", "_", place.resolve().name)
+        raise DataError(f"{path}: no sample of a class of the run, which has {quote_names(loaded.classes)}.")
+    name = "data-" + re.sub(r"[^\w.-]", "_", path.resolve().name)
     return (
         split,
         name,
-        {"data": str(place.resolve()), "unknown_classes": unknown, "absent": absent, "wrong": len(wrong)},
+        {"data": str(path.resolve()), "unknown_classes": unknown, "absent": absent, "wrong": len(wrong)},
     )
 
 
-def labelled_images(loaded: LoadedRun, place: Path, wrong: list[DataError]) -> tuple[Split, Counter[str]]:
+def labelled_images(loaded: LoadedRun, root: Path, wrong: list[DataError]) -> tuple[Split, Counter[str]]:
     """The images below the folders of `place`, which are classes, and how many there are of each.
 
     `wrong` gets what cannot be read.
     """
-    if not place.is_dir():
-        raise RequestError(f"--data: {place}: must be a folder that holds a folder of images for each class.")
+    if not root.is_dir():
+        raise RequestError(f"--data: {root}: must be a folder that holds a folder of images for each class.")
     left, seen = Skipped(), set[str]()
     tree = {
         name: [path for folder in folders for path in files_in(folder, seen, left)]
-        for name, folders in subfolders(place, left).items()
+        for name, folders in subfolders(root, left).items()
     }
-    numbers = {name: number for number, name in enumerate(loaded.classes)}
+    numbers = {name: index for index, name in enumerate(loaded.classes)}
     labelled = [(path, numbers[name]) for name in tree if name in numbers for path in tree[name]]
     left.tell()
     channels, height, width = loaded.input_shape
@@ -81,19 +81,19 @@ def labelled_images(loaded: LoadedRun, place: Path, wrong: list[DataError]) -> t
     wrong += [error for error in looked.errors if error is not None]
     names = tuple(str(labelled[index][0]) for index in good)
     targets = torch.tensor([labelled[index][1] for index in good], dtype=torch.int64)
-    found = Split(torch.tensor(good, dtype=torch.int64), targets, names)
-    split = materialise(found, files if looked.pixels is None else looked.pixels)
+    samples = Split(torch.tensor(good, dtype=torch.int64), targets, names)
+    split = materialise(samples, files if looked.pixels is None else looked.pixels)
     return split, Counter({name: len(paths) for name, paths in tree.items()})
 
 
-def labelled_rows(loaded: LoadedRun, place: Path, wrong: list[DataError]) -> tuple[Split, Counter[str]]:
+def labelled_rows(loaded: LoadedRun, path: Path, wrong: list[DataError]) -> tuple[Split, Counter[str]]:
     """The rows of a table, and how many there are of each class. `wrong` gets those that cannot be encoded."""
     encoder = with_delimiter(loaded)
-    table = read_table(place, encoder["delimiter"])
+    table = read_table(path, encoder["delimiter"])
     labels: Sequence[str] = table.column(encoder["target"], "--data").to_list()
     for name in encoder["columns"]:
         table.column(name, "--data")
-    numbers = {name: number for number, name in enumerate(loaded.classes)}
+    numbers = {name: index for index, name in enumerate(loaded.classes)}
     table = table.take([index for index, label in enumerate(labels) if label in numbers])
     classes = dict(zip(table.rows, table.columns[encoder["target"]].to_list(), strict=True))
     samples = list(encode_inputs(table, encoder, wrong.append, None))

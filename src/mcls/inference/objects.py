@@ -145,7 +145,7 @@ def named_columns(names: Sequence[str], given: Any) -> dict[str, list[Any]]:
             raise DataError(
                 f"inputs, row {index}: got {wrong}. This run has {len(names)} columns: {quote_names(names)}."
             )
-    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    return {name: [row[index] for row in rows] for index, name in enumerate(names)}
 
 
 def cell_text(value: Any, categories: Sequence[str]) -> str:

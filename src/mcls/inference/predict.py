@@ -103,8 +103,8 @@ def run_classifier(loaded: "LoadedRun") -> Classifier:
 
     def probabilities(samples: NumpyArray) -> NumpyArray:
         inputs = loaded.normalise(torch.from_numpy(samples).to(loaded.device))
-        found: NumpyArray = loaded.logits(inputs).softmax(dim=1).cpu().numpy()
-        return found
+        probabilities: NumpyArray = loaded.logits(inputs).softmax(dim=1).cpu().numpy()
+        return probabilities
 
     encoder = with_delimiter(loaded)
     image, temperature = loaded.mean is not None, loaded.temperature
@@ -126,23 +126,23 @@ def from_onnx(path: Path, device: str) -> Classifier:
     wanted = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
     if wanted not in onnxruntime.get_available_providers():
         raise MachineError(f"--device {device}: this onnxruntime has no {wanted}. Use --device cpu.")
-    number = device.partition(":")[2]
+    index = device.partition(":")[2]
     try:
-        session = onnxruntime.InferenceSession(path, providers=[(wanted, {"device_id": number} if number else {})])
+        session = onnxruntime.InferenceSession(path, providers=[(wanted, {"device_id": index} if index else {})])
         about = session.get_modelmeta().custom_metadata_map
-        found = {key: json.loads(value) for key, value in about.items() if key.startswith("mcls.")}
-        classes, shape = tuple(map(str, found["mcls.classes"])), tuple(map(int, found["mcls.input_shape"]))
-        reading = image_io.Reading.of({key.removeprefix("mcls."): value for key, value in found.items()})
-        temperature = float(found.get("mcls.temperature", 1))  # which is inside
-        image, name = found["mcls.input_type"] == "uint8", session.get_inputs()[0].name
+        metadata = {key: json.loads(value) for key, value in about.items() if key.startswith("mcls.")}
+        classes, shape = tuple(map(str, metadata["mcls.classes"])), tuple(map(int, metadata["mcls.input_shape"]))
+        reading = image_io.Reading.of({key.removeprefix("mcls."): value for key, value in metadata.items()})
+        temperature = float(metadata.get("mcls.temperature", 1))  # which is inside
+        image, name = metadata["mcls.input_type"] == "uint8", session.get_inputs()[0].name
     except (KeyError, ValueError, TypeError) as error:
         raise FolderError(f"{path}: refused, its metadata lack classes and inputs. Was it exported by mcls?") from error
     except Exception as error:  # onnxruntime's own have no common class
         raise FolderError(f"{path}: refused, onnxruntime cannot load it ({type(error).__name__}).") from error
 
-    encoder = found.get("mcls.encoder")
+    encoder = metadata.get("mcls.encoder")
     check_encoder(encoder, shape, path)
-    inside = found["mcls.input_type"] == "float64" and encoder is not None and all_numbers(encoder)
+    inside = metadata["mcls.input_type"] == "float64" and encoder is not None and all_numbers(encoder)
 
     def probabilities(samples: NumpyArray) -> NumpyArray:
         if inside and encoder is not None:  # the file standardises, so it is given what was in the table

@@ -185,13 +185,13 @@ class Service:
             try:
                 path.write_bytes(content)
                 if model.image:
-                    found = read_images([str(path)], model.input_shape, self.limits.max_pixels, model.reading, fail)
+                    samples = read_images([str(path)], model.input_shape, self.limits.max_pixels, model.reading, fail)
                 elif model.encoder is not None:
-                    found = rows([str(path)], model.encoder, fail)
+                    samples = rows([str(path)], model.encoder, fail)
                 else:
-                    found = vectors([str(path)], model.input_shape, fail)
-                for place, sample in found:
-                    yield name + place.removeprefix(str(path)), sample
+                    samples = vectors([str(path)], model.input_shape, fail)
+                for source, sample in samples:
+                    yield name + source.removeprefix(str(path)), sample
             except DataError as error:
                 raise DataError(str(error).replace(str(path), name)) from error
             finally:

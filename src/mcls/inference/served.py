@@ -59,7 +59,7 @@ def openapi(about: dict[str, Any]) -> dict[str, Any]:
     guess = {"class": {**text, "enum": about["classes"]}, "probability": number}
     top = {"type": "array", "items": {"type": "object", "properties": guess}}
     one = {"type": "object", "properties": {"input": text, **guess, "top": top}}
-    found = {"type": "object", "properties": {"predictions": {"type": "array", "items": one}}}
+    answer = {"type": "object", "properties": {"predictions": {"type": "array", "items": one}}}
     wrong = {"content": {"application/json": {"schema": {"type": "object", "properties": {"error": text}}}}}
     statuses = {
         "400": "the request is cut off or malformed",
@@ -74,7 +74,7 @@ def openapi(about: dict[str, Any]) -> dict[str, Any]:
         "parameters": [{"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1, "default": 10}}],
         "requestBody": {"required": True, "content": bodies},
         "responses": {
-            "200": {"description": "a class for each input", "content": {"application/json": {"schema": found}}},
+            "200": {"description": "a class for each input", "content": {"application/json": {"schema": answer}}},
             **{status: {"description": what, **wrong} for status, what in statuses.items()},
         },
     }

@@ -39,5 +39,5 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
         middle = middle - step if low < middle - step < high and steps < 20 else (low + high) / 2
         if abs(step) < 1e-9 and steps < 20:
             break
-    found = math.exp(-middle)
-    return found if 0.01001 < found < 99.9 else None
+    temperature = math.exp(-middle)
+    return temperature if 0.01001 < temperature < 99.9 else None

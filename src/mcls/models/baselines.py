@@ -55,9 +55,9 @@ class TreeBaseline(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (N, num_classes) of inputs (N, *input_shape)."""
         samples = inputs.flatten(1)
-        place = self.root.expand(samples.shape[0], -1)
+        node = self.root.expand(samples.shape[0], -1)
         for _ in range(self.depth):
-            below = samples.gather(1, self.feature[place]) <= self.threshold[place]
-            place = torch.where(below, self.left[place], self.right[place])
-        logits: Tensor = self.base + self.value[place] @ self.classes
+            below = samples.gather(1, self.feature[node]) <= self.threshold[node]
+            node = torch.where(below, self.left[node], self.right[node])
+        logits: Tensor = self.base + self.value[node] @ self.classes
         return logits

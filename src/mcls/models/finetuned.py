@@ -13,17 +13,17 @@ def stages(network: nn.Module) -> list[list[nn.Module]]:
     A stage begins with every module that has parts; single layers before the first are the stem, later ones go with
     the stage before them.
     """
-    found: list[list[nn.Module]] = [[]]
+    stages_so_far: list[list[nn.Module]] = [[]]
     for name, part in network.named_children():
         if next(part.parameters(), None) is None:
             continue
         if name in CHAINS:
-            found += stages(part)
+            stages_so_far += stages(part)
         elif next(part.children(), None) is None:
-            found[-1].append(part)
+            stages_so_far[-1].append(part)
         else:
-            found.append([part])
-    return [stage for stage in found if stage]
+            stages_so_far.append([part])
+    return [stage for stage in stages_so_far if stage]
 
 
 class FineTuned(nn.Module):
@@ -82,7 +82,10 @@ class FineTuned(nn.Module):
         """By name of each weight, the part of the learning rate that `layer_decay` leaves it: the head has all."""
         parts = stages(self.backbone)
         depth = {
-            id(weight): number for number, stage in enumerate(parts) for part in stage for weight in part.parameters()
+            id(weight): stage_index
+            for stage_index, stage in enumerate(parts)
+            for part in stage
+            for weight in part.parameters()
         }
         depth |= {id(weight): len(parts) for weight in self.head.parameters()}
         return {
@@ -104,5 +107,5 @@ class FineTuned(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the backbone makes of images (N, 1 or 3, H, W); a grey image is shown to all three channels."""
-        found: Tensor = self.backbone(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
-        return found
+        features: Tensor = self.backbone(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+        return features

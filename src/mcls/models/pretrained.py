@@ -63,7 +63,7 @@ def torchvision_backbone(name: str, weights: str | None) -> tuple[nn.Module, int
 
     check_name(name, models.list_models(module=models), "torchvision")
     network: nn.Module = models.get_model(name)
-    linear = [(place, part) for place, part in network.named_modules() if isinstance(part, nn.Linear)]
+    linear = [(path, part) for path, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not linear:
         raise RequestError(f"model.name: {name} does not end in a linear layer. Choose another network.")
     head, last = linear[-1]
@@ -90,7 +90,7 @@ def timm_backbone(name: str, weights: str | None) -> tuple[nn.Module, int]:
     last = network.get_classifier()  # type: ignore[operator]
     if not isinstance(last, nn.Linear):
         raise RequestError(f"model.name: {name} does not end in a linear layer. Choose another network.")
-    heads = [place for place, part in network.named_modules() if part is last]
+    heads = [path for path, part in network.named_modules() if part is last]
     network.reset_classifier(0)  # type: ignore[operator]
     if path is not None:
         fill_backbone(network, read_state(path, f"timm's {name}"), heads, str(path), name)

@@ -101,41 +101,41 @@ def check(value: Any, shape: Any, path: Path) -> None:
         raise FolderError(f"{path}: damaged, {wrong}.")
 
 
-def mismatch(value: Any, shape: Any, place: str) -> str:
+def mismatch(value: Any, shape: Any, path: str) -> str:
     """What is wrong with `value`, the first that is found, at its `place`; nothing where it has `shape`."""
     if isinstance(shape, tuple):
-        wrongs = [mismatch(value, other, place) for other in shape]
+        wrongs = [mismatch(value, other, path) for other in shape]
         return "" if "" in wrongs else wrongs[-1]
     if isinstance(shape, dict):
-        return mapping(value, shape, place) if isinstance(value, dict) else said(value, "a mapping", place)
+        return mapping(value, shape, path) if isinstance(value, dict) else said(value, "a mapping", path)
     if isinstance(shape, list):
         if not isinstance(value, list | tuple):
-            return said(value, "a list", place)
+            return said(value, "a list", path)
         items = [min(value), max(value)] if set(map(type, value)) == {int} else value  # they speak for millions
-        return next((wrong for item in items if (wrong := mismatch(item, shape[0], f"{place}[]"))), "")
+        return next((wrong for item in items if (wrong := mismatch(item, shape[0], f"{path}[]"))), "")
     if isinstance(shape, type):
-        return "" if isinstance(value, shape) else said(value, f"a {shape.__name__.lower()}", place)
-    return "" if any(KIND_CHECKS[kind](value) for kind in shape.split("|")) else said(value, shape, place)
+        return "" if isinstance(value, shape) else said(value, f"a {shape.__name__.lower()}", path)
+    return "" if any(KIND_CHECKS[kind](value) for kind in shape.split("|")) else said(value, shape, path)
 
 
-def mapping(value: dict[Any, Any], shape: dict[str, Any], place: str) -> str:
+def mapping(value: dict[Any, Any], shape: dict[str, Any], path: str) -> str:
     """`mismatch` of a dictionary."""
     named = {key.rstrip("?") for key in shape}
     for key, item in shape.items():
         name = key.rstrip("?")
         if key != "*" and name not in value and name == key:
-            return f"it lacks {f'{place}.{name}'.lstrip('.')}"
-        for found in [other for other in value if other not in named] if key == "*" else [name] * (name in value):
-            if wrong := mismatch(value[found], item, f"{place}.{found!s:.40}"):
+            return f"it lacks {f'{path}.{name}'.lstrip('.')}"
+        for name_of in [other for other in value if other not in named] if key == "*" else [name] * (name in value):
+            if wrong := mismatch(value[name_of], item, f"{path}.{name_of!s:.40}"):
                 return wrong
     return ""
 
 
-def said(value: Any, wanted: str, place: str) -> str:
+def said(value: Any, wanted: str, path: str) -> str:
     """What was wanted at a place and what is there, in one line."""
     scalar = value is None or isinstance(value, bool | int | float | str)
     got = f"{value!r:.40}" if scalar and not (isinstance(value, int) and abs(value) > WHOLE) else type(value).__name__
-    return f"{place.lstrip('.') or 'all of it'} must be {wanted.replace('|', ' or ')}, got {got}"
+    return f"{path.lstrip('.') or 'all of it'} must be {wanted.replace('|', ' or ')}, got {got}"
 
 
 def too_deep(value: Any, left: int = MAX_DEPTH) -> bool:

@@ -60,13 +60,13 @@ class World:
             distributed.all_reduce(values)
         return values
 
-    def all_reduce_max(self, number: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of the processes' numbers. It does not wait for a GPU."""
         if self.size == 1:
-            return number
-        found = torch.tensor(number)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-        return int(found)
+            return value
+        largest = torch.tensor(value)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return int(largest)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Take the leader's `tensors`."""
@@ -75,29 +75,29 @@ class World:
 
     def broadcast_object(self, value: Any) -> Any:
         """What the leader gives."""
-        found = [value]
+        objects = [value]
         if self.size > 1:
-            distributed.broadcast_object_list(found, 0)
-        return found[0]
+            distributed.broadcast_object_list(objects, 0)
+        return objects[0]
 
     def all_gather(self, value: Any) -> list[Any]:
         """The processes' values, in the order of their ranks."""
-        found = [value] * self.size
+        gathered = [value] * self.size
         if self.size > 1:
-            distributed.all_gather_object(found, value)
-        return found
+            distributed.all_gather_object(gathered, value)
+        return gathered
 
     @contextlib.contextmanager
-    def init_process_group(self, place: str, device: torch.device) -> Iterator[None]:
+    def init_process_group(self, address: str, device: torch.device) -> Iterator[None]:
         """While entered, the processes that meet at `place` (a URL of torch's) are connected."""
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if place == "env://":  # torchrun's store, which still holds the addresses of the attempt before a restart
-            store = distributed.PrefixStore(attempt(), next(rendezvous(place))[0])  # type: ignore[attr-defined]
+        if address == "env://":  # torchrun's store, which still holds the addresses of the attempt before a restart
+            store = distributed.PrefixStore(attempt(), next(rendezvous(address))[0])  # type: ignore[attr-defined]
             distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
         else:
-            distributed.init_process_group(backend, init_method=place, rank=self.rank, world_size=self.size)
+            distributed.init_process_group(backend, init_method=address, rank=self.rank, world_size=self.size)
         try:
             yield
         finally:

@@ -74,8 +74,8 @@ def refused(path: Path, error: OSError, needed: int, what: str = "file") -> Mcls
 
 def refuse_file(key: str, path: Path) -> None:
     """Raise RequestError where `key` is to name a folder and `path` is a file, or lies below one."""
-    if found := next((place for place in (path, *path.parents) if place.is_file()), None):
-        raise RequestError(f"{key}: {found} is a file. Name a folder.")
+    if file := next((candidate for candidate in (path, *path.parents) if candidate.is_file()), None):
+        raise RequestError(f"{key}: {file} is a file. Name a folder.")
 
 
 def move(path: Path, target: Path) -> None:
@@ -122,7 +122,7 @@ def describe_os_error(path: Path, error: OSError, needed: int) -> str:
 def to_json(value: Any, indent: int | None = 1) -> str:
     """Strict JSON, a list of numbers in one line: a number that is not finite becomes null."""
     text = json.dumps(finite(value), indent=indent, allow_nan=False)
-    return NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
+    return NUMBERS.sub(lambda match: f"[{' '.join(match[0][1:-1].split())}]", text)
 
 
 def finite(value: Any) -> Any:

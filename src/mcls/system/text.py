@@ -90,8 +90,8 @@ def listed(words: Sequence[str], joint: str = "or") -> str:
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`Did you mean 'x'? ` for a mistyped name, or nothing."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean '{clean(found[0])}'? " if found else ""
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean '{clean(matches[0])}'? " if matches else ""
 
 
 def quoted(value: str) -> str:
