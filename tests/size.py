@@ -14,9 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1590,
-    "sweep": 850,
+    "sweep": 870,
     "inference": 1540,
-    "training": 2050,
+    "training": 2055,
     "config": 1185,
     "report": 605,
     "data": 1975,

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from mcls.errors import Stopped
+from mcls.sweep.study import open_study, pruner_of
+from mcls.training import run
+
 pytest.importorskip("optuna")
 
 Main = Callable[..., int]
@@ -119,3 +123,87 @@ def test_killed_and_resumed_a_search_has_every_trial_once(tmp_path: Path) -> Non
     assert len(hashes(folder)) == len(plan_of(folder)["jobs"]) == 5
     rows = (folder / "sweep.csv").read_text().splitlines()
     assert len(rows) == 6 and sum(",finished," in row for row in rows) == 5
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    """result.json of each job, in the order of their numbers."""
+    runs = sorted(folder.glob("*/result.json"), key=lambda path: int(path.parent.name.split("_")[0]))
+    return [json.loads(path.read_text()) for path in runs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pruner", "launcher"),
+    [("median", ()), ("hyperband", ()), ("median", ("launcher=parallel", "launcher.jobs=2"))],
+)
+def test_a_pruned_job_is_a_row_with_its_epoch(
+    pruner: str, launcher: tuple[str, ...], mcls: Main, tmp_path: Path
+) -> None:
+    lines = ("optimizer.lr=tag(log,interval(0.00001,1))", "trainer.epochs=6", "trainer.figures=false", "search=random")
+    command = ("train", "-m", *lines, "search.trials=10")
+    assert mcls(*command, f"search.pruner={pruner}", "sweep.name=pruned", *launcher) == 0
+    assert mcls(*command, "sweep.name=whole") == 0
+    folder, whole = tmp_path / "outputs/sweeps/pruned", results_of(tmp_path / "outputs/sweeps/whole")
+    results = results_of(folder)
+    pruned = [number for number, result in enumerate(results) if result["ended_by"] == "search.pruner"]
+    assert 0 < len(pruned) < 10
+    for number, (result, other) in enumerate(zip(results, whole, strict=True)):
+        assert (result["epochs"] < 6) == (number in pruned)
+        assert (result["weights_sha256"] == other["weights_sha256"]) or number in pruned
+        assert result["test"] is None or number not in pruned
+    rows = (folder / "sweep.csv").read_text().splitlines()
+    assert [",pruned," in row for row in rows] == [False] * (11 - len(pruned)) + [True] * len(pruned)
+    first = next(folder.glob(f"{pruned[0]}_*"))
+    assert mcls("resume", str(first)) == 0  # by itself it goes on to its end, as if it had not been pruned
+    assert results_of(folder)[pruned[0]]["weights_sha256"] == whole[pruned[0]]["weights_sha256"]
+
+
+def test_an_unknown_pruner(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcls("train", "-m", *QUICK, "search=random", *SPACE, "search.pruner=mean") == 2
+    assert "search.pruner: must be" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_before_its_result_a_pruned_job_ends_at_the_same_epoch(
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ("optimizer.lr=tag(log,interval(0.00001,1))", "trainer.epochs=6", "trainer.figures=false", "search=random")
+    command = ("train", "-m", *lines, "search.pruner=median", "sweep.test=none")
+    assert mcls(*command, "search.trials=10", "sweep.name=whole") == 0
+    whole = results_of(tmp_path / "outputs/sweeps/whole")
+    first = next(number for number, result in enumerate(whole) if result["ended_by"] == "search.pruner")
+    trained = run.train_in_processes
+
+    def stopped(*arguments: Any) -> Any:
+        found = trained(*arguments)
+        if found[1] == "pruner":
+            raise Stopped("stopped", signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train_in_processes", stopped)
+        assert mcls(*command, f"search.trials={first + 1}", "sweep.name=broken") == 128 + signal.SIGTERM
+    assert mcls("resume", "outputs/sweeps/broken") == 0
+    again = results_of(tmp_path / "outputs/sweeps/broken")
+    kept = ("epochs", "ended_by", "weights_sha256")
+    assert [[each[key] for key in kept] for each in again] == [
+        [each[key] for key in kept] for each in whole[: first + 1]
+    ]
+
+
+def test_epochs_that_are_done_again_prune_where_they_did(tmp_path: Path) -> None:
+    settings = {"kind": "random", "seed": 0, "pruner": "median"}
+    study = open_study(tmp_path, settings)
+    for _ in range(5):
+        trial = study.ask()
+        for step in range(3):
+            trial.report(0.5, step)
+        study.tell(trial, 0.5)
+    study.ask()
+    prune = pruner_of(tmp_path, settings, 5)
+    assert [prune(1, 0.9), prune(2, 0.95)] == [False, False]
+    assert [prune(1, 0.9), prune(2, 0.95)] == [False, False]
+    number = study.ask().number
+    for _ in range(2):
+        prune = pruner_of(tmp_path, settings, number)
+        assert [prune(1, 0.4)] == [True]

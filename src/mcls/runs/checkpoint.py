@@ -28,6 +28,7 @@ LAST = {
     "progress": {
         **dict.fromkeys(("epoch", "step", "batch"), "count"),
         **{f"{key}?": "count" for key in ("correct", "seen", "best_epoch", "waited", "pieces")},
+        "pruned?": "bool",
         "window": ["float"],
         **{key: ["float"] for key in ("best?", "samples_and_seconds?")},
         "*": "float",

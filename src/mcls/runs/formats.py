@@ -63,7 +63,7 @@ FILES: dict[str, Any] = {
         "bases?": [{"choices": {"*": "text"}, "config": {}}],
         "frozen?": [{"base": "count", "values": {}}],
         "search?": {
-            "settings": {"kind": "text", "trials": "count", "seed": "count"},
+            "settings": {"kind": "text", "trials": "count", "seed": "count", "pruner?": "text"},
             "lines": ["text"],
             "dimensions": [
                 {

@@ -16,6 +16,8 @@ from mcls.system.files import publish, to_json
 
 log = logging.getLogger("mcls")
 
+PRUNED = "search.pruner"  # what result.json says has ended a job that its search gave up
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -125,5 +127,6 @@ def read_sweep(path: Path) -> Sweep:
     jobs = [Job(each, job["base"], job["values"]) for each, job in zip(lines, frozen, strict=True)] if frozen else []
     search, given = None, about.get("search")
     if given is not None:
+        given["settings"].setdefault("pruner", "none")  # which older versions do not have
         search = Search(given["settings"], given["lines"], [Dimension(**each) for each in given["dimensions"]])
     return Sweep(path, about["command"], about["fixed"], jobs or [Job(each) for each in lines], bases, names, search)

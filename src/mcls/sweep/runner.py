@@ -86,8 +86,10 @@ class Driver:
         job, folder = self.plan.jobs[number], self.plan.folder(number)
         goes_on = folder.begun and not self.fresh
         config, choices = (None, {}) if goes_on else configure(number)
-        again = self.plan.resume_command
-        return Task(number, folder.path, job.overrides, self.plan.command, again, config, choices, self.changes)
+        command, again, search = self.plan.command, self.plan.resume_command, self.plan.search
+        prunes = search is not None and search.settings["pruner"] != "none"
+        pruner = {"path": str(self.plan.path), "settings": search.settings} if search and prunes else {}
+        return Task(number, folder.path, job.overrides, command, again, config, choices, self.changes, pruner)
 
     def collect(self, told: Callable[[int], object]) -> None:
         """Wait for a job to end. Raises Stopped."""

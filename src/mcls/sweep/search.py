@@ -3,26 +3,15 @@
 Its journal, search.journal in the sweep's folder, has every trial; trial and job have the same number.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from numpy.random import SeedSequence
-
-from mcls.config.jobs import Base, Dimension, Job, Search
-from mcls.errors import FolderError, MachineError
+from mcls.config.jobs import Base, Job, Search
 from mcls.sweep.executors import Executor
-from mcls.sweep.plan import Sweep
+from mcls.sweep.plan import PRUNED, Sweep
 from mcls.sweep.runner import Driver, frozen
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
-    from optuna.samplers import BaseSampler
-
-JOURNAL = "search.journal"
+from mcls.sweep.study import distribution_of, open_study, sampler_of
 
 
 def run_search(
@@ -44,6 +33,8 @@ def run_search(
     Raises Stopped; FolderError when the journal is damaged.
     """
     study = open_study(plan.path, search.settings)
+    from optuna.trial import TrialState
+
     space = {dimension.key: distribution_of(dimension) for dimension in search.dimensions}
     driver = Driver(plan, changes, runs, fresh)
 
@@ -64,8 +55,12 @@ def run_search(
 
     def tell(number: int) -> None:
         trial = study.get_trials(deepcopy=False)[number]
-        val = (driver.plan.folder(number).finished() or {}).get("val")
-        if val and not trial.state.is_finished():
+        result = driver.plan.folder(number).finished() or {}
+        if trial.state.is_finished():
+            return
+        if result.get("ended_by") == PRUNED:
+            study.tell(number, state=TrialState.PRUNED)
+        elif val := result.get("val"):
             study.tell(number, val["accuracy"])
 
     def configure(number: int) -> tuple[dict[str, Any], dict[str, str]]:
@@ -73,52 +68,3 @@ def run_search(
 
     failed = driver.run(chosen(), configure, tell)
     return driver.plan, failed
-
-
-def sampler_of(settings: dict[str, Any], number: int) -> "BaseSampler":
-    """The sampler of trial `number`, with a seed of its own: a search that goes on draws what it would have drawn."""
-    from optuna import samplers
-
-    kinds: dict[str, Any] = {"tpe": samplers.TPESampler, "random": samplers.RandomSampler, "gp": samplers.GPSampler}
-    seed = int(SeedSequence([settings["seed"], number]).generate_state(1)[0])
-    made: BaseSampler = kinds[settings["kind"]](seed=seed)
-    return made
-
-
-def open_study(path: Path, settings: dict[str, Any]) -> "Study":
-    """The study in the folder of a sweep, a new one if it has none.
-
-    Raises MachineError without Optuna, FolderError when the journal is damaged.
-    """
-    try:
-        import optuna
-        from optuna.exceptions import ExperimentalWarning
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-    except ImportError as error:
-        raise MachineError("search: Optuna is not installed. Install it: pip install 'mcls[sweep]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = path / JOURNAL
-    if settings["kind"] not in ("tpe", "random", "gp"):
-        raise FolderError(f"{path / 'sweep.json'}: damaged, search.kind is {settings['kind']!r}.")
-    if file.is_symlink():
-        raise FolderError(f"{file}: refused, a link.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            storage = optuna.storages.JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
-            study = optuna.create_study(storage=storage, study_name="mcls", direction="maximize", load_if_exists=True)
-    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise FolderError(f"{file}: damaged ({type(error).__name__}: {error}). Begin a new sweep.") from error
-    return study
-
-
-def distribution_of(dimension: Dimension) -> "BaseDistribution":
-    """What Optuna samples for a key."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    low, high, step = dimension.low, dimension.high, dimension.step
-    if low is None or high is None:
-        return CategoricalDistribution(list(dimension.choices))
-    if isinstance(low, int) and isinstance(high, int) and isinstance(step, int | None):
-        return IntDistribution(low, high, log=dimension.log, step=step or 1)
-    return FloatDistribution(float(low), float(high), log=dimension.log, step=step)

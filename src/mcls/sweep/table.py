@@ -12,7 +12,7 @@ from mcls.errors import FolderError, RunError
 from mcls.inference.compare import mcnemar
 from mcls.metrics import wilson
 from mcls.runs.folder import RunFolder, epochs_done, relative, shell_path, status_of
-from mcls.sweep.plan import Sweep
+from mcls.sweep.plan import PRUNED, Sweep
 from mcls.system import text
 from mcls.system.files import publish
 
@@ -28,7 +28,7 @@ class Repeat:
     Args:
         number: of the job.
         key: what tells it from the other jobs of its setting, such as the seed.
-        folder, status, result: its run folder, one of runs.STATUSES, and what result.json says.
+        folder, status, result: its run folder, one of runs.STATUSES or `pruned`, and what result.json says.
         reason: why it failed, stopped or can't be read.
     """
 
@@ -41,7 +41,7 @@ class Repeat:
 
     def accuracy(self, split: str) -> float | None:
         """Accuracy on `split`, None where the job is not finished or the split was not measured."""
-        return (self.result.get(split) or {}).get("accuracy") if self.status == "finished" else None
+        return (self.result.get(split) or {}).get("accuracy") if self.status in ("finished", "pruned") else None
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_repeat(number: int, key: str, folder: RunFolder) -> Repeat:
         result = folder.read_result()
         status = status_of(folder, result)
         if status == "finished":
-            folder.finished()
+            status = "pruned" if (folder.finished() or {}).get("ended_by") == PRUNED else status
         else:
             result = {**(result or {}), "epochs": epochs_done(folder.metrics)}
         return Repeat(number, key, folder, status, result or {}, str((result or {}).get("reason") or ""))
@@ -129,7 +129,8 @@ def against_best(settings: Sequence[Setting]) -> list[str]:
 def paired(best: Setting, other: Setting) -> float | None:
     """Two-sided p of the paired comparison of two settings on val; None where they have nothing to pair."""
     first, second = (
-        {job.key: job for job in each.repeats if job.accuracy("val") is not None} for each in (best, other)
+        {job.key: job for job in each.repeats if job.status == "finished" and job.accuracy("val") is not None}
+        for each in (best, other)
     )
     pairs = [(first[key], second[key]) for key in first if key in second]
     if len(pairs) > 1:

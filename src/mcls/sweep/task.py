@@ -4,15 +4,16 @@ import contextlib
 import gc
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mcls.config.saved import saved_config
 from mcls.errors import MclsError, Stopped
 from mcls.runs.folder import RunFolder
+from mcls.sweep.study import pruner_of
 from mcls.system.files import make_folder
-from mcls.system.signals import StopRequest
+from mcls.system.signals import StopRequest, never
 from mcls.training.run import resume
 from mcls.training.start import run_or_resume
 
@@ -31,6 +32,7 @@ class Task:
         again: the command that goes on with the sweep.
         config, choices: its configuration; None where what was begun goes on as its own folder says.
         changes: `key=value` for what was begun: where its data are, which packages to trust.
+        pruner: `path` and `settings` of the search that may end it early; nothing where none does.
     """
 
     number: int
@@ -41,6 +43,7 @@ class Task:
     config: dict[str, Any] | None
     choices: dict[str, str]
     changes: Sequence[str]
+    pruner: dict[str, Any] = field(default_factory=dict)
 
 
 def run_task(task: Task, stop: StopRequest) -> str:
@@ -53,6 +56,8 @@ def run_task(task: Task, stop: StopRequest) -> str:
         if signal_number := stop():
             raise Stopped("stopped between two jobs", signal_number)
         make_folder(folder.path)
+        if task.pruner:
+            stop.prune = pruner_of(Path(task.pruner["path"]), task.pruner["settings"], task.number)
         if task.config is not None:
             origin: dict[str, Any] = {
                 "command": task.command,
@@ -72,6 +77,7 @@ def run_task(task: Task, stop: StopRequest) -> str:
         record_failure(folder, error, task.overrides)
         return str(error)  # without its traceback, which holds model and data
     finally:
+        stop.prune = never
         gc.collect()  # before the next job takes memory
     return ""
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -48,6 +48,11 @@ def leave(number: int, again: str = "") -> None:
     os._exit(128 + number)
 
 
+def never(epoch: int, accuracy: float) -> bool:
+    """No run is given up."""
+    return False
+
+
 class StopRequest:
     """While entered, SIGINT, SIGTERM and SIGHUP end the process at once, except where it is `patient`.
 
@@ -63,6 +68,7 @@ class StopRequest:
         self.exits = exits
         self.number = 0
         self.remembers = False
+        self.prune: Callable[[int, float], bool] = never  # of a search: whether a run is given up after an epoch
         self.resume_command = ""  # the command that goes on with what was begun
         self.before: dict[int, object] = {}
 

@@ -245,9 +245,8 @@ def worker_main(
         with world.init_process_group(place, parts.device) if place else peer_errors():
             if not place and not world.broadcast_object(None):
                 return
-            restore_and_fit(
-                make_trainer(parts, NullWriter(), lambda state, best_is_new: None, stop), parts, config, None
-            )
+            trainer = make_trainer(parts, NullWriter(), lambda state, best_is_new: None, stop)
+            restore_and_fit(trainer, parts, config, None)
 
 
 def train_in_processes(run: RunContext, recorder: RunLogger, openings: int) -> tuple[Trainer, str, int]:
@@ -256,6 +255,7 @@ def train_in_processes(run: RunContext, recorder: RunLogger, openings: int) -> t
     begun = run.state["progress"]["epoch"] if run.state else 0
     with launch_workers(parts.world, parts.device, "mcls.training.run:worker_main", run.config, run.stop):
         trainer = make_trainer(parts, recorder, checkpoint_writer(folder, parts), run.stop)
+        trainer.prune = run.stop.prune
         try:
             ended = restore_and_fit(trainer, parts, run.config, run.state)
         finally:
@@ -281,7 +281,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
 
     parts.model.load_state_dict(trainer.weights if trainer.best is None else trainer.best)
     split = test = None
-    if not run.about.get("test_closed"):
+    if not run.about.get("test_closed") and ended != "pruner":
         openings += 1
         folder.write_json(folder.result, {"status": "running", "test_openings": openings})
         split = parts.dataset.open_test()
@@ -297,7 +297,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
     val = judged.measure() if judged else None
     result: dict[str, Any] = {
         "status": "finished",
-        "ended_by": f"trainer.{ended}",
+        "ended_by": f"{'search' if ended == 'pruner' else 'trainer'}.{ended}",
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "steps": progress.step,

@@ -35,9 +35,11 @@ class Settings:
         return math.inf if self.max_minutes is None else 60 * self.max_minutes
 
     def reached(self, progress: "Progress") -> str:
-        """The key whose number of epochs or steps is reached, or nothing."""
+        """The key whose number of epochs or steps is reached, `pruner` of a run that is given up, or nothing."""
         if progress.epoch >= self.epochs:
             return "epochs"
+        if progress.pruned:
+            return "pruner"
         if self.patience is not None and progress.waited >= self.patience:
             return "patience"
         return "max_steps" if self.max_steps is not None and progress.step >= self.max_steps else ""
@@ -65,6 +67,7 @@ class Progress:
     best_epoch: int = 0
     waited: int = 0  # epochs since the best one
     pieces: int = 1  # that a batch is computed in because it takes too much memory otherwise
+    pruned: bool = False  # the search that it is a trial of gave it up
 
     def count(self, losses: Sequence[float], sizes: Sequence[int], correct: int, seconds: float) -> None:
         """Add steps, done in `seconds`: the loss and the samples of each, and how many samples were right in all."""

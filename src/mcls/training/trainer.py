@@ -18,6 +18,7 @@ from mcls.errors import RunError, Stopped
 from mcls.metrics import Metrics, RunningLoss
 from mcls.system.device import rng_states, set_rng_states
 from mcls.system.distributed import SINGLE_PROCESS, World, loss_mass
+from mcls.system.signals import never
 from mcls.training.average import WeightAverage
 from mcls.training.graph import GraphedStep
 from mcls.training.memory import compute_in_memory
@@ -69,16 +70,16 @@ class Trainer:
         self.num_classes, self.class_weights, self.device = num_classes, class_weights, device
         self.precision, self.recorder, self.save, self.stop, self.world = precision, recorder, save, stop, world
         world.broadcast([*model.parameters(), *model.buffers()])
-        self.asked = 0  # the signal that all processes agreed to stop for
+        self.asked, self.out_of_time = 0, False  # all agreed: a signal to stop for, trainer.max_minutes passed
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.graphed = GraphedStep(raw_step(optimizer), optimizer) if cuda_graph else None
         self.step = raw_step(optimizer) if self.graphed is None else self.graphed.optimizer_step
         self.average = None if settings.ema is None else WeightAverage(model, settings.ema)
+        self.prune: Callable[[int, float], bool] = never  # from an epoch and its val accuracy: whether to give up
         self.progress, self.running = Progress(), RunningLoss()
         self.best: dict[str, Any] | None = None
         self.best_is_new, self.last_loss = False, math.nan
         self.saved_at = self.flushed_at = time.monotonic()
-        self.out_of_time = False  # all processes agreed that trainer.max_minutes have passed
 
     def fit(self, train: Loader, val: Loader | None, test: Loader | None = None) -> str:
         """Train until `ended_by` names what ends it, and return that. Raises Stopped after a signal.
@@ -188,8 +189,9 @@ class Trainer:
             self.asked = stopped.signal_number
             self.pause()  # which raises it again, when everything is saved
         self.record()  # with the epoch, so that a checkpoint at its last step has both written or neither
-        if "val" in measures:
-            self.select(measures["val"])
+        if (val := measures.get("val")) is not None:
+            self.select(val)
+            progress.pruned = self.world.all_reduce_max(int(self.prune(progress.epoch + 1, val.accuracy))) > 0
         progress.epoch += 1
         self.flushed_at = time.monotonic()
         progress.seconds += self.flushed_at - started
@@ -247,15 +249,13 @@ class Trainer:
             progress.waited += 1
             return
         progress.best, progress.best_epoch, progress.waited = [value, -val.loss], progress.epoch + 1, 0
-        self.best = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
-        self.best_is_new = True
+        self.best, self.best_is_new = {name: tensor.detach().clone() for name, tensor in self.weights.items()}, True
 
     def report(self, measures: dict[str, Metrics]) -> None:
         """One finished epoch to the recorder and, for at most LINES of them, the log."""
-        progress, rate = self.progress, self.optimizer.param_groups[0]["lr"]
-        record = epoch_record(progress, measures, self.settings.monitor, rate)
+        record = epoch_record(self.progress, measures, self.settings.monitor, self.optimizer.param_groups[0]["lr"])
         self.recorder.epoch(record)
-        if progress.epoch % -(-self.settings.epochs // LINES) == 0 or self.ended_by:
+        if record["epoch"] % -(-self.settings.epochs // LINES) == 0 or self.ended_by:
             log.info(epoch_line(record, self.settings.epochs))
 
     @property
@@ -298,8 +298,7 @@ class Trainer:
                 "Lower optimizer.lr, or clip with trainer.grad_clip_norm=1."
             )
         self.save(self.state_dict(), self.best_is_new)
-        self.best_is_new = False
-        self.saved_at = time.monotonic()
+        self.best_is_new, self.saved_at = False, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, as tensors and plain values. Every process of a team has to ask for it."""
@@ -320,10 +319,11 @@ class Trainer:
             self.average.load(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        self.out_of_time = self.progress.seconds >= self.settings.max_seconds
-        self.best = state["best"]
-        self.best_is_new = self.best is not None  # best.pt may be older than this, or damaged: it is written again
+        progress = self.progress = Progress(**state["progress"])
+        given_up = progress.pruned and self.prune(progress.epoch, math.nan)
+        progress.pruned = self.world.all_reduce_max(int(given_up)) > 0
+        self.out_of_time = progress.seconds >= self.settings.max_seconds
+        self.best, self.best_is_new = state["best"], state["best"] is not None  # best.pt may be older, or damaged
         here = self.world.size == len(state["rng"])
         set_rng_states(state["rng"][self.world.rank if here else 0], self.device)
         if not here:  # resumed on another number of processes
