@@ -14,13 +14,13 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1590,
-    "sweep": 870,
+    "sweep": 950,
     "inference": 1540,
     "training": 2055,
     "config": 1185,
-    "report": 605,
+    "report": 755,
     "data": 1975,
-    "runs": 920,
+    "runs": 940,
     "metrics": 210,
     "models": 385,
     "losses": 75,

@@ -1,11 +1,12 @@
-"""`mcls report`: one page of HTML about a run, to send to somebody."""
+"""`mcls report`: one page of HTML about a run or a sweep, to send to somebody."""
 
 import argparse
+from pathlib import Path
 
 from mcls.commands.options import Parser, path
 from mcls.errors import FolderError
 from mcls.report.html import page
-from mcls.runs.folder import find_run, relative
+from mcls.runs.folder import RunFolder, find_run, relative
 from mcls.system.files import publish
 
 
@@ -14,9 +15,10 @@ def parser() -> argparse.ArgumentParser:
     command = Parser(
         prog="mcls report",
         description="Write one self-contained HTML file with the result, curves, confusion matrix, per-class "
-        "metrics, samples, configuration, environment and the command that reproduces it. It runs no script.",
+        "metrics, samples, configuration, environment and the command that reproduces it; of a sweep the table of its "
+        "settings, its pictures and the best command. It runs no script.",
     )
-    command.add_argument("run", type=path, metavar="RUN", help="a run's folder")
+    command.add_argument("run", type=path, metavar="RUN", help="folder of a run or of a sweep")
     command.add_argument("--output", type=path, metavar="FILE", help="default RUN/report.html")
     return command
 
@@ -24,11 +26,20 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Write the page. Returns the exit status."""
     options = parser().parse_args(arguments)
-    folder = find_run(options.run)
+    swept = (options.run / "sweep.json").is_file()
+    folder = RunFolder(options.run) if swept else find_run(options.run)
     target = options.output or folder.path / "report.html"
     if options.output is None and target.is_symlink():
         raise FolderError(f"{target}: refused, a link. Name another file with --output.")
-    content = page(folder).encode("utf-8", "backslashreplace")
+    content = (sweep_page(options.run) if swept else page(folder)).encode("utf-8", "backslashreplace")
     publish(target, content)
     print(f"{relative(target)}, {len(content) / 1e6:.1f} MB, self-contained")
     return 0
+
+
+def sweep_page(path: Path) -> str:
+    """The page of a sweep."""
+    from mcls.sweep.plan import read_sweep
+    from mcls.sweep.summary import sweep_report
+
+    return sweep_report(read_sweep(path))

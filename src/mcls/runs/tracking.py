@@ -6,12 +6,14 @@ called. The HPARAMS tab is written with TensorBoard's own messages into the same
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError, MclsError, Stopped
@@ -140,11 +142,7 @@ class RunLogger:
 
     def image(self, tag: str, png: bytes, step: int) -> None:
         """A picture, given as a PNG file, in the IMAGES tab."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
-        picture = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
-        self.add(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
+        self.add(image_summary(tag, png), step)
 
     def hyperparameters(self, values: dict[str, Any]) -> None:
         """Announce the run to the HPARAMS tab, which averages runs that differ in the seed alone: they share a trial.
@@ -183,6 +181,30 @@ class RunLogger:
             if not self.failed:
                 log.warning(f"{self.folder.path}: curves are no longer recorded ({error}); training goes on.")
             self.failed = True
+
+
+def image_summary(tag: str, png: bytes) -> Any:
+    """The message of a picture, given as a PNG file."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
+    picture = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
+    return Summary(value=[Summary.Value(tag=tag, image=picture)])
+
+
+def publish_image(folder: Path, tag: str, png: bytes) -> None:
+    """Put a picture into the IMAGES tab for a folder that is no run's, in the place of an earlier one."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer, now = io.BytesIO(), time.time()
+    writer = RecordWriter(buffer)
+    for event in (
+        Event(wall_time=now, file_version="brain.Event:2"),
+        Event(wall_time=now, summary=image_summary(tag, png)),
+    ):
+        writer.write(event.SerializeToString())
+    publish(folder / "events.out.tfevents.0.mcls.sweep", buffer.getvalue())
 
 
 class LogFile(logging.Handler):

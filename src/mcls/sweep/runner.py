@@ -12,7 +12,8 @@ from mcls.runs.folder import relative
 from mcls.sweep.executors import Executor
 from mcls.sweep.plan import Sweep
 from mcls.sweep.preflight import duration
-from mcls.sweep.table import summarise, write_table
+from mcls.sweep.summary import summarise
+from mcls.sweep.table import write_table
 from mcls.sweep.task import Task, record_failure
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest

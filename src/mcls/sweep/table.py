@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from mcls.errors import FolderError, RunError
+from mcls.errors import FolderError
 from mcls.inference.compare import mcnemar
 from mcls.metrics import wilson
-from mcls.runs.folder import RunFolder, epochs_done, relative, shell_path, status_of
+from mcls.runs.folder import RunFolder, epochs_done, status_of
 from mcls.sweep.plan import PRUNED, Sweep
 from mcls.system import text
 from mcls.system.files import publish
 
 REPEATS = ("seed",)  # keys whose values are repeats of one setting
 LEVEL = 0.05  # adjusted p from which on a setting counts as tied with the best
+LEGEND = (
+    "The best setting was selected on val, so its val accuracy is too high on average. tied: val can't tell it from "
+    f"the best (Holm-adjusted p >= {LEVEL}; paired over seeds, or McNemar's test for one)."
+)
 Interval = tuple[float, float]
 
 
@@ -229,12 +233,7 @@ def notes(plan: Sweep, settings: Sequence[Setting]) -> str:
     """What the table's words mean, and the command of the best setting."""
     if not settings or not settings[0].measured("val"):
         return ""
-    said = ""
-    if len(settings) > 1:
-        said = (
-            "\nThe best setting was selected on val, so its val accuracy is too high on average. tied: val can't tell "
-            f"it from the best (Holm-adjusted p >= {LEVEL}; paired over seeds, or McNemar's test for one).\n"
-        )
+    said = f"\n{LEGEND}\n" if len(settings) > 1 else ""
     return f"{said}\nThe best setting again:\n\n    {command_of(plan, settings[0])}\n"
 
 
@@ -252,18 +251,3 @@ def command_of(plan: Sweep, setting: Setting) -> str:
         if key in REPEATS and len(jobs) > 1:
             lines[index] = f"{key}={','.join(dict.fromkeys(values))}"
     return shlex.join(["mcls", "train", *(["-m"] if len(jobs) > 1 else []), *plan.config_dirs, *lines])
-
-
-def summarise(plan: Sweep) -> None:
-    """Write and print the table of a sweep. Raises RunError when a job failed or was stopped."""
-    settings = write_table(plan)
-    place = relative(plan.path)
-    print(f"\n{text.plain_table(*filled(*table_of(settings)))}\n{notes(plan, settings)}")
-    print(f"the table is in {place}/sweep.md and sweep.csv; curves: mcls board {shell_path(place)}")
-    jobs = sorted((repeat for setting in settings for repeat in setting.repeats), key=lambda repeat: repeat.number)
-    for status, said in (("failed", "failed"), ("stopped", "were stopped")):
-        if numbers := [str(repeat.number) for repeat in jobs if repeat.status == status]:
-            raise RunError(
-                f"{len(numbers)} of the sweep's jobs {said} ({', '.join(numbers)}), see the table. "
-                f"Again: {plan.resume_command}"
-            )
