@@ -13,11 +13,11 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1590,
+    "commands": 1610,
     "sweep": 950,
     "inference": 1540,
     "training": 2055,
-    "config": 1185,
+    "config": 1385,
     "report": 755,
     "data": 1975,
     "runs": 940,

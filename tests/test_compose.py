@@ -521,7 +521,12 @@ def test_output_that_does_not_fit_is_one_line(arguments: list[str], buffered: st
 
 def test_help_of_train_lists_groups_and_keys(tmp_path: Path) -> None:
     text = command("train", "--help", cwd=tmp_path).stdout
-    for word in ("mcls train experiment=mnist-mlp", "dataset: blobs, cifar10", "label_smoothing: 0.0", "--config-dir"):
+    for word in (
+        "mcls train experiment=mnist-mlp",
+        "dataset: blobs, cifar10",
+        "loss.label_smoothing=0.0",
+        "--config-dir",
+    ):
         assert word in text
     assert "Zsh" not in text and "Hydra's version" not in text
 

@@ -115,7 +115,7 @@ def test_data_sets_of_mcls_itself(mcls: Main, capsys: Capture) -> None:
     ("line", "status", "message"),
     [
         ("dataset=image_folder", 2, "dataset.root: must be set to the folder of the images, dataset.root=DIR."),
-        ("dataset.rot=x", 2, "dataset.rot: no such key. Did you mean dataset.test_seed?"),
+        ("dataset.rot=x", 2, "dataset.rot: no such key. See mcls train --help."),
         ("dataset=csv dataset.path=x.csv dataset.target=y", 3, "x.csv: no such file."),
         ("--config-dir /no/such/folder", 2, "--config-dir: no folder /no/such/folder."),
     ],

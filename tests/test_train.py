@@ -650,7 +650,7 @@ def test_a_file_in_place_of_the_folder_of_the_data(
         (["--cfg", "job", "--multirun", "seed=range(3,5)", "optimizer=adam,sgd"], "seed: 3"),
         (["-m", "seed=3,4", "--info", "defaults"], "optimizer/sgd"),
         (["seed=3", "optimizer=adam", "--hydra-help"], "Hydra"),
-        (["-m", "seed=3,4", "--help"], "seed: 3"),
+        (["-m", "seed=3,4", "--help"], "seed=3"),
     ],
 )
 def test_what_only_shows_something(

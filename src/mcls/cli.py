@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         end_on_signals()
         open_closed()
         arguments = sys.argv[1:]
+    if arguments[:1] == ["help"] and (len(arguments) == 1 or arguments[1] in COMMANDS):
+        arguments = [*arguments[1:], "--help"]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])

@@ -29,7 +29,7 @@ TABLE: dict[str, Callable[[str, str, str], list[str]]] = {
     "report": lambda run, healthy, out: ["report", run],
     "board": lambda run, healthy, out: ["board", run],
 }
-NO_RUN_FOLDER = {"train", "baseline", "tune", "data", "completion"}  # commands that take none
+NO_RUN_FOLDER = {"train", "baseline", "tune", "data", "completion", "help"}  # commands that take none
 AS_PREDICT = {"serve"}  # reads the folder by the code of predict, and opens a socket because it is asked to
 HERE = [name for name in TABLE if name in COMMANDS and importlib.util.find_spec(f"mcls.commands.{name}")]
 

@@ -29,9 +29,14 @@ def refuse_arguments(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     known = [word for one in parser._actions for word in one.option_strings if one.help != argparse.SUPPRESS]
     if what == "unrecognized arguments":
         word = rest.split()[0]
-        near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+        near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.75)
         told = f"{word}: no such option." if word.startswith("-") else f"{word}: one argument too many."
         told += f" Did you mean {near[0]}?" if near else ""
+        if word.startswith("--") and not near and parser.prog == "mcls train":
+            from mcls.config.overrides import meaning
+
+            name, _, value = word[2:].partition("=")
+            told += f" Keys have no dashes: {meaning(name) or name.replace('-', '_')}={value or 'VALUE'}."
     elif what == "the following arguments are required":
         optional = {one.metavar for one in parser._actions if one.nargs == "*"}
         told = f"{', '.join(word for word in rest.split(', ') if word not in optional)}: missing."

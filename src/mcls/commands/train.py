@@ -13,13 +13,14 @@ from hydra._internal.utils import get_args_parser
 
 from mcls.commands.options import path, refuse_arguments
 from mcls.config.compose import NONE, Request, checker
+from mcls.config.explain import explain_command
 from mcls.config.overrides import as_path, at_home, first
 from mcls.errors import RequestError, RunError
 from mcls.report.summary import print_result
 from mcls.runs.folder import claim, find_run, named_folder, timestamp
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.sweep.plugins import launch
-from mcls.system.console import console
+from mcls.system.console import columns, console
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
 from mcls.system.torchrun import check_restart, rank_and_size
@@ -48,6 +49,10 @@ def run(arguments: list[str]) -> int:
             one = [line for override in map(check.parse, request.overrides) for line in first(override)]
         if request.sweep and (shows or options.summary):
             log.info("of the sweep's first job:")
+        if options.help:
+            with checker(options.config_dir, options.config_name or "train") as check:
+                print(explain_command(check, one, columns()))
+            return 0
         if shows:
             launch([*(flag for flag in flags if flag not in ("-m", "--multirun")), *one], str)
             return 0

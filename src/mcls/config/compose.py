@@ -36,7 +36,7 @@ from mcls.config.overrides import (
 )
 from mcls.config.schema import Constraint, gather, leaves
 from mcls.config.sweeps import axes_of, expand, kept, refuse_plugins, search_of, take_sweeps_own
-from mcls.config.validate import check_config, choices_with, constraints_of, folder_of
+from mcls.config.validate import check_config, choices_with, constraints_of, folder_of, key_elsewhere
 from mcls.errors import RequestError
 from mcls.runs.renamed import KEYS, rename_line, today
 
@@ -312,7 +312,8 @@ class Checker:
                 if others := choices_with(key, options, hydra):
                     told = f"no such key of {group}={hydra.runtime.choices.get(group)}. It is one of {group}={others}."
                     raise RequestError(f"{key}: {told}")
-                raise RequestError(f"{key}: no such key. {suggestion(key, [*rules, *self.groups])}")
+                elsewhere = key_elsewhere(key, rules, self.loader.get_group_options, hydra)
+                raise RequestError(f"{key}: no such key. {elsewhere or suggestion(key, [*rules, *self.groups])}")
             if override.is_delete():
                 raise RequestError(f"{override.input_line}: a key can't be taken away, only changed.")
 

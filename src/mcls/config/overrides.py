@@ -26,17 +26,84 @@ DASHES = "\u2212\u2013\u2014"  # minus, en dash, em dash
 QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
 
 
+# what other tools call it: our key, or what is to be typed instead
+SYNONYMS = {
+    "optimizer.lr": "lr learning_rate lr0 base_lr init_lr eta",
+    "optimizer.weight_decay": "wd l2 decay",
+    "optimizer": "opt optim solver",
+    "schedule": "scheduler lr_scheduler sched lr_schedule",
+    "schedule.warmup_fraction": "warmup warmup_epochs warmup_steps warmup_ratio",
+    "trainer.epochs": "epochs epoch max_epochs num_epochs n_epochs num_train_epochs nb_epochs",
+    "trainer.batch_size": "batch_size batch bs batchsize train_batch_size per_device_train_batch_size",
+    "trainer.patience": "early_stopping early_stop early_stopping_patience early_stopping_rounds",
+    "trainer.monitor": "metric eval_metric metric_for_best_model",
+    "trainer.grad_clip_norm": "clip clip_grad clip_norm grad_clip gradient_clip_val max_grad_norm",
+    "trainer.accumulate": "accumulate_grad_batches gradient_accumulation_steps grad_accum_steps accum_iter",
+    "trainer.ema": "ema_decay model_ema use_ema",
+    "trainer.devices": "gpus num_gpus n_gpus num_devices nproc nproc_per_node world_size",
+    "trainer.workers": "num_workers nworkers n_workers dataloader_num_workers",
+    "trainer.max_minutes": "max_time time_limit",
+    "trainer.checkpoint_every_steps": "save_steps save_every save_period checkpoint_interval",
+    "trainer=debug": "debug fast_dev_run dry_run smoke_test",
+    "device": "gpu accelerator cuda use_cuda no_cuda",
+    "precision": "amp half mixed_precision autocast bf16 fp16",
+    "threads": "num_threads n_jobs cpus",
+    "seed": "random_seed manual_seed seed_everything rng",
+    "name": "run_name exp_name experiment_name",
+    "outputs": "output output_dir out_dir save_dir log_dir logdir project default_root_dir results_dir",
+    "note": "notes description comment",
+    "tags": "tag labels",
+    "model": "arch architecture net network backbone",
+    "model.name": "model_name timm_model",
+    "model=pretrained": "pretrained finetune fine_tune transfer",
+    "model.hidden_units": "hidden hidden_size hidden_sizes hidden_dim hidden_layers hidden_layer_sizes layers units",
+    "model.dropout": "drop dropout_rate drop_rate",
+    "loss": "criterion loss_fn objective loss_function",
+    "loss.label_smoothing": "smoothing label_smooth",
+    "loss.class_weights": "class_weight weights_of_classes cls_weight",
+    "trainer.class_balanced_sampling": "balanced weighted_sampler oversample",
+    "augment": "aug augmentation augmentations transform transforms auto_augment aa",
+    "dataset": "data datamodule task",
+    "dataset.root": "data_dir data_path data_root root_dir datadir",
+    "dataset.target": "target_column label label_column class_column",
+    "dataset.size": "imgsz img_size image_size resolution input_size",
+    "dataset.val_fraction": "val_split validation_split val_size valid_size validation_fraction val_ratio",
+    "dataset.test_fraction": "test_size test_split test_ratio",
+    "mcls resume RUN": "resume resume_from_checkpoint ckpt_path ckpt checkpoint",
+    "--config-dir DIR": "config config_path conf",
+}
+MEANINGS = {word: key for key, words in SYNONYMS.items() for word in words.split()}
+
+
+def meaning(word: str) -> str | None:
+    """What mcls calls a key that has another name in other tools; the part before a dot is ignored."""
+    return MEANINGS.get(last_part(word).lower().replace("-", "_"))
+
+
 def nearest_key(word: str, known: Sequence[str]) -> str | None:
     """What `word` was probably meant to be, out of `known`."""
-    endings = [key for key in known if key.split(".")[-1] == word.split(".")[-1]]
+    if (meant := meaning(word)) and (meant in known or not re.fullmatch(r"[\w.]+", meant)):
+        return meant
+    endings = [key for key in known if last_part(key) == last_part(word)]
     if "." not in word and len(endings) == 1:
         return endings[0]
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not matches and (
-        last := difflib.get_close_matches(word.split(".")[-1], {key.split(".")[-1] for key in known}, n=1)
-    ):
-        matches = [key for key in known if key.split(".")[-1] == last[0]]
+    cutoff = 0.6 if len(last_part(word)) > 3 else 0.75  # of three letters one is another: no likeness
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    matches = [key for key in close if alike(last_part(key), last_part(word)) >= 0.5 and ("." in key) >= ("." in word)]
+    names = sorted({last_part(key) for key in known})
+    if not matches and (near := difflib.get_close_matches(last_part(word), names, n=1, cutoff=cutoff)):
+        matches = [key for key in known if last_part(key) == near[0] and ("." in key) >= ("." in word)]
     return matches[0] if matches else endings[0] if endings else None
+
+
+def last_part(key: str) -> str:
+    """`lr` of `optimizer.lr`."""
+    return key.rpartition(".")[2]
+
+
+def alike(one: str, other: str) -> float:
+    """How much two words have in common, from 0 to 1."""
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:

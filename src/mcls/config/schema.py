@@ -178,6 +178,15 @@ def read_constraints(path: Path, roots: Sequence[Path] = ()) -> dict[str, Constr
     return {key: rule for key, rule in rules.items() if key.split(".")[0] not in ("defaults", "hydra")}
 
 
+def read_defaults(path: Path, roots: Sequence[Path]) -> dict[str, Any]:
+    """The keys of a YAML file as they are written, over those of the files that it inherits from."""
+    own: dict[str, Any] = yaml.safe_load(path.read_text("utf-8")) or {}
+    found: dict[str, Any] = {}
+    for base in inherited(path, own.pop("defaults", None) or [], roots):
+        found |= read_defaults(base, roots)
+    return {**found, **own}
+
+
 def inherited(path: Path, defaults: Sequence[Any], roots: Sequence[Path]) -> Iterator[Path]:
     """What a defaults list inherits from, such as `adam` or `/optimizer/adam@_here_`; not choices of groups."""
     group = next((path.parent.relative_to(root) for root in roots if path.is_relative_to(root)), Path())

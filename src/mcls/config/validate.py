@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.instantiate import OWN, check_target
-from mcls.config.overrides import suggestion
+from mcls.config.overrides import meaning, suggestion
 from mcls.config.schema import Constraint, gather, leaves, put, read_constraints, yaml_text
 from mcls.errors import RequestError
 from mcls.runs.folder import named_folder
@@ -39,20 +39,44 @@ def constraints_of(hydra: DictConfig) -> dict[str, Constraint]:
     return constraints
 
 
+def config_roots(hydra: DictConfig) -> list[Path]:
+    """The folders of Hydra's sources, first to last."""
+    sources = [source for source in hydra.runtime.config_sources if source.schema in ("pkg", "file")]
+    return [Path(str(files(source.path))) if source.schema == "pkg" else Path(source.path) for source in sources]
+
+
+def choice_file(file: str, hydra: DictConfig) -> Path | None:
+    """`file` of the first of Hydra's sources that has it."""
+    return next((root / file for root in config_roots(hydra) if (root / file).is_file()), None)
+
+
 def read_choice(file: str, prefix: str, hydra: DictConfig) -> dict[str, Constraint]:
     """The rules in `file` of the first of Hydra's sources that has it; a recipe has none, it only sets keys."""
-    sources = [source for source in hydra.runtime.config_sources if source.schema in ("pkg", "file")]
-    roots = [Path(str(files(source.path))) if source.schema == "pkg" else Path(source.path) for source in sources]
-    path = next((root / file for root in roots if (root / file).is_file()), None)
+    path = choice_file(file, hydra)
     if path is None or path.read_text("utf-8").startswith(GLOBAL):
         return {}
-    return {prefix + key: rule for key, rule in read_constraints(path, roots).items()}
+    return {prefix + key: rule for key, rule in read_constraints(path, config_roots(hydra)).items()}
 
 
 def choices_with(key: str, options: list[str], hydra: DictConfig) -> str:
     """Which `options` of the group of `key` have it."""
     group = key.split(".")[0]
     return ", ".join(name for name in options if key in read_choice(f"{group}/{name}.yaml", f"{group}.", hydra))
+
+
+def key_elsewhere(
+    word: str, rules: dict[str, Constraint], options: Callable[[str], list[str]], hydra: DictConfig
+) -> str | None:
+    """`Did you mean KEY, of GROUP=CHOICE?`, where another tool's `word` is the key of choices that were not made.
+
+    Args:
+        rules: of the keys of those that were.
+        options: the choices of a group, none of another name.
+    """
+    key = meaning(word) or ""
+    group = key.split(".")[0]
+    others = choices_with(key, options(group), hydra) if "." in key and key not in rules else ""
+    return f"Did you mean {key}, of {group}={others}?" if others else None
 
 
 def check_config(

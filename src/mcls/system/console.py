@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 import sys
 import sysconfig
 import warnings
@@ -25,6 +26,11 @@ class PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         return printable(super().format(record))
+
+
+def columns() -> int:
+    """Characters in a line of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size().columns
 
 
 @contextlib.contextmanager
