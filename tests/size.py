@@ -19,7 +19,7 @@ BUDGETS = {
     "training": 2055,
     "config": 1385,
     "report": 755,
-    "data": 1975,
+    "data": 2005,
     "runs": 940,
     "metrics": 210,
     "models": 385,

@@ -1,6 +1,7 @@
 """`mcls evaluate` against scikit-learn, its counting of openings, and runs that it refuses."""
 
 import csv
+import hashlib
 import json
 import shutil
 import subprocess
@@ -370,6 +371,39 @@ def test_another_test_set_is_not_the_runs_own(
     del result["fingerprints"]  # as in folders of older versions
     (folder / "result.json").write_text(json.dumps(result))
     assert evaluated(fewer)[2] == 3
+
+
+def test_another_train_set_is_named(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:
+    """Two pictures in each other's place: the same statistics, but not the same samples in the same order."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    draw = np.random.default_rng(0)
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (own / place).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(draw.integers(0, 255, (8, 8), dtype=np.uint8)).save(own / place / f"{number}.png")
+    shutil.copytree(own, other)
+    for source, target in (("0", "1"), ("1", "0")):
+        shutil.copy(own / "train" / "a" / f"{source}.png", other / "train" / "a" / f"{target}.png")
+    folder = train(
+        tmp_path / "run",
+        data_root,
+        "dataset=image_folder",
+        f"dataset.root={own}",
+        "dataset.val_fraction=0",
+        "trainer.epochs=1",
+    )
+    known = json.loads((folder / "run.json").read_text())["fingerprints"]["train"]
+    files = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted((own / "train").rglob("*.png")))
+    assert known["samples"] == 8 and known["inputs"] == hashlib.sha256(files).hexdigest()
+    for root, name in ((own, "train"), (other, "other-train")):
+        capsys.readouterr()
+        assert mcls("evaluate", str(folder), "--split", "train", f"dataset.root={root}") == 0
+        said = capsys.readouterr()
+        assert said.out.startswith(f"{name} ") and ("what is in them differs" in said.err) == (root == other)
+    for root, told in ((own, False), (other, True)):
+        epochs = 3 if told else 2
+        assert mcls("resume", str(folder), f"dataset.root={root}", f"trainer.epochs={epochs}") == 0
+        assert ("train   not the samples that the run began with: what is in them" in capsys.readouterr().err) == told
 
 
 def test_the_fingerprint_is_of_every_sample_and_its_order() -> None:

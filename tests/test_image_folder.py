@@ -1,5 +1,6 @@
 """Trees of images: which folders are classes and splits, what is read from files, and what is wrong in them."""
 
+import hashlib
 import itertools
 import json
 import logging
@@ -23,12 +24,13 @@ from PIL import Image
 
 from mcls.augmentations import CropFlip
 from mcls.config.instantiate import build
-from mcls.data import image_io
-from mcls.data.image_files import header_of
+from mcls.data import image_index, image_io
+from mcls.data.image_index import header_of
 from mcls.data.image_tree import FOLDER_LAYOUT, counted
 from mcls.data.loader import Loader, Normalise
 from mcls.data.types import Dataset
 from mcls.errors import DataError, MclsError, RequestError
+from mcls.report.run_figures import fingerprint
 from mcls.runs import checkpoint
 from mcls.system.distributed import World
 from mcls.training.setup import build_components, resolve_workers
@@ -906,7 +908,7 @@ def test_the_cache_is_not_used_for_other_files_or_another_size_or_when_damaged(
     cache = str(tmp_path / "cache")
     read(tree(tmp_path / "images"), cache=cache)
     kept = sorted((tmp_path / "cache" / "images").iterdir())
-    assert [path.suffix for path in kept] == [".npy", ".npz"]
+    assert sorted(path.suffix for path in kept) == [".json", ".npy", ".npz"]
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="decoded"):
         patch.setattr(image_io, "read_image", no_decoding)
         read(tmp_path / "images", cache=cache, size=5)
@@ -919,6 +921,44 @@ def test_the_cache_is_not_used_for_other_files_or_another_size_or_when_damaged(
     for file in (tmp_path / "cache" / "images").iterdir():
         file.write_bytes(file.read_bytes()[:100])
     assert read(tmp_path / "images", cache=cache).mean == plain.mean
+
+
+def test_files_in_the_index_are_opened_again_only_when_they_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, cache, opened = tree(tmp_path / "images"), str(tmp_path / "cache"), []
+    first = read(root, cache=cache)
+
+    def counted(path: Path, *args: Any, **keys: Any) -> Any:
+        opened.append(path)
+        return plain_open(path, *args, **keys)
+
+    plain_open = image_index.look_at
+    monkeypatch.setattr(image_index, "look_at", counted)
+    monkeypatch.setattr(Image, "open", no_decoding)
+    again = read(root, cache=cache)
+    assert not opened and fingerprint(again.train) == fingerprint(first.train)
+    monkeypatch.undo()
+    assert fingerprint(read(root).train) == fingerprint(first.train)
+    monkeypatch.setattr(image_index, "look_at", counted)
+    changed = root / "emu" / "3.png"
+    image(1234).save(changed)
+    assert {name for split in splits(read(root, cache=cache)).values() for name in split.digests} == {
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.png")
+    }
+    assert opened == [changed]
+
+
+def test_the_values_of_deep_images_are_in_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("a", 4095), ("b", 17)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.full((4, 4), value - number, dtype=np.uint16)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    first = read(tmp_path / "images", cache=str(tmp_path / "cache"))
+    monkeypatch.setattr(Image, "open", no_decoding)
+    again = read(tmp_path / "images", cache=str(tmp_path / "cache"))
+    assert first.reading == again.reading and again.reading.bits == 12
 
 
 def test_a_bad_image_is_bad_in_the_cache_too(tmp_path: Path) -> None:

@@ -222,13 +222,14 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory, data_root: Path)
     return train(place, data_root, "dataset=image_folder", f"dataset.root={folder}", *RESNET)
 
 
-def test_a_run_predicts_pictures_as_its_training_saw_them(run: Path) -> None:
+def test_a_run_predicts_pictures_as_its_training_saw_them(run: Path, folder: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["dataset"]["resize"], config["dataset"]["size"]) == ("crop", SIZE)
     split = build_components(config).dataset.train
     classifier = run_classifier(load_run(RunFolder(run), device="cpu"))
     assert classifier.reading == Reading(resize="crop", crop_fraction=160 / 168)
-    read = read_images(map(str, split.files), classifier.input_shape, 10**8, classifier.reading, fail)
+    paths = [str(folder / name) for name in split.names]
+    read = read_images(paths, classifier.input_shape, 10**8, classifier.reading, fail)
     for (_, picture), seen in zip(read, torch.as_tensor(split.inputs), strict=True):
         assert np.array_equal(picture, seen.numpy())
 

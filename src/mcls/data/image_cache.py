@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,17 @@ from mcls.system.files import make_folder, replacing
 log = logging.getLogger("mcls")
 
 
-def scan_kept(files: ImageFiles, keep: bool, cache: str | None) -> tuple[ScanResult, ImageFiles]:
+def scan_kept(
+    files: ImageFiles, digests: Sequence[str], keep: bool, cache: str | None
+) -> tuple[ScanResult, ImageFiles]:
     """What `scan_images` finds, and the files, both from the folder `cache` where the same files were read before.
 
     Args:
+        digests: sha256 of each file; empty for one that could not be opened.
         keep: whether the pixels are to be in memory; otherwise they are read from the cache, without decoding.
         cache: None decodes.
     """
-    name = None if cache is None else key_of(files)
+    name = None if cache is None else key_of(files, digests)
     if cache is None or name is None:
         return scan_images(files, keep), files
     pixels, found = (Path(cache) / "images" / f"{name}{suffix}" for suffix in (".npy", ".npz"))
@@ -40,15 +45,13 @@ def scan_kept(files: ImageFiles, keep: bool, cache: str | None) -> tuple[ScanRes
     return ScanResult(kept, looked.sums, looked.errors), files.decoded_in(pixels)
 
 
-def key_of(files: ImageFiles) -> str | None:
-    """sha256 of the files, by path, size and time, and of how they are read; None where one is not there."""
+def key_of(files: ImageFiles, digests: Sequence[str]) -> str | None:
+    """sha256 of the files, by path and content, and of how they are read; None where one could not be opened."""
+    if not all(digests):
+        return None
     digest = hashlib.sha256(f"{files.sample} {files.max_pixels} {files.reading}".encode())
-    for path in files.paths:
-        try:
-            status = path.stat()
-        except OSError:  # reading it later says what is wrong
-            return None
-        digest.update(f"\n{path.absolute()} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    for path, sha256 in zip(files.paths, digests, strict=True):
+        digest.update(os.fsencode(f"\n{path.absolute()} {sha256}"))
     return digest.hexdigest()
 
 

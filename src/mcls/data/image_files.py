@@ -1,9 +1,7 @@
 """Images in files: looked through once, in threads; then kept as one tensor, or read whenever they are wanted."""
 
-import hashlib
 import itertools
 import os
-import stat
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -159,42 +156,3 @@ def threaded(function: Callable[[Any], Any], items: Sequence[Any], verb: str) ->
             found.append(part)
             bar.update(len(part))
     return list(itertools.chain.from_iterable(found))
-
-
-def file_digests(paths: Sequence[Path]) -> bytes:
-    """The sha256 of every file, one after the other. Raises DataError, naming a file that is gone."""
-
-    def digest(path: Path) -> bytes:
-        try:
-            return hashlib.sha256(path.read_bytes()).digest()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-
-    return b"".join(threaded(digest, paths, "comparing"))
-
-
-def significant_bits(paths: Sequence[Path], max_pixels: int) -> int:
-    """The bits that the values in grey pictures of more than 8 bits take, 8 to 16, without those that can't be read."""
-
-    def largest(path: Path) -> int:
-        try:
-            return image_io.largest(path, max_pixels)
-        except DataError:  # reading the file later says what is wrong
-            return 0
-
-    values = threaded(largest, paths, "measuring")
-    return min(max(8, max(values, default=0).bit_length()), image_io.BITS)
-
-
-def header_of(path: Path) -> tuple[int, int, str] | None:
-    """Height and width as shown, and Pillow's mode, from a file's first bytes; None for what can't be read."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return None
-        with Image.open(path, formats=image_io.formats()) as image:
-            exif = Image.Image.getexif(image)  # PNG's own reads the whole picture
-            turned = image.format != "TIFF" and exif.get(ExifTags.Base.Orientation, 1) >= 5  # TIFF's size is turned
-            height, width = (image.width, image.height) if turned else (image.height, image.width)
-            return height, width, image.mode
-    except Exception:  # reading the file later says what is wrong
-        return None

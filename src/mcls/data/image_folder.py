@@ -14,15 +14,8 @@ from torch import Tensor
 
 from mcls.data import image_io
 from mcls.data.image_cache import scan_kept
-from mcls.data.image_files import (
-    ImageFiles,
-    ImageTree,
-    ScanResult,
-    Shape,
-    header_of,
-    significant_bits,
-    threaded,
-)
+from mcls.data.image_files import ImageFiles, ImageTree, ScanResult, Shape
+from mcls.data.image_index import IndexEntry, index_images
 from mcls.data.image_table import Columns, read_image_table
 from mcls.data.image_tree import find_images
 from mcls.data.splits import check_classes, materialise, split_train_test, split_train_val, warn_missing_classes
@@ -121,14 +114,13 @@ def image_dataset(
         raise RequestError(f"dataset.channels: must be auto, 1 or 3, got {keys.channels}.")
     found = find()
     check_classes(found.classes, place.partition(": ")[2])
-    paths = [found.paths[number] for number in found.parts["train"]]
-    headers = threaded(header_of, paths, "looking at")
-    shape = choose_shape([header for header in headers if header is not None], keys.size, keys.channels)
-    deep = [path for path, header in zip(paths, headers, strict=True) if header and header[2].startswith("I")]
-    reading = keys.reading(choose_bits(deep, keys.bits, keys.max_pixels))
+    index = index_images(found.paths, Path(place.partition(": ")[2]), keys.max_pixels, cache)
+    images = [entry for number in found.parts["train"] if (entry := index[number]).mode]
+    shape = choose_shape(images, keys.size, keys.channels)
+    reading = keys.reading(choose_bits([entry.largest for entry in images if entry.mode[0] == "I"], keys.bits))
     files = ImageFiles(found.paths, shape, keys.max_pixels, reading)
-    looked, files = scan_kept(files, fits(len(files) * math.prod(shape)), cache)
-    parts = {name: readable_images(numbers, found, looked) for name, numbers in found.parts.items()}
+    looked, files = scan_kept(files, [entry.sha256 for entry in index], fits(len(files) * math.prod(shape)), cache)
+    parts = {name: readable_images(numbers, found, index, looked) for name, numbers in found.parts.items()}
     report_unreadable(found, looked, keys.max_bad_fraction if keys.bad_images == "skip" else None)
     split_off(parts, keys, found.groups)
     warn_missing_classes(found.classes, parts)
@@ -162,19 +154,23 @@ def split_off(parts: dict[str, Split], keys: ImageKeys, groups: Tensor | None) -
         parts |= {"val": val} if val is not None else {}
 
 
-def choose_bits(deep: Sequence[Path], bits: str | int, max_pixels: int) -> int:
-    """The bits of a grey pixel in the training images `deep`, of more than 8 bits, and a line that says it."""
-    if not deep:
+def choose_bits(largest: Sequence[int], bits: str | int) -> int:
+    """The bits of a grey pixel in training images of more than 8 bits, and a line that says it.
+
+    Args:
+        largest: value in each of them.
+    """
+    if not largest:
         return image_io.BITS
-    found = bits if isinstance(bits, int) else significant_bits(deep, max_pixels)
-    log.info(f"images  {len(deep):,} of more than 8 bits: values 0 to {2**found - 1} ({found} bits) become 0 to 255")
+    found = bits if isinstance(bits, int) else min(max(8, max(largest).bit_length()), image_io.BITS)
+    log.info(f"images  {len(largest):,} of more than 8 bits: values 0 to {2**found - 1} ({found} bits) become 0 to 255")
     return found
 
 
-def choose_shape(headers: Sequence[tuple[int, int, str]], size: int | None, channels: str | int) -> Shape:
-    """Channels, height and width for training images of these headers, and a line of the log that says why."""
-    sizes = Counter((height, width) for height, width, _ in headers)
-    modes = Counter(mode for _, _, mode in headers)
+def choose_shape(images: Sequence[IndexEntry], size: int | None, channels: str | int) -> Shape:
+    """Channels, height and width for training images like these, and a line of the log that says why."""
+    sizes = Counter((image.height, image.width) for image in images)
+    modes = Counter(image.mode for image in images)
     depth = channels if isinstance(channels, int) else 1 if modes and all(mode in GREY for mode in modes) else 3
     if size is not None:
         height = width = size
@@ -192,12 +188,12 @@ def choose_shape(headers: Sequence[tuple[int, int, str]], size: int | None, chan
     return depth, height, width
 
 
-def readable_images(numbers: Sequence[int], found: ImageTree, looked: ScanResult) -> Split:
+def readable_images(numbers: Sequence[int], found: ImageTree, index: Sequence[IndexEntry], looked: ScanResult) -> Split:
     """The images of a split that can be read: their numbers in place of inputs, classes and names."""
     good = [number for number in numbers if looked.errors[number] is None]
     targets = torch.tensor([found.targets[number] for number in good], dtype=torch.int64)
-    names, files = tuple(found.names[number] for number in good), tuple(found.paths[number] for number in good)
-    return Split(torch.tensor(good, dtype=torch.int64), targets, names, files)
+    names, digests = tuple(found.names[number] for number in good), tuple(index[number].sha256 for number in good)
+    return Split(torch.tensor(good, dtype=torch.int64), targets, names, digests)
 
 
 def report_unreadable(found: ImageTree, looked: ScanResult, limit: float | None) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -24,23 +23,23 @@ class Split:
             memory, read at each indexing.
         targets: int64 (N,), class numbers.
         names: where each sample comes from, a file or a row; empty where there is no more to say than its number.
-        files: of images in files, where the files are.
+        digests: of images in files, sha256 of each file.
     """
 
     inputs: "Tensor | ImageFiles"
     targets: Tensor
     names: tuple[str, ...] = ()
-    files: tuple[Path, ...] = ()
+    digests: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def rows(self, indices: Tensor) -> "Split":
         """The samples with these numbers."""
-        places = indices.tolist() if self.names or self.files else []
+        places = indices.tolist() if self.names or self.digests else []
         names = tuple(self.names[place] for place in places) if self.names else ()
-        files = tuple(self.files[place] for place in places) if self.files else ()
-        return Split(select_inputs(self.inputs, indices), self.targets[indices], names, files)
+        digests = tuple(self.digests[place] for place in places) if self.digests else ()
+        return Split(select_inputs(self.inputs, indices), self.targets[indices], names, digests)
 
 
 def select_inputs(inputs: "Tensor | ImageFiles", indices: Tensor) -> "Tensor | ImageFiles":

@@ -21,8 +21,8 @@ from mcls.inference.temperature import fit_temperature
 from mcls.metrics import EvalAccumulator, Metrics, brier, ranks_kept
 from mcls.ranks import intervals
 from mcls.report import figures
-from mcls.report.run_figures import draw_measures, draw_ranks, fingerprint
-from mcls.runs.folder import RunFolder, shell_path
+from mcls.report.run_figures import draw_measures, draw_ranks, fingerprint_difference
+from mcls.runs.folder import RunFolder, read_json, shell_path
 from mcls.system.files import make_folder, publish
 from mcls.training.restore import as_trained_on
 
@@ -72,35 +72,23 @@ def open_split(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, s
 
     Raises RequestError without a val, and for the test set of a run that was never started.
     """
-    if name == "train":
-        return dataset.train, name, 0
     if name == "val" and dataset.val is None:
         raise RequestError("--split val: the run has no validation split. Use --split test.")
-    split = dataset.val if name == "val" and dataset.val is not None else dataset.open_test()
+    split = dataset.train if name == "train" else dataset.val if name == "val" else None
+    split = dataset.open_test() if split is None else split
     writable = os.access(folder.path, os.W_OK)
     with folder.lock() if name == "test" and writable else contextlib.nullcontext():
         result = folder.read_result() or {}
         if name == "test" and not result:
             raise RequestError(f"{folder.path}: never started. Continue with: mcls resume {shell_path(folder.path)}")
-        if other := fingerprint_difference((result.get("fingerprints") or {}).get(name), split):
+        known = read_json(folder.about) if name == "train" else result
+        if other := fingerprint_difference(known, name, split):
             log.warning(f"{name}    not the samples of {folder.path}: {other}; another set, measured as other-{name}")
             return split, f"other-{name}", 0
         openings = int(result.get("test_openings", 0)) + 1
         if name == "test" and writable:
             folder.write_json(folder.result, {**result, "test_openings": openings})
     return split, name, openings if name == "test" and writable else 0
-
-
-def fingerprint_difference(known: dict[str, Any] | None, split: Split) -> str:
-    """In what `split` differs from the fingerprint `known`; nothing where it does not, or none is known."""
-    if known is None:
-        return ""
-    here = fingerprint(split)
-    if known["samples"] != here["samples"]:
-        return f"{here['samples']:,} in place of {known['samples']:,}"
-    if known["classes"] != here["classes"]:
-        return "their classes or their order are others"
-    return "what is in them differs" if known["inputs"] != here["inputs"] else ""
 
 
 def logit_batches(loaded: LoadedRun, split: Split) -> Iterator[Tensor]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mcls.data.image_files import file_digests
 from mcls.data.types import Split
 from mcls.metrics import EvalAccumulator, Metrics
 from mcls.ranks import rank_curves
@@ -109,15 +108,33 @@ def fingerprint(split: Split) -> dict[str, Any]:
 
     Images in files are identified by the bytes of the files, so that none is decoded.
     """
-    inputs: Any = file_digests(split.files) if split.files else torch.as_tensor(split.inputs[:]).contiguous().numpy()
+    files = b"".join(map(bytes.fromhex, split.digests))
+    inputs: Any = files or torch.as_tensor(split.inputs[:]).contiguous().numpy()
     targets: Any = split.targets.contiguous().numpy()
     hashes = {"classes": hashlib.sha256(targets).hexdigest(), "inputs": hashlib.sha256(inputs).hexdigest()}
     return {"samples": len(split), **hashes}
 
 
-def fingerprints(val: Split | None, test: Split | None) -> dict[str, Any]:
-    """Of what a run is measured on, by the splits' names."""
-    return {name: fingerprint(split) for name, split in {"val": val, "test": test}.items() if split is not None}
+def fingerprints(**splits: Split | None) -> dict[str, Any]:
+    """Of the splits that there are, by their names."""
+    return {name: fingerprint(split) for name, split in splits.items() if split is not None}
+
+
+def fingerprint_difference(known: dict[str, Any], name: str, split: Split) -> str:
+    """In what `split` differs from the one called `name`; nothing where it does not, or no fingerprint is known.
+
+    Args:
+        known: run.json for train, else result.json.
+    """
+    was = (known.get("fingerprints") or {}).get(name)
+    if was is None:
+        return ""
+    here = fingerprint(split)
+    if was["samples"] != here["samples"]:
+        return f"{here['samples']:,} in place of {was['samples']:,}"
+    if was["classes"] != here["classes"]:
+        return "their classes or their order are others"
+    return "what is in them differs" if was["inputs"] != here["inputs"] else ""
 
 
 def prediction_grid(

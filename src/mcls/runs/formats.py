@@ -28,13 +28,14 @@ REPORT = {
     "per_class": [{"class": "text", "precision": "float|null", "recall": "float|null", "f1": "float|null"}],
     "confusion": ([["count"]], {"*": ["count"]}),
 }
+FINGERPRINTS = {"fingerprints?": {"*": ("null", {"samples": "count", "classes": "text", "inputs": "text"})}}
 RESULT: dict[str, Any] = {
     "status": "text",
     **{f"{key}?": "text|null" for key in ("reason", "ended_by")},
     **{f"{key}?": "count" for key in ("test_openings", "epochs", "best_epoch", "steps")},
     **{f"{key}?": "float" for key in ("seconds", "total_seconds")},
     **{f"{key}?": ("null", {"accuracy?": "float|null"}) for key in ("val", "test")},
-    "fingerprints?": {"*": ("null", {"samples": "count", "classes": "text", "inputs": "text"})},
+    **FINGERPRINTS,
     "weights_sha256?": "text",
     "val_correct?": "text",
 }
@@ -45,6 +46,7 @@ FINISHED = {
     "test": ("null", REPORT),  # of a sweep's job that was not chosen
 }
 ABOUT = {
+    **FINGERPRINTS,
     **{f"{key}?": "text" for key in ("command", "started", "device", "device_name", "precision")},
     "overrides?": ["text"],
     "choices?": {"*": "text"},

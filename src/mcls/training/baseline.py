@@ -168,6 +168,7 @@ def record(
         "device_name": device_name(CPU),
         "precision": "fp32",
         "environment": environment(),
+        "fingerprints": run_figures.fingerprints(train=data.train),
         "hyperparameters": settings,
     }
     model.eval()
@@ -191,7 +192,7 @@ def record(
             "val": measure(data.val).measure().report(classes) if data.val is not None else None,
             "test": measures.report(classes),
             "test_openings": 1,
-            "fingerprints": run_figures.fingerprints(data.val, test),
+            "fingerprints": run_figures.fingerprints(val=data.val, test=test),
             "weights_sha256": checkpoint.weights_digest(model.state_dict()),
         }
         recorder = RunLogger(folder)

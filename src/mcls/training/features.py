@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mcls.data.image_files import file_digests
 from mcls.data.loader import Loader
 from mcls.data.types import Split
 from mcls.models.finetuned import FineTuned
@@ -72,7 +71,7 @@ def read(file: Path, samples: int, width: int) -> Tensor | None:
 def key_of(split: Split, model: FineTuned, pictures: Loader, precision: str) -> str:
     """sha256 of all that the features depend on: weights, data, how they are prepared, arithmetic."""
     inputs = split.inputs
-    data: Any = inputs.contiguous().numpy() if isinstance(inputs, Tensor) else file_digests(split.files)
+    data: Any = inputs.contiguous().numpy() if isinstance(inputs, Tensor) else "".join(split.digests).encode()
     reading = "" if isinstance(inputs, Tensor) else str(inputs.reading)  # files are prepared as they are read
     scale, shift = pictures.normalise.scale, pictures.normalise.shift
     made = [

@@ -10,7 +10,8 @@ import torch
 from mcls.config.instantiate import build
 from mcls.config.saved import check_length, without_pretrained
 from mcls.data import image_io
-from mcls.errors import FolderError
+from mcls.errors import FolderError, MachineError
+from mcls.report.run_figures import fingerprint_difference
 from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, read_json, read_yaml
 from mcls.runs.formats import check
@@ -50,6 +51,16 @@ def as_begun(config: dict[str, Any], folder: RunFolder, about: dict[str, Any]) -
         return {**config, "trainer": trainer, "threads": about["environment"]["threads"]}
     log.warning(f"trainer.devices: {before} -> {now}: the samples and their order stay, rounding and dropout differ")
     return {**config, "trainer": trainer}
+
+
+def check_as_begun(about: dict[str, Any], parts: Components) -> None:
+    """Raise MachineError unless `parts` compute as run.json, `about`, says; warn where the samples of train are others."""
+    here = {"device": parts.device.type, "precision": parts.precision, "channels_last": parts.channels_last}
+    for key, found in here.items():
+        if (was := str(about[key]).split(":")[0]) != str(found):
+            raise MachineError(f"{key}: the run was started with {was}, got {found}. Resume it with {was}.")
+    if other := fingerprint_difference(about, "train", parts.dataset.train):
+        log.warning(f"train   not the samples that the run began with: {other}; the rest of it is trained on these")
 
 
 def check_resumable(folder: RunFolder, config: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,15 @@ from mcls.system.signals import StopRequest
 from mcls.training.checks import check_selection
 from mcls.training.launch import launch_workers, peer_errors
 from mcls.training.precision import evaluate_loader
-from mcls.training.restore import as_begun, check_resumable, fitted, newest_checkpoint, read_metadata, tell_length
+from mcls.training.restore import (
+    as_begun,
+    check_as_begun,
+    check_resumable,
+    fitted,
+    newest_checkpoint,
+    read_metadata,
+    tell_length,
+)
 from mcls.training.setup import Components, build_components, hyperparameters, with_expected_input
 from mcls.training.state import MetricWriter, NullWriter
 from mcls.training.trainer import Trainer
@@ -90,6 +98,7 @@ def train_new(
         "channels_last": parts.channels_last,
         "batch_size": parts.batch_size,
         "environment": environment(),
+        "fingerprints": run_figures.fingerprints(train=parts.dataset.train),
         "hyperparameters": {**hyperparameters(config, origin["choices"]), "trainer.batch_size": parts.batch_size},
     }
     with stop.patient(), (folder := make_folder()).lock(), log_to_folder(folder):
@@ -114,10 +123,7 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
         parts = build_components(wanted)
         if state is not None and state["data"] != parts.data:
             raise FolderError(f"{folder.path}: refused, the data set's classes, shape, statistics or sizes differ.")
-        here = {"device": parts.device.type, "precision": parts.precision, "channels_last": parts.channels_last}
-        for key, found in here.items():
-            if (was := str(about[key]).split(":")[0]) != str(found):
-                raise MachineError(f"{key}: the run was started with {was}, got {found}. Resume it with {was}.")
+        check_as_begun(about, parts)
         if state is not None:
             tell_length(config, read_yaml(folder.config)["trainer"], state["progress"], parts)
         with stop.patient():
@@ -308,7 +314,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
         "val_correct": judged.correct_bits().hex() if judged else "",
         "test": test.report(classes) if test else None,
         "test_openings": openings,
-        "fingerprints": run_figures.fingerprints(parts.dataset.val, split),
+        "fingerprints": run_figures.fingerprints(val=parts.dataset.val, test=split),
         "weights_sha256": checkpoint.weights_digest(parts.model.state_dict()),
     }
     end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more
