@@ -54,7 +54,7 @@ def as_begun(config: dict[str, Any], folder: RunFolder, about: dict[str, Any]) -
 
 
 def check_as_begun(about: dict[str, Any], parts: Components) -> None:
-    """Raise MachineError unless `parts` compute as run.json, `about`, says; warn where the samples of train are others."""
+    """Raise MachineError unless `parts` compute as `about`, run.json, says; warn of other samples in train."""
     here = {"device": parts.device.type, "precision": parts.precision, "channels_last": parts.channels_last}
     for key, found in here.items():
         if (was := str(about[key]).split(":")[0]) != str(found):

@@ -28,18 +28,10 @@ from mcls.system.device import device_name, environment
 from mcls.system.distributed import World
 from mcls.system.files import move
 from mcls.system.signals import StopRequest
+from mcls.training import restore
 from mcls.training.checks import check_selection
 from mcls.training.launch import launch_workers, peer_errors
 from mcls.training.precision import evaluate_loader
-from mcls.training.restore import (
-    as_begun,
-    check_as_begun,
-    check_resumable,
-    fitted,
-    newest_checkpoint,
-    read_metadata,
-    tell_length,
-)
 from mcls.training.setup import Components, build_components, hyperparameters, with_expected_input
 from mcls.training.state import MetricWriter, NullWriter
 from mcls.training.trainer import Trainer
@@ -115,17 +107,17 @@ def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict
     Raises FolderError when no checkpoint is good or the data are not those it was trained on.
     """
     started = time.monotonic()
-    about = read_metadata(folder)
+    about = restore.read_metadata(folder)
     with folder.lock(), log_to_folder(folder):
-        state = newest_checkpoint(folder)
-        wanted = config if state is None else check_resumable(folder, config, state)
-        wanted = as_begun(wanted, folder, about)
+        state = restore.newest_checkpoint(folder)
+        wanted = config if state is None else restore.check_resumable(folder, config, state)
+        wanted = restore.as_begun(wanted, folder, about)
         parts = build_components(wanted)
         if state is not None and state["data"] != parts.data:
             raise FolderError(f"{folder.path}: refused, the data set's classes, shape, statistics or sizes differ.")
-        check_as_begun(about, parts)
+        restore.check_as_begun(about, parts)
         if state is not None:
-            tell_length(config, read_yaml(folder.config)["trainer"], state["progress"], parts)
+            restore.tell_length(config, read_yaml(folder.config)["trainer"], state["progress"], parts)
         with stop.patient():
             folder.write_config(config)
             resolved = {"trainer.batch_size": parts.batch_size}
@@ -232,7 +224,7 @@ def restore_and_fit(trainer: Trainer, parts: Components, config: dict[str, Any],
     state = parts.world.broadcast_object(state)
     if state is not None:
         try:
-            trainer.load_state_dict(fitted(state, trainer, len(parts.train)))
+            trainer.load_state_dict(restore.fitted(state, trainer, len(parts.train)))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise FolderError(f"last.pt: refused, it does not fit the run ({error}).") from error
     followed = parts.load(parts.dataset.open_test()) if config["trainer"]["evaluate_test_each_epoch"] else None
