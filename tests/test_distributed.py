@@ -198,6 +198,30 @@ def test_a_killed_process_ends_the_run_by_name(tmp_path: Path) -> None:
     assert checkpoint.load_checkpoint(only(tmp_path) / "last.pt")["progress"]["step"] > 0
 
 
+@LINUX_ONLY
+@pytest.mark.slow
+@pytest.mark.parametrize("silent", ["the leader", "another"])
+def test_a_silent_process_ends_the_others(silent: str, tmp_path: Path) -> None:
+    """One that is stopped, as on a machine that hangs: one line after the timeout, and the run goes on from there."""
+    with begin(tmp_path, "trainer.checkpoint_every_steps=5", "trainer.timeout_seconds=2") as process:
+        [other] = children(process.pid)
+        started = time.monotonic()
+        os.kill(process.pid if silent == "the leader" else other, signal.SIGSTOP)
+        if silent == "the leader":
+            while "State:\tZ" not in Path(f"/proc/{other}/status").read_text():  # the other ends by itself
+                assert time.monotonic() < started + 20
+                time.sleep(0.05)
+            os.kill(process.pid, signal.SIGCONT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and time.monotonic() - started < 20 and "Traceback" not in err
+    why = {"the leader": "another process ended", "another": "another process did not answer within"}[silent]
+    assert err.splitlines()[-1].startswith(f"mcls: trainer.devices: {why}"), err
+    assert result(only(tmp_path))["status"] == "failed"
+    step = checkpoint.load_checkpoint(only(tmp_path) / "last.pt")["progress"]["step"]
+    done = run(tmp_path, "resume", str(only(tmp_path)), f"trainer.max_steps={step + 3}")
+    assert done.returncode == 0 and result(only(tmp_path))["status"] == "finished", done.stderr
+
+
 @pytest.mark.slow
 def test_what_is_in_the_way_of_another_process_is_told(tmp_path: Path) -> None:
     """A process that can't begin ends the run with its own error and exit status."""

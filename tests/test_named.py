@@ -160,6 +160,28 @@ def test_torchrun_restarts_a_run_with_a_name(tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs").glob("*/run.json"))) == number + 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for child processes")
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_with_a_silent_process(tmp_path: Path) -> None:
+    """One is stopped: the other ends after the timeout, torchrun kills both, and the weights are the whole run's."""
+    with torchrun(tmp_path, TEAM, *LONG, "name=whole") as process:
+        assert process.communicate(timeout=120) and process.returncode == 0
+    folder = tmp_path / "outputs" / "x"
+    again = ("--max-restarts=1", "--shutdown-timeout=1", *TEAM)
+    with torchrun(tmp_path, again, *LONG, "name=x", "trainer.timeout_seconds=3") as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "last.pt").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        silent = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[1]
+        os.kill(int(silent), signal.SIGSTOP)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "mcls: trainer.devices: another process did not answer within trainer.timeout_seconds=3. What is" in err
+    one, two = (result_of(tmp_path / "outputs" / name)["weights_sha256"] for name in ("whole", "x"))
+    assert one == two
+
+
 @pytest.mark.slow
 def test_a_restart_without_a_name_is_refused(mcls: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")

@@ -35,6 +35,7 @@ RESUMABLE_KEYS = (
     "trainer.log_every_steps",
     "trainer.checkpoint_every_seconds",
     "trainer.checkpoint_every_steps",
+    "trainer.timeout_seconds",
     "trainer.workers",
     "trainer.devices",
     "trainer.oom",

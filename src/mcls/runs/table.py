@@ -39,7 +39,7 @@ FREE = {
 FREE |= {
     f"trainer.{key}" for key in ("log_every_steps", "checkpoint_every_seconds", "checkpoint_every_steps", "figures")
 }
-FREE |= {f"trainer.{key}" for key in ("workers", "data_on_device", "evaluate_test_each_epoch")}
+FREE |= {f"trainer.{key}" for key in ("workers", "data_on_device", "evaluate_test_each_epoch", "timeout_seconds")}
 FILTER = re.compile(r"([^=<>!]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": ne, ">": gt, "<": lt, ">=": ge, "<=": le}
 

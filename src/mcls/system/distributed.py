@@ -7,6 +7,7 @@ through NCCL on GPUs.
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -88,16 +89,21 @@ class World:
         return gathered
 
     @contextlib.contextmanager
-    def init_process_group(self, address: str, device: torch.device) -> Iterator[None]:
-        """While entered, the processes that meet at `place` (a URL of torch's) are connected."""
+    def init_process_group(self, address: str, device: torch.device, seconds: float) -> Iterator[None]:
+        """While entered, the processes that meet at `address` (a URL of torch's) are connected.
+
+        What they do together raises RuntimeError when one of them is gone, or does not answer for `seconds`.
+        """
+        timeout = timedelta(seconds=seconds)
+        keys: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": timeout}
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if address == "env://":  # torchrun's store, which still holds the addresses of the attempt before a restart
-            store = distributed.PrefixStore(attempt(), next(rendezvous(address))[0])  # type: ignore[attr-defined]
-            distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+            store = distributed.PrefixStore(attempt(), next(rendezvous(address, timeout=timeout))[0])  # type: ignore[attr-defined]
+            distributed.init_process_group(backend, store=store, **keys)
         else:
-            distributed.init_process_group(backend, init_method=address, rank=self.rank, world_size=self.size)
+            distributed.init_process_group(backend, init_method=address, **keys)
         try:
             yield
         finally:

@@ -44,15 +44,16 @@ def launch_workers(
     Args:
         entry: `module:function` of what the others do, `function(team, place, given, stop, ready)`; it calls `ready()`
             when it can join the team at `place`.
-        given: goes there as JSON.
+        given: the configuration; goes there as JSON.
 
-    Raises RunError when one of them ends before its time, or the error that it ended with.
+    Raises RunError when one of them ends before its time or stops answering, or the error that it ended with.
     """
+    seconds = given["trainer"]["timeout_seconds"]
     if world.size == 1:
         yield
         return
     if rank_and_size()[1] > 1:
-        with peer_errors():
+        with peer_errors(seconds):
             world.broadcast_object(True)
             yield
         return
@@ -66,12 +67,13 @@ def launch_workers(
         task = {"size": world.size, "place": place, "entry": entry, "given": given, "parent": os.getpid()}
         helpers.extend(start_worker({**task, "rank": rank}) for rank in range(1, world.size))
         wait_for_workers(helpers, stop)
-        try:
-            with world.init_process_group(place, device):
-                yield
-        except RuntimeError as error:  # what torch raises when a process that it waits for is gone
-            raise_worker_error(helpers, error)
-            raise
+        with peer_errors(seconds):
+            try:
+                with world.init_process_group(place, device, seconds):
+                    yield
+            except RuntimeError as error:
+                raise_worker_error(helpers, error)
+                raise
 
 
 @contextlib.contextmanager
@@ -82,7 +84,8 @@ def joined(config: dict[str, Any]) -> Iterator[World]:
         yield world
         return
     config["trainer"]["devices"] = world.size
-    with peer_errors(), world.init_process_group("env://", resolve_device(config["device"], world)):
+    seconds = config["trainer"]["timeout_seconds"]
+    with peer_errors(seconds), world.init_process_group("env://", resolve_device(config["device"], world), seconds):
         yield world
 
 
@@ -92,13 +95,16 @@ def dismiss_workers() -> None:
 
 
 @contextlib.contextmanager
-def peer_errors() -> Iterator[None]:
-    """Raise RunError for what torch raises when a process that it waits for is gone."""
+def peer_errors(seconds: float) -> Iterator[None]:
+    """Raise RunError for what torch raises when a process that it waits for is gone, or silent for `seconds`."""
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or re.search("gloo|nccl|by peer", str(error), re.I):
-            raise RunError("trainer.devices: another process ended. What is saved is good: mcls resume.") from error
+            what = "another process ended"
+            if re.search("timed? ?out", str(error), re.I):
+                what = f"another process did not answer within trainer.timeout_seconds={seconds:g}"
+            raise RunError(f"trainer.devices: {what}. What is saved is good: mcls resume.") from error
         raise
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -240,7 +241,8 @@ def worker_main(
     parts = build_components(weightless, world.rank)
     with stop.patient():
         ready()
-        with world.init_process_group(place, parts.device) if place else peer_errors():
+        seconds = config["trainer"]["timeout_seconds"]
+        with peer_errors(seconds), world.init_process_group(place, parts.device, seconds) if place else nullcontext():
             if not place and not world.broadcast_object(None):
                 return
             trainer = make_trainer(parts, NullWriter(), lambda state, best_is_new: None, stop)

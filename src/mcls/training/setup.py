@@ -33,7 +33,8 @@ DEFAULT_THREADS = torch.get_num_threads()  # before any job of a sweep has chang
 MOST_WORKERS = 8  # that trainer.workers=auto starts
 AUTO_BATCH = 128  # what trainer.batch_size=auto takes, as its comment says
 PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment", "mix")
-NOT_COMPARED = {"download", "log_every_steps", "checkpoint_every_seconds", "checkpoint_every_steps", "figures"}
+NOT_COMPARED = {"download", "figures", "timeout_seconds", "log_every_steps"}
+NOT_COMPARED |= {"checkpoint_every_seconds", "checkpoint_every_steps"}
 
 
 @dataclass(frozen=True)
