@@ -208,10 +208,11 @@ def test_runs_and_figures_of_mcls_are_no_classes(
     assert mcls("train", line) == 0 and told not in capsys.readouterr().err
     assert mcls("data", "check", line, "--output", "look/here") == 0
     assert mcls("train", line, "-m", "seed=1,2", "outputs=cat/deep", "trainer.figures=false") == 0
-    assert mcls("train", line, "-m", "seed=1,2", "hydra.sweep.dir=s") == 0
+    assert mcls("train", line, "-m", "seed=1,2", "hydra.sweep.dir=s") == 0 and (tmp_path / "s" / "sweep.png").exists()
+    assert mcls("tune", "lr", line, "--steps", "20", "--output", "rates/tune-lr.png") == 0
     capsys.readouterr()
     assert mcls("train", line) == 0
-    assert f"{told}'deep', 'look', 'outputs', 's'\n" in capsys.readouterr().err
+    assert f"{told}'deep', 'look', 'outputs', 'rates', 's'\n" in capsys.readouterr().err
     found = read(tmp_path)
     assert found.classes == ("cat", "dog", "plots") and sum(sizes(found)) == 44
     assert mcls("evaluate", str(next(tmp_path.glob("outputs/*/*")))) == 0

@@ -28,6 +28,7 @@ SPLIT_NAME = re.compile(  # train, or with more around it: seg_train, training_s
     rf"((?:.*[^a-z])?)({'|'.join(sorted(itertools.chain(*SPLITS.values()), reverse=True))})((?:set|data|[^a-z].*)?)"
 )
 GRID_FILE = "grid.png"  # the picture of `mcls data check --output`
+OWN_FIGURES = {GRID_FILE, "sweep.png", "tune-lr.png"}  # that may lie in a folder without a run
 SEARCH_DEPTH = 4  # folders below one that are searched for runs
 SYSTEM = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 FOLDER_LAYOUT = (
@@ -239,7 +240,7 @@ def kept(entry: os.DirEntry[str], left: Skipped) -> bool:
 
 
 def is_output(folder: str, depth: int = SEARCH_DEPTH) -> bool | None:
-    """Whether there are runs, sweeps or a grid of mcls in `folder` or some levels below, and no other image.
+    """Whether there are runs, sweeps or figures of mcls in `folder` or some levels below, and no other image.
 
     None when there is neither.
     """
@@ -249,13 +250,13 @@ def is_output(folder: str, depth: int = SEARCH_DEPTH) -> bool | None:
             for entry in found:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                elif suffix_of(entry.name) in image_io.suffixes() and not is_grid(entry):
+                elif suffix_of(entry.name) in image_io.suffixes() and not is_own_figure(entry):
                     return False
                 else:
                     files.add(entry.name)
     except OSError:
         return None  # whoever reads it says why
-    if {"run.json", "config.yaml"} <= files or files & {"sweep.json", GRID_FILE}:
+    if {"run.json", "config.yaml"} <= files or files & {"sweep.json", *OWN_FIGURES}:
         return True
     answers = set()
     for path in folders if depth else ():
@@ -265,9 +266,9 @@ def is_output(folder: str, depth: int = SEARCH_DEPTH) -> bool | None:
     return True if True in answers else None
 
 
-def is_grid(entry: os.DirEntry[str]) -> bool:
-    """Whether a file is the grid of pictures that `mcls data check` writes."""
-    if entry.name != GRID_FILE:
+def is_own_figure(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is a figure that mcls drew."""
+    if entry.name not in OWN_FIGURES:
         return False
     try:
         with Image.open(entry.path, formats=["PNG"]) as image:
