@@ -14,12 +14,12 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1610,
-    "sweep": 950,
+    "sweep": 965,
     "inference": 1540,
     "training": 2075,
-    "config": 1385,
+    "config": 1410,
     "report": 770,
-    "data": 2005,
+    "data": 2105,
     "runs": 940,
     "metrics": 210,
     "models": 385,

@@ -27,7 +27,7 @@ from mcls.training.trainer import Trainer
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(CONFIGS.glob("model/*.yaml"))
-STATISTICS = {"mean": (0.4,), "std": (0.3,)}
+STATISTICS: dict[str, Any] = {"mean": (0.4,), "std": (0.3,)}
 SETTINGS = partial(
     Settings,
     patience=None,

@@ -87,7 +87,7 @@ def test_splits_and_groups_are_those_of_the_table(tmp_path: Path) -> None:
     group = {name: of for name, _, of in grouped}
     sets = [{group[name] for name in split.names} for split in found.values()]
     assert all(sets) and sum(map(len, sets)) == len(set.union(*sets)) == 15
-    loose = parts(read(tmp_path / "labels.csv", "dataset.group_column=null"))
+    loose = parts(read(tmp_path / "labels.csv", "dataset.group=null"))
     assert {group[name] for name in loose["train"].names} & {group[name] for name in loose["test"].names}
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mcls.metrics import Metrics
 
 ELSEWHERE = ("dataset.root", "dataset.path", "dataset.download")  # where the data are; what they are is looked at later
-VAL = ("dataset.val_fraction", "dataset.val_seed")  # how val is cut from train, which leaves the test set as it is
+# how val is cut from train, which leaves the test set as it is
+VAL = ("dataset.val_fraction", "dataset.val_seed", "dataset.folds", "dataset.fold")
 COMPARED_METRICS = ("loss", "f1_macro", "ece")
 
 

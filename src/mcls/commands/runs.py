@@ -11,7 +11,7 @@ from typing import Any
 
 from mcls.commands.options import Parser, expanded
 from mcls.errors import FolderError, RequestError
-from mcls.runs.folder import find_runs, relative
+from mcls.runs.folder import REPEATS, find_runs, relative
 from mcls.runs.table import (
     FILTER,
     TARGET,
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     rows = chosen(everything, words, options.all)
     rows.sort(key=sort_key("run"))
     rows.sort(key=sort_key(full_key(options.sort, everything)))
-    keys = [key for key in differing_columns(rows) if key != "seed" or options.all]
+    keys = [key for key in differing_columns(rows) if key not in REPEATS or options.all]
     left = 0
     if options.json:
         print(to_json([as_object(row) for row in rows]))
@@ -63,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     command = Parser(
         prog="mcls runs",
         description="List all runs and sweep jobs in a folder, best validation accuracy first. Columns are the "
-        "hyper-parameters that differ, on a terminal those that fit. Finished runs that differ only in the seed "
-        "are one row: mean ± sample standard deviation over n seeds, with the name of the best run.",
+        "hyper-parameters that differ, on a terminal those that fit. Finished runs that differ only in seed or fold "
+        "are one row: mean ± sample standard deviation over n runs, with the name of the best run.",
         epilog="Filters compare with = != > < >= <=, for example: dataset=cifar10 'val/accuracy>0.9' status=finished. "
         "Filters on metrics and status apply to the means.",
     )

@@ -176,7 +176,7 @@ def check_search(request: Request) -> None:
     from mcls.training.checks import check_selection
 
     node = request.config["dataset"]
-    has_val = node["_target_"].startswith("mcls.") and node.get("val_fraction") not in (None, 0)
+    has_val = node["_target_"].startswith("mcls.") and (node.get("folds") or node.get("val_fraction"))
     sampler = f"search={request.search.settings['kind']}" if request.search else None
     if not has_val and (sampler or request.config["sweep"]["test"] == "best"):
         import torch

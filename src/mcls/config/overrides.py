@@ -24,7 +24,7 @@ HOME = re.compile(r"(?<=[=,\['\"])~[\w.-]*(?=/|$)")
 
 DASHES = "\u2212\u2013\u2014"  # minus, en dash, em dash
 QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
-
+FOLDS = {"dataset.folds", "dataset.fold"}  # keys of which neither goes without the other
 
 # what other tools call it: our key, or what is to be typed instead
 SYNONYMS = {
@@ -206,9 +206,10 @@ def first(override: Override) -> list[str]:
 
 
 def blamed(line: str, error: str) -> bool:
-    """Whether an override, or the choice of its group, is what one of the lines of an error is about."""
+    """Whether an override, the choice of its group or the other one of a pair is what a line of an error is about."""
     key = line.lstrip("+~").partition("=")[0]
-    begins = tuple(f"{name}{sign}" for name in {key, key.split(".")[0]} for sign in ":=") + (f"{line}:",)
+    names = {key, key.split(".")[0]} | (FOLDS if key in FOLDS else set())
+    begins = tuple(f"{name}{sign}" for name in names for sign in ":=") + (f"{line}:",)
     return any(message.startswith(begins) for message in error.split("\n"))
 
 

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import OverrideType
 from mcls.config.instantiate import OWN, check_target, resolve
 from mcls.config.overrides import as_plain, shell_quoted, suggestion
 from mcls.config.schema import Constraint, inherited, leaves, put, read_constraints, yaml_text
-from mcls.config.validate import CONFIGS
+from mcls.config.validate import CONFIGS, check_fold
 from mcls.errors import FolderError, RequestError
 from mcls.runs.folder import RunFolder, read_json, read_yaml
 from mcls.runs.renamed import SCHEMA, rename, today
@@ -115,6 +115,7 @@ def check_saved(config: dict[str, Any], choices: Any, changes: Sequence[str], so
                 put(config, key, rule.check(key, value))
         for group in OWN:
             check_target(group, config[group]["_target_"], config["trust"])
+        check_fold(config["dataset"])
     except RequestError as error:
         if str(error).split(":")[0].split("=")[0] in given:
             raise

@@ -9,14 +9,16 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
 from mcls.config.jobs import Base, Dimension, Job, Search
-from mcls.config.overrides import as_plain, choices_of, count, suggestion
+from mcls.config.overrides import FOLDS, as_plain, choices_of, count, suggestion
 from mcls.config.schema import Constraint, gather
+from mcls.config.validate import check_fold
 from mcls.errors import RequestError
 
 log = logging.getLogger("mcls")
@@ -111,8 +113,16 @@ def expand(
         sets = {e.key: checked[e.line] for e in chosen.values() if e.line in checked and not whole}
         lines = [line for line, override in zip(lines, parsed, strict=True) if kept(override, base, groups)]
         jobs.setdefault(tuple(lines), Job(lines, base_index, sets))
-    tell_partial(parsed, [base for _, base, _ in bases.values()], groups)
-    return [base for _, base, _ in bases.values()], list(jobs.values())
+    plans = [base for _, base, _ in bases.values()]
+    tell_partial(parsed, plans, groups)
+    gather(partial(check_fold_of, plans), jobs.values() if FOLDS & {element.key for element in elements} else ())
+    return plans, list(jobs.values())
+
+
+def check_fold_of(bases: Sequence[Base], job: Job) -> None:
+    """`check_fold` of a job that sets one of FOLDS."""
+    sets = {key.removeprefix("dataset."): value for key, value in job.values.items() if key in FOLDS}
+    check_fold(bases[job.base or 0].config["dataset"] | sets)
 
 
 def tell_partial(parsed: Sequence[Override], bases: Sequence[Base], groups: Sequence[str]) -> None:

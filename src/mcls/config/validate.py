@@ -3,7 +3,7 @@
 import difflib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,26 @@ def check_config(
         if not isinstance(values.get(group), dict):
             raise RequestError(f"{group}: must be one of the choices of its group, got {yaml_text(values.get(group))}.")
         check_target(group, values[group].get("_target_"), values.get("trust", []))
+    check_fold(values["dataset"])
     if absent := [
         key for key in read_constraints(Path(str(files(CONFIGS))) / "train.yaml") if key.split(".")[0] not in values
     ]:
         raise RequestError(f"{absent[0]}: missing in {hydra.job.config_name}.yaml. Begin its defaults with: - train")
     return values, choices
+
+
+def check_fold(dataset: Mapping[str, Any]) -> None:
+    """Raise RequestError unless `fold`, of the keys of a data set of mcls's own, is one of its `folds`."""
+    folds, fold = dataset.get("folds"), dataset.get("fold")
+    if not dataset["_target_"].startswith("mcls.datasets.") or folds == fold is None:
+        return
+    if folds is None:
+        raise RequestError(f"dataset.fold: {fold} of how many? Set dataset.folds, such as dataset.folds=5.")
+    if fold is None:
+        every = f"mcls train -m dataset.folds={folds} 'dataset.fold=range(0,{folds})'"
+        raise RequestError(f"dataset.folds: {folds}, but dataset.fold is not set. Set it, or train all: {every}")
+    if fold >= folds:
+        raise RequestError(f"dataset.fold: must be 0 to {folds - 1} with dataset.folds={folds}, got {fold}.")
 
 
 def refuse_code(hydra: DictConfig, trust: Any) -> None:

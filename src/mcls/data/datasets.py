@@ -40,6 +40,8 @@ def blobs(
     test_seed: int,
     val_fraction: float,
     val_seed: int,
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Dataset:
     """Gaussian clouds of scikit-learn's `make_blobs`, the test cut off by its `train_test_split`.
 
@@ -58,30 +60,51 @@ def blobs(
     inputs, test_inputs, targets, test_targets = map(torch.from_numpy, parts)
     if len(targets.unique()) < centers:
         raise RequestError(f"dataset.n_samples: {n_samples} points leave one of {centers} classes empty. Increase it.")
-    train, val = split_train_val(Split(inputs.float(), targets), val_fraction, val_seed)
+    train, val = split_train_val(Split(inputs.float(), targets), val_fraction, val_seed, None, folds, fold)
     test = Split(test_inputs.float(), test_targets)
     return Dataset(tuple(map(str, range(centers))), train, val, lambda: test)
 
 
 def mnist(
-    root: str, download: bool, mean: Sequence[float], std: Sequence[float], val_fraction: float, val_seed: int
+    root: str,
+    download: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    val_fraction: float,
+    val_seed: int,
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Dataset:
     """MNIST (LeCun et al., 1998): 60,000 + 10,000 images 1 x 28 x 28, in root/MNIST/raw."""
-    return torchvision_set("MNIST", root, download, mean, std, val_fraction, val_seed)
+    return torchvision_set("MNIST", root, download, mean, std, val_fraction, val_seed, folds, fold)
 
 
 def fashion_mnist(
-    root: str, download: bool, mean: Sequence[float], std: Sequence[float], val_fraction: float, val_seed: int
+    root: str,
+    download: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    val_fraction: float,
+    val_seed: int,
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Dataset:
     """Fashion-MNIST (Xiao et al., 2017): 60,000 + 10,000 images 1 x 28 x 28, in root/FashionMNIST/raw."""
-    return torchvision_set("FashionMNIST", root, download, mean, std, val_fraction, val_seed)
+    return torchvision_set("FashionMNIST", root, download, mean, std, val_fraction, val_seed, folds, fold)
 
 
 def cifar10(
-    root: str, download: bool, mean: Sequence[float], std: Sequence[float], val_fraction: float, val_seed: int
+    root: str,
+    download: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    val_fraction: float,
+    val_seed: int,
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Dataset:
     """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 images 3 x 32 x 32, in root/cifar-10-batches-py."""
-    return torchvision_set("CIFAR10", root, download, mean, std, val_fraction, val_seed)
+    return torchvision_set("CIFAR10", root, download, mean, std, val_fraction, val_seed, folds, fold)
 
 
 def torchvision_set(
@@ -92,12 +115,14 @@ def torchvision_set(
     std: Sequence[float],
     val_fraction: float,
     val_seed: int,
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Dataset:
     """One of torchvision's image sets, read whole into uint8 tensors."""
     source = read_torchvision(name, root, train=True, download=download)
     classes = tuple(str(label).split(" - ")[0] for label in source.classes)
     whole = as_split(source, name, len(classes))
-    train, val = split_train_val(whole, val_fraction, val_seed)
+    train, val = split_train_val(whole, val_fraction, val_seed, None, folds, fold)
 
     def open_test() -> Split:
         return as_split(read_torchvision(name, root, train=False, download=download), name, len(classes))

@@ -56,6 +56,8 @@ class ImageKeys:
     test_seed: int
     val_fraction: float
     val_seed: int
+    folds: int | None = None
+    fold: int | None = None
 
     def reading(self, bits: int) -> image_io.Reading:
         """How the files become arrays, grey pixels of more than 8 bits having `bits`."""
@@ -66,7 +68,11 @@ class ImageKeys:
 
 
 def image_folder(
-    root: str | None, fits: Callable[[int], bool] = fits_here, cache: str | None = None, **keys: Any
+    root: str | None,
+    fits: Callable[[int], bool] = fits_here,
+    cache: str | None = None,
+    group: int | None = None,
+    **keys: Any,
 ) -> Dataset:
     """The images below `root`, a folder a class; see configs/dataset/image_folder.yaml for the arguments.
 
@@ -74,7 +80,8 @@ def image_folder(
     """
     if root is None:
         raise RequestError("dataset.root: must be set to the folder of the images, dataset.root=DIR.")
-    return image_dataset(lambda: find_images(Path(root)), f"dataset.root: {root}", ImageKeys(**keys), fits, cache)
+    place = f"dataset.root: {root}"
+    return image_dataset(lambda: find_images(Path(root), group), place, ImageKeys(**keys), fits, cache)
 
 
 def image_table(
@@ -83,7 +90,7 @@ def image_table(
     path_column: str,
     target: str,
     split_column: str | None,
-    group_column: str | None,
+    group: str | None,
     fits: Callable[[int], bool] = fits_here,
     cache: str | None = None,
     **keys: Any,
@@ -95,7 +102,7 @@ def image_table(
     if path is None:
         raise RequestError("dataset.path: must be set to the table of the images, dataset.path=FILE.")
     place = Path(path).parent if root is None else Path(root)
-    columns = Columns(path_column, target, split_column, group_column)
+    columns = Columns(path_column, target, split_column, group)
     return image_dataset(
         lambda: read_image_table(Path(path), place, columns), f"dataset.path: {path}", ImageKeys(**keys), fits, cache
     )
@@ -113,6 +120,8 @@ def image_dataset(
     if keys.channels not in ("auto", 1, 3):
         raise RequestError(f"dataset.channels: must be auto, 1 or 3, got {keys.channels}.")
     found = find()
+    if keys.folds is not None:  # which train and val together are cut into
+        found.parts["train"] += found.parts.pop("val", [])
     check_classes(found.classes, place.partition(": ")[2])
     index = index_images(found.paths, Path(place.partition(": ")[2]), keys.max_pixels, cache)
     images = [entry for number in found.parts["train"] if (entry := index[number]).mode]
@@ -149,8 +158,9 @@ def split_off(parts: dict[str, Split], keys: ImageKeys, groups: Tensor | None) -
     if "test" not in parts:
         parts["train"], parts["test"] = split_train_test(whole, keys.test_fraction, keys.test_seed, of(whole))
         whole = parts["train"]
-    if "val" not in parts and keys.val_fraction > 0:
-        parts["train"], val = split_train_val(whole, keys.val_fraction, keys.val_seed, of(whole))
+    if "val" not in parts:
+        cut = keys.val_fraction, keys.val_seed, of(whole), keys.folds, keys.fold
+        parts["train"], val = split_train_val(whole, *cut)
         parts |= {"val": val} if val is not None else {}
 
 

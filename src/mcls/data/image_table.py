@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from mcls.data.groups import number_groups
 from mcls.data.image_files import ImageTree
 from mcls.data.image_tree import SPLITS
 from mcls.data.table_encoder import Table, read_table
@@ -30,7 +31,9 @@ class Columns:
         name = getattr(self, key)
         if name is None or (name == "auto" and AUTO[key] not in table.columns):
             return None
-        return table.column(AUTO[key] if name == "auto" else name, f"dataset.{key}_column").to_list()
+        return table.column(
+            AUTO[key] if name == "auto" else name, "dataset.split_column" if key == "split" else "dataset.group"
+        ).to_list()
 
 
 def read_image_table(path: Path, root: Path, columns: Columns) -> ImageTree:
@@ -104,13 +107,4 @@ def groups_of(table: Table, columns: Columns, parts: dict[str, list[int]]) -> to
     cells = columns.optional(table, "group")
     if cells is None:
         return None
-    seen: dict[str, str] = {}
-    for part, rows in parts.items():
-        for row in rows:
-            if (other := seen.setdefault(cells[row], part)) != part:
-                raise DataError(
-                    f"{table.source}, row {table.rows[row]}: group {quoted(cells[row])} is in {other} and in {part}. "
-                    "Put it in one split."
-                )
-    numbers = {name: number for number, name in enumerate(seen)}
-    return torch.tensor([numbers[cell] for cell in cells])
+    return number_groups(cells, parts, [f"{table.source}, row {row}" for row in table.rows])

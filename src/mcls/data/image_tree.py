@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,8 +72,12 @@ def counted(suffixes: Counter[str]) -> str:
     return counts + (". To read HEIC files: pip install pillow-heif" if {".heic", ".heif"} & set(suffixes) else "")
 
 
-def find_images(root: Path) -> "ImageTree":
-    """The images below `root`. Raises DataError when there is no such tree of classes, RequestError for a file."""
+def find_images(root: Path, level: int | None = None) -> "ImageTree":
+    """The images below `root`. Raises DataError when there is no such tree of classes, RequestError for a file.
+
+    Args:
+        level: of folders below those of the classes, whose names are the groups of images; None is no groups.
+    """
     if not root.is_dir():
         refuse_file("dataset.root", root)
         raise DataError(f"dataset.root: {clean(str(root))}: no such folder. {FOLDER_LAYOUT}")
@@ -89,9 +93,10 @@ def find_images(root: Path) -> "ImageTree":
     if places == {"train": root}:
         warn_unknown_splits(trees["train"])
         refuse_wrapper(root, trees["train"])
-    from mcls.data.image_files import ImageTree  # with torch, which predict with an exported file does without
+    from mcls.data.groups import group_name, number_groups  # with torch, which an exported file does without
+    from mcls.data.image_files import ImageTree
 
-    found = ImageTree(tuple(classes), [], [], [], {})
+    found, groups = ImageTree(tuple(classes), [], [], [], {}), list[str]()
     for part, tree in trees.items():
         for name in natural_order(tree):
             if name not in classes:
@@ -103,7 +108,9 @@ def find_images(root: Path) -> "ImageTree":
         first, before = len(found.paths), Counter(left.suffixes)
         for number, name in enumerate(classes):
             known = Counter(left.suffixes)
-            paths = [path for folder in tree.get(name, []) for path in files_in(folder, seen, left)]
+            inside = [(path, folder) for folder in tree.get(name, []) for path in files_in(folder, seen, left)]
+            paths = [path for path, _ in inside]
+            groups += [group_name(path, folder, level) for path, folder in inside] if level else []
             if not paths and part == "train":
                 what = f"no image in this folder of a class{passed_over(left.suffixes - known)}"
                 raise DataError(f"{clean(str(tree[name][0]))}: {what}. {FOLDER_LAYOUT}")
@@ -117,7 +124,7 @@ def find_images(root: Path) -> "ImageTree":
             )
         found.parts[part] = list(range(first, len(found.paths)))
     left.tell()
-    return found
+    return replace(found, groups=number_groups(groups, found.parts, found.names)) if level else found
 
 
 def passed_over(suffixes: Counter[str]) -> str:

@@ -1,5 +1,6 @@
 """Cut data into train, val and test, and check labels."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -48,9 +49,20 @@ def stratified_groups(targets: Tensor, groups: Tensor, fraction: float, seed: in
 
 
 def split_train_val(
-    whole: Split, val_fraction: float, val_seed: int, groups: Tensor | None = None
+    whole: Split,
+    val_fraction: float,
+    val_seed: int,
+    groups: Tensor | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> tuple[Split, Split | None]:
-    """`whole` cut into train and val (`stratified`), no group of samples apart; val is None when its fraction is 0."""
+    """`whole` cut into train and val (`stratified`), no group of samples apart; val is None when its fraction is 0.
+
+    With `folds`, val is number `fold` of so many instead (`fold_of`).
+    """
+    if folds is not None:
+        first, second = fold_of(whole.targets, groups, folds, val_seed, fold or 0)
+        return whole.rows(first), whole.rows(second)
     if val_fraction == 0:
         return whole, None
     return divide(whole, val_fraction, val_seed, "val_fraction", "to validate on", ", or set it to 0", groups)
@@ -61,6 +73,24 @@ def split_train_test(
 ) -> tuple[Split, Split]:
     """`whole` cut into train and test (`stratified`), no group apart, for data that come without a test split."""
     return divide(whole, test_fraction, test_seed, "test_fraction", "to test on", "", groups)
+
+
+def fold_of(targets: Tensor, groups: Tensor | None, folds: int, seed: int, fold: int) -> tuple[Tensor, Tensor]:
+    """Sample numbers outside and inside of number `fold` of so many stratified folds, no group apart; int64, sorted.
+
+    The folds are scikit-learn's, shuffled with `seed`. Raises RequestError where a class is too small for them.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    units = targets if groups is None else torch.stack([targets, groups], dim=1).unique(dim=0)[:, 0]
+    if (least := int(units.unique(return_counts=True)[1].min())) < folds:
+        what = f"{'samples' if groups is None else 'groups of samples'} outside the test set"
+        advice = f"Lower it to {least} at most" if least > 1 else "Set it to null"
+        raise RequestError(f"dataset.folds: {folds}, but the smallest class has {least} {what}. {advice}, or add some.")
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    cuts = kind(folds, shuffle=True, random_state=seed).split(targets, targets, groups)
+    first, second = next(itertools.islice(cuts, fold, None))
+    return torch.from_numpy(first), torch.from_numpy(second)
 
 
 def divide(

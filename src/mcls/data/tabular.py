@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mcls.data.delimited import parse_number
+from mcls.data.groups import row_groups
 from mcls.data.splits import check_classes, materialise, split_train_test, split_train_val, warn_missing_classes
 from mcls.data.table_encoder import (
     UNSEEN,
@@ -47,6 +48,9 @@ def csv_file(
     test_seed: int,
     val_fraction: float,
     val_seed: int,
+    group: str | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Dataset:
     """The table in CSV file `path`, classes in column `target`; see configs/dataset/csv.yaml for the arguments.
 
@@ -60,7 +64,8 @@ def csv_file(
     lists = (drop_columns, categorical_columns, missing_values)
     drop_columns, categorical_columns, missing_values = (list(map(composed, names)) for names in lists)
     tables = {name: read_table(Path(file), delimiter) for name, file in (("train", path), ("test", test_path)) if file}
-    columns = input_columns(tables["train"], target, drop_columns, categorical_columns)
+    own = [] if group is None else [composed(group)]
+    columns = input_columns(tables["train"], target, drop_columns, categorical_columns, own)
     for name, table in tables.items():
         for column in columns:
             table.column(column, "dataset.test_path")
@@ -68,11 +73,13 @@ def csv_file(
     warn_index_columns(tables["train"], columns, target)
     classes = class_names(tables["train"], target)
     whole = as_indices(tables["train"], target, classes)
+    groups = row_groups(tables, own, missing_values)
     if test_path is None:
-        whole, test = split_train_test(whole, test_fraction, test_seed)
+        whole, test = split_train_test(whole, test_fraction, test_seed, groups)
     else:
         test = as_indices(tables["test"], target, classes)
-    train, val = split_train_val(whole, val_fraction, val_seed)
+    groups = groups[torch.as_tensor(whole.inputs)] if groups is not None else None
+    train, val = split_train_val(whole, val_fraction, val_seed, groups, folds, fold)
     places = torch.as_tensor(train.inputs).numpy()
     encoder = fit_encoder(tables["train"], places, columns, categorical_columns, missing_values, max_categories)
     encoder |= {"missing": missing_values_strategy, "missing_values": list(missing_values)}
@@ -89,14 +96,14 @@ def csv_file(
 
 
 def input_columns(
-    table: Table, target: str, drop_columns: Sequence[str], categorical_columns: Sequence[str]
+    table: Table, target: str, drop_columns: Sequence[str], categorical_columns: Sequence[str], group: Sequence[str]
 ) -> list[str]:
     """The columns that are inputs. Raises DataError when a column that is named is not there, or none is left."""
-    table.column(target, "dataset.target")
-    for key, names in (("dataset.drop_columns", drop_columns), ("dataset.categorical_columns", categorical_columns)):
+    named = {"target": [target], "drop_columns": drop_columns, "categorical_columns": categorical_columns}
+    for key, names in {**named, "group": group}.items():
         for name in names:
-            table.column(name, key)
-    columns = [name for name in table.columns if name != target and name not in drop_columns]
+            table.column(name, f"dataset.{key}")
+    columns = [name for name in table.columns if name not in (target, *group, *drop_columns)]
     if not columns:
         raise DataError(
             f"{table.source}: no columns besides {quote_names([target, *drop_columns])}, so there is nothing to learn."

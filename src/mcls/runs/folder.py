@@ -22,6 +22,7 @@ from mcls.system.text import clean
 MAX_TEXT_BYTES = 40_000_000  # bytes of a file of text that is read back, ten times the measures of 10,000 classes
 YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
 TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
+REPEATS = ("seed", "dataset.fold")  # keys whose values are repeats of one method, over which its measures are averaged
 STATUSES = ("running", "finished", "stopped", "failed", "killed", "never started", "damaged")
 
 

@@ -24,6 +24,7 @@ KEYS = {
     "dataset.text_columns": "dataset.categorical_columns",
     "dataset.unseen": "dataset.handle_unknown",
     "dataset.missing": "dataset.missing_values_strategy",
+    "dataset.group_column": "dataset.group",
     "dataset.test_size": "dataset.test_fraction",  # of blobs
     "dataset.test_random_state": "dataset.test_seed",
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError, RequestError
-from mcls.runs.folder import RunFolder, epochs_done, read_json, read_text, relative, status_of
+from mcls.runs.folder import REPEATS, RunFolder, epochs_done, read_json, read_text, relative, status_of
 from mcls.runs.renamed import KEYS, target
 
 TABLE_METRICS = ("accuracy", "loss", "f1_macro", "ece")
@@ -24,8 +24,8 @@ TARGET = "._target_"
 BEGINS = re.compile(r"( {0,2})([\w-]+):")  # begins a line of config.yaml that is a group or a key
 # keys that do not change what is trained; the precision that counts is the one in run.json
 FREE = {
+    *REPEATS,
     "schema",
-    "seed",
     "name",
     "tags",
     "note",
@@ -88,7 +88,8 @@ def read_row(folder: RunFolder) -> RunRow:
         method = ""
         if folder.config.is_file():
             method, targets = method_of(read_text(folder.config))
-            seen = ((result or {}).get("fingerprints") or {}).get("val")
+            folded = "dataset.fold" in settings  # whose val is its own
+            seen = None if folded else ((result or {}).get("fingerprints") or {}).get("val")
             precision = about.get("precision", settings.get("precision"))
             settings, method = (
                 {**settings, **targets, "precision": precision},
@@ -149,16 +150,16 @@ def finite_number(value: Any) -> float | None:
 
 
 def average(rows: Iterable[RunRow]) -> list[RunRow]:
-    """Finished runs whose whole configuration differs in the seed alone as one row.
+    """Finished runs whose whole configuration differs in REPEATS alone, seed and fold, as one row.
 
-    Of runs with the same seed too, the newest counts.
+    Of runs with the same of these too, the newest counts.
     """
     groups: dict[str, dict[str, RunRow]] = {}
     for number_, row in enumerate(rows):
         key = str(number_)
         if row.status == "finished" and "seed" in row.settings and row.method:
             key = row.method
-        seed = str(row.settings.get("seed"))
+        seed = str([row.settings.get(name) for name in REPEATS])
         before = groups.setdefault(key, {}).get(seed)
         if before is None or str(before.get("started")) <= str(row.get("started")):
             groups[key][seed] = row
@@ -176,7 +177,7 @@ def merge(rows: list[RunRow]) -> RunRow:
         found = [row.values[key] for row in rows if row.values.get(key) is not None]
         if len(found) == len(rows):
             values[key], deviation[key] = statistics.fmean(found), statistics.stdev(found)
-    settings = {key: value for key, value in rows[0].settings.items() if key != "seed"}
+    settings = {key: value for key, value in rows[0].settings.items() if key not in REPEATS}
     return replace(
         rows[0], folders=tuple(row.folders[0] for row in rows), settings=settings, values=values, deviation=deviation
     )

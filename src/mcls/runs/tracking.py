@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError, MclsError, Stopped
-from mcls.runs.folder import RunFolder, parse_json, relative, shell_path
+from mcls.runs.folder import REPEATS, RunFolder, parse_json, relative, shell_path
 from mcls.runs.formats import EPOCH
 from mcls.system.files import open_plain, publish, to_json
 
@@ -145,13 +145,13 @@ class RunLogger:
         self.add(image_summary(tag, png), step)
 
     def hyperparameters(self, values: dict[str, Any]) -> None:
-        """Announce the run to the HPARAMS tab, which averages runs that differ in the seed alone: they share a trial.
+        """Announce the run to the HPARAMS tab, which averages runs that differ in REPEATS alone: they share a trial.
 
         `values` are flat: dotted keys to numbers, truth values and text.
         """
         from tensorboard.plugins.hparams import summary_v2
 
-        same = json.dumps({key: value for key, value in values.items() if key != "seed"}, sort_keys=True)
+        same = json.dumps({key: value for key, value in values.items() if key not in REPEATS}, sort_keys=True)
         trial = hashlib.sha256(same.encode()).hexdigest()[:16]
         self.add(summary_v2.hparams_pb(values, trial_id=trial))
 

@@ -1,4 +1,4 @@
-"""The table of a sweep: one row per setting, its jobs (seeds) averaged, and what the data can't tell from the best."""
+"""The table of a sweep: one row per setting, its seeds and folds averaged, and what val can't tell from the best."""
 
 import math
 import shlex
@@ -11,16 +11,15 @@ from typing import Any
 from mcls.errors import FolderError
 from mcls.inference.compare import mcnemar
 from mcls.metrics import wilson
-from mcls.runs.folder import RunFolder, epochs_done, status_of
+from mcls.runs.folder import REPEATS, RunFolder, epochs_done, status_of
 from mcls.sweep.plan import PRUNED, Sweep
 from mcls.system import text
 from mcls.system.files import publish
 
-REPEATS = ("seed",)  # keys whose values are repeats of one setting
 LEVEL = 0.05  # adjusted p from which on a setting counts as tied with the best
 LEGEND = (
     "The best setting was selected on val, so its val accuracy is too high on average. tied: val can't tell it from "
-    f"the best (Holm-adjusted p >= {LEVEL}; paired over seeds, or McNemar's test for one)."
+    f"the best (Holm-adjusted p >= {LEVEL}; paired over seeds and folds, or McNemar's test for one)."
 )
 Interval = tuple[float, float]
 
@@ -55,10 +54,12 @@ class Setting:
     Args:
         values: the swept keys and their values, as typed.
         repeats: its jobs.
+        overlap: samples of val per training sample where the jobs are folds; 0 where all have the same of both.
     """
 
     values: dict[str, str]
     repeats: Sequence[Repeat]
+    overlap: float = 0.0
 
     def measured(self, split: str) -> list[float]:
         """The accuracies of its jobs on `split`; one for each seed, which a search may have drawn twice."""
@@ -71,7 +72,8 @@ class Setting:
         if len(found) > 1:
             from scipy.special import stdtrit
 
-            half = float(stdtrit(len(found) - 1, 0.975)) * statistics.stdev(found) / math.sqrt(len(found))
+            spread = statistics.stdev(found) * math.sqrt(1 / len(found) + self.overlap)
+            half = float(stdtrit(len(found) - 1, 0.975)) * spread
             return max(0.0, statistics.fmean(found) - half), min(1.0, statistics.fmean(found) + half)
         for repeat in self.repeats:
             if (accuracy := repeat.accuracy(split)) is not None:
@@ -95,7 +97,15 @@ def read_settings(plan: Sweep) -> list[Setting]:
         setting = tuple((key, value) for key, _, value in pairs if key not in REPEATS)
         key = " ".join(f"{key}={value}" for key, _, value in pairs if key in REPEATS)
         groups.setdefault(setting, []).append(read_repeat(number, key, plan.folder(number)))
-    return sorted((Setting(dict(values), jobs) for values, jobs in groups.items()), key=lambda setting: setting.rank)
+    found = [Setting(dict(values), jobs, overlap_of(plan, jobs[0])) for values, jobs in groups.items()]
+    return sorted(found, key=lambda setting: setting.rank)
+
+
+def overlap_of(plan: Sweep, repeat: Repeat) -> float:
+    """Samples of val per training sample of a job that is one of several folds, else 0."""
+    folded = any(word.startswith("dataset.fold=") for word in repeat.key.split())
+    folds = plan.jobs[repeat.number].config(plan.bases)["dataset"].get("folds") if folded and plan.bases else None
+    return 1 / (folds - 1) if isinstance(folds, int) and folds > 1 else 0.0
 
 
 def read_repeat(number: int, key: str, folder: RunFolder) -> Repeat:
@@ -115,8 +125,8 @@ def read_repeat(number: int, key: str, folder: RunFolder) -> Repeat:
 def against_best(settings: Sequence[Setting]) -> list[str]:
     """For each setting, whether its val accuracy can be told from that of the first, the best one.
 
-    p of a paired t-test over the seeds that both have, of McNemar's test on the same val samples where it is one seed;
-    Holm's (1979) correction over all settings.
+    p of a paired t-test over the seeds and folds that both have, of McNemar's test on the same val samples where it is
+    one; Holm's (1979) correction over all settings.
     """
     if not settings or not settings[0].measured("val"):
         return [""] * len(settings)
@@ -138,7 +148,9 @@ def paired(best: Setting, other: Setting) -> float | None:
     )
     pairs = [(first[key], second[key]) for key in first if key in second]
     if len(pairs) > 1:
-        return paired_t([(one.accuracy("val") or 0.0) - (two.accuracy("val") or 0.0) for one, two in pairs])
+        return paired_t(
+            [(one.accuracy("val") or 0.0) - (two.accuracy("val") or 0.0) for one, two in pairs], best.overlap
+        )
     for one, two in pairs:
         a, b = (correct_bits(job.result) for job in (one, two))
         seen = [(job.result.get("fingerprints") or {}).get("val") for job in (one, two)]
@@ -147,15 +159,18 @@ def paired(best: Setting, other: Setting) -> float | None:
     return None
 
 
-def paired_t(differences: Sequence[float]) -> float:
-    """Two-sided p of Student's t-test that the mean of two or more differences is 0."""
-    mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
-    if deviation == 0:
-        return 0.0 if mean else 1.0
+def paired_t(differences: Sequence[float], overlap: float) -> float:
+    """Two-sided p of Student's t-test that the mean of two or more differences is 0.
+
+    Folds share most of their training samples, so their spread says too little: 1/n is raised by `overlap`, as in
+    Nadeau and Bengio (2003), "Inference for the generalization error".
+    """
+    count, mean, deviation = len(differences), statistics.fmean(differences), statistics.stdev(differences)
+    if deviation == 0:  # which says nothing about the spread of more: the sign test
+        return 2 * 0.5**count if mean else 1.0
     from scipy.special import stdtr
 
-    count = len(differences)
-    return 2 * float(stdtr(count - 1, -abs(mean) * math.sqrt(count) / deviation))
+    return 2 * float(stdtr(count - 1, -abs(mean) / deviation / math.sqrt(1 / count + overlap)))
 
 
 def correct_bits(result: dict[str, Any]) -> int | None:
@@ -187,7 +202,7 @@ def write_table(plan: Sweep) -> list[Setting]:
 def table_of(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of the table, every column."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
-    header = ["jobs", *keys, "n", "val accuracy", "val sd", "val interval", "against the best"]
+    header = ["jobs", *keys, counted(settings), "val accuracy", "val sd", "val interval", "against the best"]
     header += ["test accuracy", "test sd", "test interval", "epochs", "seconds", "status", "reason"]
     rows = []
     for setting, word in zip(settings, against_best(settings), strict=True):
@@ -197,6 +212,14 @@ def table_of(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
         rows.append([*line, count or None, *cells_of(setting, "val"), word, *cells_of(setting, "test")])
         rows[-1] += [mean_cell(repeats, "epochs", 1), mean_cell(repeats, "total_seconds", 2), *ends(repeats)]
     return header, rows
+
+
+def counted(settings: Sequence[Setting]) -> str:
+    """What to call the number of jobs that a row averages, by the keys in which they differ."""
+    keys = {word.partition("=")[0] for setting in settings for repeat in setting.repeats for word in repeat.key.split()}
+    if "dataset.fold" not in keys:
+        return "n"
+    return "n (folds x seeds)" if "seed" in keys else "n (folds)"
 
 
 def cells_of(setting: Setting, split: str) -> list[str]:
