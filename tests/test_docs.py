@@ -8,6 +8,7 @@ import pytest
 
 from configuration_page import PAGE, page
 from mcls.cli import main
+from message_snapshot import SNAPSHOT
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -30,6 +31,13 @@ def test_the_readme_is_short_and_names_every_page() -> None:
 
 def test_the_page_of_the_keys_is_current() -> None:
     assert PAGE.read_text("utf-8") == page(), "python tests/configuration_page.py --update"
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_mcls() -> None:
+    messages = [line.split("\t")[2].replace("{...}", "...") for line in SNAPSHOT.read_text("utf-8").splitlines()]
+    headings = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "troubleshooting.md").read_text("utf-8"), re.MULTILINE)
+    assert len(headings) >= 20
+    assert [heading for heading in headings if not any(message.startswith(heading) for message in messages)] == []
 
 
 def train_commands() -> list[str]:
