@@ -35,7 +35,7 @@ WIDTH = 60  # characters of a cell on the terminal
 def run(arguments: list[str]) -> int:
     """Print the table. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
-    root, words = place(options.words)
+    root, words = folder_and_filters(options.words)
     everything = [*(read_row(folder) for folder in find_runs(root)), *unstarted(root)]
     rows = chosen(everything, words, options.all)
     rows.sort(key=sort_key("run"))
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def place(words: Sequence[str]) -> tuple[Path, list[str]]:
+def folder_and_filters(words: Sequence[str]) -> tuple[Path, list[str]]:
     """The folder among `words`, wherever it stands, and the filters. Raises RequestError without one, and for two."""
     folders = [word for word in words if Path(word).is_dir()]
     if len(folders) > 1:

@@ -110,7 +110,7 @@ class Pages:
 
     def keys(self) -> dict[str, list[Entry]]:
         """Every key, with the choices that have it: first the one that is the default."""
-        roots, found = config_roots(self.hydra), dict[str, list[Entry]]()
+        roots, entries_of = config_roots(self.hydra), dict[str, list[Entry]]()
         pairs = [(group, choice) for group in self.check.groups for choice in self.choices(group)]
         for group, choice in [("", ""), *pairs]:
             file, prefix = (f"{group}/{choice}.yaml", f"{group}.") if group else (f"{self.check.name}.yaml", "")
@@ -119,10 +119,10 @@ class Pages:
             for key, rule in rules.items():
                 name = key.removeprefix(prefix)
                 if rule.help and name in defaults:
-                    entries = found.setdefault(key, [])
+                    entries = entries_of.setdefault(key, [])
                     first = choice == self.hydra.runtime.choices.get(group)
                     entries.insert(0 if first else len(entries), (choice, rule, typed_value(defaults[name])))
-        return found
+        return entries_of
 
     def sections(self, config: Any) -> Iterator[str]:
         """The keys of a configuration with their explanations, a section for each group."""

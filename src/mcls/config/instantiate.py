@@ -84,7 +84,7 @@ def resolve(group: str, target: str, trust: Sequence[str]) -> Any:
 
 
 def foreign(group: str, target: str, component: Any) -> bool:
-    """Whether `found`, of torch or torchvision, is of the kind that `group` takes."""
+    """Whether `component`, of torch or torchvision, is of the kind that `group` takes."""
     for package, base in THIRD_PARTY.get(group, ()):
         if not target.startswith(f"{package}."):
             continue

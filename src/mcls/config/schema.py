@@ -181,10 +181,10 @@ def read_constraints(path: Path, roots: Sequence[Path] = ()) -> dict[str, Constr
 def read_defaults(path: Path, roots: Sequence[Path]) -> dict[str, Any]:
     """The keys of a YAML file as they are written, over those of the files that it inherits from."""
     own: dict[str, Any] = yaml.safe_load(path.read_text("utf-8")) or {}
-    found: dict[str, Any] = {}
+    defaults_so_far: dict[str, Any] = {}
     for base in inherited(path, own.pop("defaults", None) or [], roots):
-        found |= read_defaults(base, roots)
-    return {**found, **own}
+        defaults_so_far |= read_defaults(base, roots)
+    return {**defaults_so_far, **own}
 
 
 def inherited(path: Path, defaults: Sequence[Any], roots: Sequence[Path]) -> Iterator[Path]:

@@ -99,19 +99,19 @@ def read_records(path: Path, delimiter: str = "auto", header: bool = True) -> Re
         frame = read_parquet(path)
         yield from enumerate([frame.columns, *map(list, frame.iter_rows())], 1)
         return
-    found = detect(path, delimiter)
+    layout = detect(path, delimiter)
     if header:
-        check_header(found)
-    yield from read_rows(found)
+        check_header(layout)
+    yield from read_rows(layout)
 
 
-def read_rows(found: Format) -> Records:
+def read_rows(layout: Format) -> Records:
     """The rows of a CSV file, as `read_records`."""
-    path, row = found.path, found.skipped
+    path, row = layout.path, layout.skipped
     try:
-        with decode_text(path, found.compressed, found.encoding) as file:
+        with decode_text(path, layout.compressed, layout.encoding) as file:
             for row, cells in enumerate(
-                split_line(islice(file, found.skipped, None), found.separator), found.skipped + 1
+                split_line(islice(file, layout.skipped, None), layout.separator), layout.skipped + 1
             ):
                 text = "".join(cells)
                 if wrong := UNDECODED.search(text):
@@ -159,7 +159,7 @@ def plain_text(frame: "pl.DataFrame") -> "pl.DataFrame":
     return frame.with_columns(pl.all().fill_null("").str.normalize("NFC").str.strip_chars())
 
 
-def read_at_once(found: Format, header_row: int, width: int) -> "pl.DataFrame | None":
+def read_at_once(layout: Format, header_row: int, width: int) -> "pl.DataFrame | None":
     """What follows the header of a CSV file, as text, in `width` columns; None if it has to be read row by row.
 
     polars is lenient: rows that are too short, blank lines and stray quotes are no errors. So this takes only files
@@ -167,12 +167,12 @@ def read_at_once(found: Format, header_row: int, width: int) -> "pl.DataFrame | 
     """
     import polars as pl
 
-    separator = found.separator.encode()
-    if found.separator == " " or len(separator) != 1:
+    separator = layout.separator.encode()
+    if layout.separator == " " or len(separator) != 1:
         return None
     try:
-        content = gzip.decompress(found.path.read_bytes()) if found.compressed else found.path.read_bytes()
-        if found.encoding == "utf-16":
+        content = gzip.decompress(layout.path.read_bytes()) if layout.compressed else layout.path.read_bytes()
+        if layout.encoding == "utf-16":
             content = content.decode("utf-16").encode()
     except (OSError, EOFError, zlib.error, UnicodeError):
         return None
@@ -190,10 +190,10 @@ def read_at_once(found: Format, header_row: int, width: int) -> "pl.DataFrame | 
         return None
     if np.count_nonzero(np.frombuffer(bare, np.uint8) == separator[0]) != lines * (width - 1):  # count() takes longer
         return None
-    schema = {str(place): pl.String() for place in range(width)}
+    schema = {str(column): pl.String() for column in range(width)}
     try:
         frame = pl.read_csv(
-            content, has_header=False, separator=found.separator, schema=schema, empty_string_is_null=False
+            content, has_header=False, separator=layout.separator, schema=schema, empty_string_is_null=False
         )
     except pl.exceptions.PolarsError:
         return None
@@ -258,12 +258,12 @@ def detect(path: Path, delimiter: str) -> Format:
 
 def sample(lines: Sequence[str], separator: str, count: int) -> list[list[str]]:
     """The first `count` rows of `lines` that are not empty, up to one that is wrong."""
-    found: list[list[str]] = []
+    sampled: list[list[str]] = []
     with contextlib.suppress(csv.Error):
-        found.extend(
+        sampled.extend(
             [cell.strip() for cell in cells] for cells in islice(filter(None, split_line(lines, separator)), count)
         )
-    return found
+    return sampled
 
 
 def leading_comments(lines: Sequence[str], separator: str) -> int:
@@ -293,25 +293,25 @@ def guess(lines: Sequence[str]) -> str:
     return " " if first > 1 and others and set(others) in ({first}, {first + 1}) else best
 
 
-def check_header(found: Format) -> None:
+def check_header(layout: Format) -> None:
     """Raise DataError when the first row looks like data, or has not as many cells as those that follow."""
-    if not found.seen:
+    if not layout.seen:
         return
-    header, *rows = found.seen
-    place, widths = f"{found.path}, row {found.skipped + 1}", {len(row) for row in rows}
-    sign = "blank" if found.separator == " " else quoted(found.separator)
+    header, *rows = layout.seen
+    location, widths = f"{layout.path}, row {layout.skipped + 1}", {len(row) for row in rows}
+    sign = "blank" if layout.separator == " " else quoted(layout.separator)
     if widths == {len(header) - 1} and not header[-1]:
-        raise DataError(f"{place}: the header ends with an extra {sign}, the rows do not. Remove it.")
+        raise DataError(f"{location}: the header ends with an extra {sign}, the rows do not. Remove it.")
     if widths == {len(header) + 1} and len(rows) > 1:
         if not any(row[-1] for row in rows):
-            raise DataError(f"{place}: the rows end with an extra {sign}, the header does not. Add one there.")
+            raise DataError(f"{location}: the rows end with an extra {sign}, the header does not. Add one there.")
         raise DataError(
-            f"{place}: the header has {len(header)} names, the rows have {len(header) + 1} cells. R writes names of "
+            f"{location}: the header has {len(header)} names, the rows have {len(header) + 1} cells. R writes names of "
             "rows so: set row.names=FALSE there, or put a name before the first."
         )
     if looks_like_data(header, rows):
         raise DataError(
-            f"{place}: data without a header ({quote_names(header)}). Put a row of column names before it; "
+            f"{location}: data without a header ({quote_names(header)}). Put a row of column names before it; "
             "if these are names, put a letter before their numbers."
         )
 
@@ -324,7 +324,7 @@ def looks_like_data(header: Sequence[str], rows: Sequence[Sequence[str]]) -> boo
     rising = len(values) >= MANY and (all(step > 0 for step in steps) or all(step < 0 for step in steps))
     numbers = 0 if counted or rising else len(values)
     texts = sum(
-        bool(cell) and parse_number(cell) is None and any(row[place] == cell for row in rows if len(row) > place)
-        for place, cell in enumerate(header)
+        bool(cell) and parse_number(cell) is None and any(row[column] == cell for row in rows if len(row) > column)
+        for column, cell in enumerate(header)
     )
     return 2 * (numbers + texts) > len([cell for cell in header if cell]) or bool(numbers and texts)

@@ -30,7 +30,7 @@ def number_groups(cells: Sequence[str], parts: dict[str, list[int]], places: Seq
                 raise DataError(
                     f"{places[row]}: group {quoted(cells[row])} is in {other} and in {part}. Put it in one split."
                 )
-    numbers = {name: number for number, name in enumerate(seen)}
+    numbers = {name: index for index, name in enumerate(seen)}
     return torch.tensor([numbers[cell] for cell in cells])
 
 
@@ -44,10 +44,12 @@ def row_groups(tables: dict[str, Table], columns: Sequence[str], missing_values:
     table, (group,) = tables["train"], columns
     if gaps := missing_cells(table, [group], missing_values):
         raise DataError(f"{table.at(gaps[0][0], group)}: no group. Fill it in, or remove the row.")
-    numbers = {name: number for number, name in enumerate(table.columns[group].unique(maintain_order=True))}
+    numbers = {name: index for index, name in enumerate(table.columns[group].unique(maintain_order=True))}
     if "test" in tables and group in tables["test"].columns:
         other = tables["test"].columns[group].to_list()
         if both := [row for row, name in enumerate(other) if name in numbers]:
-            place = tables["test"].at(both[0], group)
-            raise DataError(f"{place}: {quoted(other[both[0]])} is in {table.source} too. Put each group in one file.")
+            location = tables["test"].at(both[0], group)
+            raise DataError(
+                f"{location}: {quoted(other[both[0]])} is in {table.source} too. Put each group in one file."
+            )
     return torch.tensor([numbers[name] for name in table.columns[group].to_list()])

@@ -30,15 +30,15 @@ def scan_kept(
     name = None if cache is None else key_of(files, digests)
     if cache is None or name is None:
         return scan_images(files, keep), files
-    pixels, found = (Path(cache) / "images" / f"{name}{suffix}" for suffix in (".npy", ".npz"))
-    looked = read(pixels, found, files)
+    pixels, arrays = (Path(cache) / "images" / f"{name}{suffix}" for suffix in (".npy", ".npz"))
+    looked = read(pixels, arrays, files)
     if looked is None:
         make_folder(pixels.parent)
         needed = int(np.prod(files.shape))
         if needed > shutil.disk_usage(pixels.parent).free * 0.9:  # a memory-mapped file must not find the disk full
             log.warning(f"cache: {needed / 1e9:.1f} GB of images do not fit in {cache}, nothing is kept")
             return scan_images(files, keep), files
-        looked = write(pixels, found, files)
+        looked = write(pixels, arrays, files)
     else:
         log.info(f"images  {len(files):,} of the cache in {cache}: none decoded")
     kept = torch.from_numpy(np.load(pixels)) if keep else None
@@ -55,10 +55,10 @@ def key_of(files: ImageFiles, digests: Sequence[str]) -> str | None:
     return digest.hexdigest()
 
 
-def read(pixels: Path, found: Path, files: ImageFiles) -> ScanResult | None:
+def read(pixels: Path, facts: Path, files: ImageFiles) -> ScanResult | None:
     """What was found when the images were decoded; None where they were not, or what is there is damaged."""
     try:
-        with found.open("rb") as file, np.load(file) as arrays:
+        with facts.open("rb") as file, np.load(file) as arrays:
             sums, texts = torch.from_numpy(arrays["sums"]), arrays["errors"].tolist()
         fits = np.load(pixels, mmap_mode="r").shape == files.shape and sums.shape == (len(files), files.sample[0], 2)
     except Exception:  # what numpy raises on damaged files is of every kind; they are decoded again
@@ -66,12 +66,12 @@ def read(pixels: Path, found: Path, files: ImageFiles) -> ScanResult | None:
     return ScanResult(None, sums, [DataError(text) if text else None for text in texts]) if fits else None
 
 
-def write(pixels: Path, found: Path, files: ImageFiles) -> ScanResult:
-    """Decode `files` into `pixels`, and what `scan_images` finds into `found`, which is there only if all is."""
+def write(pixels: Path, facts: Path, files: ImageFiles) -> ScanResult:
+    """Decode `files` into `pixels`, and what `scan_images` finds into `facts`, which is there only if all is."""
     with replacing(pixels, "wb") as file:
         mapped = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.uint8, shape=files.shape)
         looked = scan_images(files, keep=False, into=mapped)
         mapped.flush()
-    with replacing(found, "wb") as file:
+    with replacing(facts, "wb") as file:
         np.savez(file, sums=looked.sums.numpy(), errors=[str(error or "") for error in looked.errors])
     return looked

@@ -127,16 +127,16 @@ def scan_images(files: ImageFiles, keep: bool, into: NDArray[np.uint8] | None = 
     sums = torch.zeros(len(files), files.sample[0], 2, dtype=torch.int64)
     kept, summed = into if pixels is None else pixels.numpy(), sums.numpy()
 
-    def look(number: int) -> DataError | None:
+    def look(index: int) -> DataError | None:
         try:
-            image = files.read(files.paths[number])
+            image = files.read(files.paths[index])
         except DataError as error:
             return error
         flat = image.reshape(len(image), -1).astype(np.uint16)  # which holds the square of a pixel
-        summed[number, :, 0] = flat.sum(axis=1, dtype=np.uint64)
-        summed[number, :, 1] = (flat * flat).sum(axis=1, dtype=np.uint64)
+        summed[index, :, 0] = flat.sum(axis=1, dtype=np.uint64)
+        summed[index, :, 1] = (flat * flat).sum(axis=1, dtype=np.uint64)
         if kept is not None:
-            kept[number] = image
+            kept[index] = image
         return None
 
     return ScanResult(pixels, sums, threaded(look, range(len(files)), "reading"))
@@ -151,8 +151,8 @@ def threaded(function: Callable[[Any], Any], items: Sequence[Any], verb: str) ->
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(items), desc=f"{verb} images", leave=False, delay=0.5, disable=None) as bar,
     ):
-        found = []
+        parts_done = []
         for part in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
-            found.append(part)
+            parts_done.append(part)
             bar.update(len(part))
-    return list(itertools.chain.from_iterable(found))
+    return list(itertools.chain.from_iterable(parts_done))

@@ -80,8 +80,8 @@ def image_folder(
     """
     if root is None:
         raise RequestError("dataset.root: must be set to the folder of the images, dataset.root=DIR.")
-    place = f"dataset.root: {root}"
-    return image_dataset(lambda: find_images(Path(root), group), place, ImageKeys(**keys), fits, cache)
+    source = f"dataset.root: {root}"
+    return image_dataset(lambda: find_images(Path(root), group), source, ImageKeys(**keys), fits, cache)
 
 
 def image_table(
@@ -101,17 +101,17 @@ def image_table(
     """
     if path is None:
         raise RequestError("dataset.path: must be set to the table of the images, dataset.path=FILE.")
-    place = Path(path).parent if root is None else Path(root)
+    images = Path(path).parent if root is None else Path(root)
     columns = Columns(path_column, target, split_column, group)
     return image_dataset(
-        lambda: read_image_table(Path(path), place, columns), f"dataset.path: {path}", ImageKeys(**keys), fits, cache
+        lambda: read_image_table(Path(path), images, columns), f"dataset.path: {path}", ImageKeys(**keys), fits, cache
     )
 
 
 def image_dataset(
-    find: Callable[[], ImageTree], place: str, keys: ImageKeys, fits: Callable[[int], bool], cache: str | None
+    find: Callable[[], ImageTree], source: str, keys: ImageKeys, fits: Callable[[int], bool], cache: str | None
 ) -> Dataset:
-    """The data set of the images that `find` returns, which messages call `place`.
+    """The data set of the images that `find` returns, which messages call `source`.
 
     Every file is read once, so that a bad one is found and the statistics are exact, or was for an earlier run with
     the same `cache` folder. `fits` decides, from the bytes
@@ -119,24 +119,24 @@ def image_dataset(
     """
     if keys.channels not in ("auto", 1, 3):
         raise RequestError(f"dataset.channels: must be auto, 1 or 3, got {keys.channels}.")
-    found = find()
+    tree = find()
     if keys.folds is not None:  # which train and val together are cut into
-        found.parts["train"] += found.parts.pop("val", [])
-    check_classes(found.classes, place.partition(": ")[2])
-    index = index_images(found.paths, Path(place.partition(": ")[2]), keys.max_pixels, cache)
-    images = [entry for number in found.parts["train"] if (entry := index[number]).mode]
+        tree.parts["train"] += tree.parts.pop("val", [])
+    check_classes(tree.classes, source.partition(": ")[2])
+    index = index_images(tree.paths, Path(source.partition(": ")[2]), keys.max_pixels, cache)
+    images = [entry for sample in tree.parts["train"] if (entry := index[sample]).mode]
     shape = choose_shape(images, keys.size, keys.channels)
     reading = keys.reading(choose_bits([entry.largest for entry in images if entry.mode[0] == "I"], keys.bits))
-    files = ImageFiles(found.paths, shape, keys.max_pixels, reading)
+    files = ImageFiles(tree.paths, shape, keys.max_pixels, reading)
     looked, files = scan_kept(files, [entry.sha256 for entry in index], fits(len(files) * math.prod(shape)), cache)
-    parts = {name: readable_images(numbers, found, index, looked) for name, numbers in found.parts.items()}
-    report_unreadable(found, looked, keys.max_bad_fraction if keys.bad_images == "skip" else None)
-    split_off(parts, keys, found.groups)
-    warn_missing_classes(found.classes, parts)
+    parts = {name: readable_images(numbers, tree, index, looked) for name, numbers in tree.parts.items()}
+    report_unreadable(tree, looked, keys.max_bad_fraction if keys.bad_images == "skip" else None)
+    split_off(parts, keys, tree.groups)
+    warn_missing_classes(tree.classes, parts)
     middle, spread = statistics_of(looked.sums[torch.as_tensor(parts["train"].inputs)], shape)
     if not any(spread):
         raise DataError(
-            f"{place}: every pixel of the training images has the same colour, so there is nothing to learn. "
+            f"{source}: every pixel of the training images has the same colour, so there is nothing to learn. "
             "Open some of them to check."
         )
     splits = {
@@ -144,7 +144,7 @@ def image_dataset(
     }
     middle, spread = given("mean", keys.mean, middle), given("std", keys.std, tuple(value or 1.0 for value in spread))
     return Dataset(
-        found.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread, reading=reading
+        tree.classes, splits["train"], splits.get("val"), lambda: splits["test"], middle, spread, reading=reading
     )
 
 
@@ -172,9 +172,11 @@ def choose_bits(largest: Sequence[int], bits: str | int) -> int:
     """
     if not largest:
         return image_io.BITS
-    found = bits if isinstance(bits, int) else min(max(8, max(largest).bit_length()), image_io.BITS)
-    log.info(f"images  {len(largest):,} of more than 8 bits: values 0 to {2**found - 1} ({found} bits) become 0 to 255")
-    return found
+    chosen = bits if isinstance(bits, int) else min(max(8, max(largest).bit_length()), image_io.BITS)
+    log.info(
+        f"images  {len(largest):,} of more than 8 bits: values 0 to {2**chosen - 1} ({chosen} bits) become 0 to 255"
+    )
+    return chosen
 
 
 def choose_shape(images: Sequence[IndexEntry], size: int | None, channels: str | int) -> Shape:
@@ -198,15 +200,15 @@ def choose_shape(images: Sequence[IndexEntry], size: int | None, channels: str |
     return depth, height, width
 
 
-def readable_images(numbers: Sequence[int], found: ImageTree, index: Sequence[IndexEntry], looked: ScanResult) -> Split:
+def readable_images(numbers: Sequence[int], tree: ImageTree, index: Sequence[IndexEntry], looked: ScanResult) -> Split:
     """The images of a split that can be read: their numbers in place of inputs, classes and names."""
-    good = [number for number in numbers if looked.errors[number] is None]
-    targets = torch.tensor([found.targets[number] for number in good], dtype=torch.int64)
-    names, digests = tuple(found.names[number] for number in good), tuple(index[number].sha256 for number in good)
+    good = [sample for sample in numbers if looked.errors[sample] is None]
+    targets = torch.tensor([tree.targets[sample] for sample in good], dtype=torch.int64)
+    names, digests = tuple(tree.names[sample] for sample in good), tuple(index[sample].sha256 for sample in good)
     return Split(torch.tensor(good, dtype=torch.int64), targets, names, digests)
 
 
-def report_unreadable(found: ImageTree, looked: ScanResult, limit: float | None) -> None:
+def report_unreadable(tree: ImageTree, looked: ScanResult, limit: float | None) -> None:
     """Raise DataError, with a note for each, when more than a fraction of `limit` can't be read; else say which.
 
     None allows no image, and is not a limit to be raised.
@@ -214,23 +216,23 @@ def report_unreadable(found: ImageTree, looked: ScanResult, limit: float | None)
     bad = [error for error in looked.errors if error is not None]
     if not bad:
         return
-    share = len(bad) / len(found.paths)
+    share = len(bad) / len(tree.paths)
     if limit is None or share > limit:
         needed = f"dataset.max_bad_fraction={math.ceil(share * 100) / 100:g}"
         advice = f"raise the limit of bad_images=skip: {needed}" if limit is not None else "set dataset.bad_images=skip"
         if limit is None and share > 0.01:
             advice += f" {needed}"
-        others = f" ({len(bad):,} of {len(found.paths):,} images)"
+        others = f" ({len(bad):,} of {len(tree.paths):,} images)"
         failure = DataError(
             f"{str(bad[0]).rstrip('.')}{others}. Fix or remove {'them' if len(bad) > 1 else 'it'}, or {advice}."
         )
         for error in bad:
             failure.add_note(str(error))
         raise failure
-    log.warning(f"images  {len(bad)} of {len(found.paths):,} skipped because they can't be read, the first: {bad[0]}")
-    for part, numbers in found.parts.items():
-        left = {found.targets[number] for number in numbers if looked.errors[number] is None}
-        lost = [name for number, name in enumerate(found.classes) if number not in left]
+    log.warning(f"images  {len(bad)} of {len(tree.paths):,} skipped because they can't be read, the first: {bad[0]}")
+    for part, numbers in tree.parts.items():
+        left = {tree.targets[sample] for sample in numbers if looked.errors[sample] is None}
+        lost = [name for sample, name in enumerate(tree.classes) if sample not in left]
         if not left or (part == "train" and lost):
             raise DataError(f"{str(bad[0]).rstrip('.')}, and no image of {quote_names(lost)} is left in {part}.")
 

@@ -41,14 +41,14 @@ class IndexEntry(NamedTuple):
 UNREADABLE_ENTRY = IndexEntry(0, 0, "")
 
 
-def index_images(paths: Sequence[Path], place: Path, max_pixels: int, cache: str | None) -> list[IndexEntry]:
+def index_images(paths: Sequence[Path], source: Path, max_pixels: int, cache: str | None) -> list[IndexEntry]:
     """The entry of each file; only files that changed since they were entered in the index in `cache` are opened.
 
     Args:
-        place: folder or table that the files are of: each has its own index.
+        source: folder or table that the files are of: each has its own index.
         cache: None keeps no index.
     """
-    name = hashlib.sha256(os.fsencode(place.absolute())).hexdigest()
+    name = hashlib.sha256(os.fsencode(source.absolute())).hexdigest()
     file = None if cache is None else Path(cache) / "images" / f"index-{name[:16]}.json"
     known = {} if file is None else read_index(file)
 
@@ -61,8 +61,8 @@ def index_images(paths: Sequence[Path], place: Path, max_pixels: int, cache: str
         return UNREADABLE_ENTRY
 
     entries: list[IndexEntry] = threaded(look, paths, "looking at")
-    found = {str(path.absolute()): entry for path, entry in zip(paths, entries, strict=True)}
-    if file is not None and (kept := {**known, **found}) != known:
+    here = {str(path.absolute()): entry for path, entry in zip(paths, entries, strict=True)}
+    if file is not None and (kept := {**known, **here}) != known:
         make_folder(file.parent)
         lines = ",\n".join(f"{json.dumps(path)}: {json.dumps(entry)}" for path, entry in kept.items())
         publish(file, f"{{\n{lines}\n}}\n".encode())

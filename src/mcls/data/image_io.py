@@ -183,8 +183,8 @@ def eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     values = np.nan_to_num(pixels) * 255.0 if floats else pixels // 2 ** (bits - 8)
     if values.max() > 2 * 255:
         raise ValueError(f"values up to {pixels.max():g}, expected {'0 to 1' if floats else f'0 to {2**bits - 1}'}")
-    found: NDArray[np.uint8] = values.clip(0, 255).astype(np.uint8)
-    return found
+    scaled: NDArray[np.uint8] = values.clip(0, 255).astype(np.uint8)
+    return scaled
 
 
 def resize_image(image: Image.Image, size: Sequence[int], reading: Reading = PLAIN) -> NDArray[np.uint8]:

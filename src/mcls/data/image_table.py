@@ -60,12 +60,14 @@ def read_image_table(path: Path, root: Path, columns: Columns) -> ImageTree:
             raise DataError(
                 f"{table.at(row, columns.target)}: class {quoted(label)} is not in train, which has {there}."
             )
-    number = {name: index for index, name in enumerate(classes)}
+    label_of = {name: index for index, name in enumerate(classes)}
     groups = groups_of(table, columns, parts)
-    return ImageTree(tuple(classes), paths, [number[label] for label in labels], list(map(clean, files)), parts, groups)
+    return ImageTree(
+        tuple(classes), paths, [label_of[label] for label in labels], list(map(clean, files)), parts, groups
+    )
 
 
-def file_of(root: Path, name: str, place: str, listings: dict[Path, dict[str, list[Path]]]) -> Path:
+def file_of(root: Path, name: str, location: str, listings: dict[Path, dict[str, list[Path]]]) -> Path:
     """The file `name` below `root`, or the one there that is called so but for its suffix. Raises DataError.
 
     Args:
@@ -75,15 +77,17 @@ def file_of(root: Path, name: str, place: str, listings: dict[Path, dict[str, li
     if path.is_file():
         return path
     if path.parent not in listings:
-        found = listings.setdefault(path.parent, {})
+        stems = listings.setdefault(path.parent, {})
         for file in sorted(path.parent.iterdir()) if path.parent.is_dir() else ():
-            found.setdefault(file.stem, []).append(file)
+            stems.setdefault(file.stem, []).append(file)
     same = listings[path.parent].get(path.name, [])
     if len(same) == 1:
         return same[0]
     if same:
-        raise DataError(f"{place}: {quoted(name)} may be {quote_names([file.name for file in same])}. Add the suffix.")
-    raise DataError(f"{place}: no file {clean(str(path))}. Set dataset.root to the folder that the paths begin in.")
+        raise DataError(
+            f"{location}: {quoted(name)} may be {quote_names([file.name for file in same])}. Add the suffix."
+        )
+    raise DataError(f"{location}: no file {clean(str(path))}. Set dataset.root to the folder that the paths begin in.")
 
 
 def parts_of(table: Table, columns: Columns) -> dict[str, list[int]]:

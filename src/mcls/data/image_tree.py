@@ -96,7 +96,7 @@ def find_images(root: Path, level: int | None = None) -> "ImageTree":
     from mcls.data.groups import group_name, number_groups  # with torch, which an exported file does without
     from mcls.data.image_files import ImageTree
 
-    found, groups = ImageTree(tuple(classes), [], [], [], {}), list[str]()
+    images, groups = ImageTree(tuple(classes), [], [], [], {}), list[str]()
     for part, tree in trees.items():
         for name in natural_order(tree):
             if name not in classes:
@@ -105,8 +105,8 @@ def find_images(root: Path, level: int | None = None) -> "ImageTree":
                     f"{did_you_mean(name, classes)}train has {quote_names(classes)}."
                 )
         seen: set[str] = set()
-        first, before = len(found.paths), Counter(left.suffixes)
-        for number, name in enumerate(classes):
+        first, before = len(images.paths), Counter(left.suffixes)
+        for label, name in enumerate(classes):
             known = Counter(left.suffixes)
             inside = [(path, folder) for folder in tree.get(name, []) for path in files_in(folder, seen, left)]
             paths = [path for path, _ in inside]
@@ -114,17 +114,17 @@ def find_images(root: Path, level: int | None = None) -> "ImageTree":
             if not paths and part == "train":
                 what = f"no image in this folder of a class{passed_over(left.suffixes - known)}"
                 raise DataError(f"{clean(str(tree[name][0]))}: {what}. {FOLDER_LAYOUT}")
-            found.paths.extend(paths)
-            found.targets.extend([number] * len(paths))
-            found.names.extend(clean(os.path.relpath(path, root)) for path in paths)
-        if len(found.paths) == first:
+            images.paths.extend(paths)
+            images.targets.extend([label] * len(paths))
+            images.names.extend(clean(os.path.relpath(path, root)) for path in paths)
+        if len(images.paths) == first:
             what = f"no image in it{passed_over(left.suffixes - before)}"
             raise DataError(
                 f"{clean(str(places[part]))}: {what}. Remove the folder, or add images to it. {FOLDER_LAYOUT}"
             )
-        found.parts[part] = list(range(first, len(found.paths)))
+        images.parts[part] = list(range(first, len(images.paths)))
     left.tell()
-    return replace(found, groups=number_groups(groups, found.parts, found.names)) if level else found
+    return replace(images, groups=number_groups(groups, images.parts, images.names)) if level else images
 
 
 def passed_over(suffixes: Counter[str]) -> str:
@@ -145,42 +145,42 @@ def split_folders(root: Path, left: Skipped) -> dict[str, Path]:
             part = next(part for part, words in SPLITS.items() if match[2] in words)
             kinds.setdefault((match[1], match[3]), {})[part] = name
     for kind, names in sorted(kinds.items()):
-        found = {part: inside[names[part]] for part in SPLITS if part in names}
+        folders = {part: inside[names[part]] for part in SPLITS if part in names}
         others = set(inside) - set(names.values())
         plain = kind == ("", "")
-        if "train" not in found or not (plain or len(found) > 1):
+        if "train" not in folders or not (plain or len(folders) > 1):
             continue
-        if subfolders(found["train"], Skipped()) or (plain and not others):
+        if subfolders(folders["train"], Skipped()) or (plain and not others):
             left.others |= others
             subfolders(root, left)
-            return {part: unwrapped(place, part) for part, place in found.items()}
+            return {part: unwrapped(folder, part) for part, folder in folders.items()}
     return {"train": root}
 
 
-def unwrapped(place: Path, part: str) -> Path:
+def unwrapped(folder: Path, part: str) -> Path:
     """The folder of a split, or the one in it that is all it holds and is called like it: seg_train/seg_train."""
     left = Skipped()
-    inside = subfolders(place, left)
+    inside = subfolders(folder, left)
     if len(inside) != 1 or left.loose:
-        return place
+        return folder
     ((name, (inner, *_)),) = inside.items()
     match = SPLIT_NAME.fullmatch(name.lower())
-    same = composed(place.name) == name or (match is not None and match[2] in SPLITS[part])
-    return unwrapped(inner, part) if same else place
+    same = composed(folder.name) == name or (match is not None and match[2] in SPLITS[part])
+    return unwrapped(inner, part) if same else folder
 
 
 def split_trees(places: dict[str, Path], left: Skipped) -> dict[str, dict[str, list[Path]]]:
     """The folders of classes of each split; val and test that hold images outside folders of classes are left alone."""
     trees = {}
-    for part, place in places.items():
+    for part, folder in places.items():
         loose = left.loose
-        tree = subfolders(place, left)
+        tree = subfolders(folder, left)
         if part == "train" or tree or left.loose == loose:
             trees[part] = tree
             continue
         log.warning(
-            f"data    {clean(str(place))}: its {left.loose - loose:,} images are not in class folders and are not "
-            f"used; {part} is split off from train. To classify them: mcls predict RUN {shlex.quote(str(place))}"
+            f"data    {clean(str(folder))}: its {left.loose - loose:,} images are not in class folders and are not "
+            f"used; {part} is split off from train. To classify them: mcls predict RUN {shlex.quote(str(folder))}"
         )
         left.loose = loose
     return trees
@@ -188,24 +188,24 @@ def split_trees(places: dict[str, Path], left: Skipped) -> dict[str, dict[str, l
 
 def refuse_wrapper(root: Path, tree: dict[str, list[Path]]) -> None:
     """Raise DataError when all there is in `root` is one folder that holds the folders of classes or splits."""
-    place, inside = root, tree
+    folder, inside = root, tree
     while len(inside) == 1:
-        left, ((place, *_),) = Skipped(), inside.values()
-        inside = subfolders(place, left)
+        left, ((folder, *_),) = Skipped(), inside.values()
+        inside = subfolders(folder, left)
         if left.loose:
             return
-    if place != root and inside:
+    if folder != root and inside:
         raise DataError(
             f"{clean(str(root))}: only one class, {quote_names(list(tree))}, which holds the folders "
-            f"{quote_names(natural_order(inside))}. Set {assigned('dataset.root', str(place))}."
+            f"{quote_names(natural_order(inside))}. Set {assigned('dataset.root', str(folder))}."
         )
 
 
 def warn_unknown_splits(tree: dict[str, list[Path]]) -> None:
     """Warn when the folders taken for classes hold no image themselves and all the same folders, as splits do."""
     left, first = Skipped(), None
-    for place, *_ in tree.values():
-        inside = set(subfolders(place, left))
+    for folder, *_ in tree.values():
+        inside = set(subfolders(folder, left))
         first = inside if first is None else first
         if left.loose or len(inside) < 2 or inside != first:
             return
@@ -222,13 +222,13 @@ def subfolders(folder: Path, left: Skipped) -> dict[str, list[Path]]:
 
     Two paths have one name when their names look the same: letters with accents are one character or two.
     """
-    found: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
     for entry in entries(folder):
         if kept(entry, left):
-            found.setdefault(clean(composed(entry.name)), []).append(Path(entry.path))
+            by_name.setdefault(clean(composed(entry.name)), []).append(Path(entry.path))
         elif not entry.is_dir():
             left.loose += suffix_of(entry.name) in image_io.suffixes()
-    return found
+    return by_name
 
 
 def kept(entry: os.DirEntry[str], left: Skipped) -> bool:
@@ -253,8 +253,8 @@ def is_output(folder: str, depth: int = SEARCH_DEPTH) -> bool | None:
     """
     files, folders = set(), []
     try:
-        with os.scandir(folder) as found:
-            for entry in found:
+        with os.scandir(folder) as listing:
+            for entry in listing:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 elif suffix_of(entry.name) in image_io.suffixes() and not is_own_figure(entry):
@@ -291,26 +291,26 @@ def files_in(folder: Path, seen: set[str], left: Skipped) -> list[Path]:
         left.links += 1
         return []
     seen.add(real)
-    found = []
+    paths = []
     for entry in entries(folder):
         if entry.is_dir():
             if kept(entry, left):
-                found += files_in(Path(entry.path), seen, left)
+                paths += files_in(Path(entry.path), seen, left)
             continue
         kept(entry, left)
         suffix = suffix_of(entry.name)
         if suffix is not None and image_io.is_picture(Path(entry.path)):
-            found.append(Path(entry.path))
+            paths.append(Path(entry.path))
         elif suffix is not None:
             left.suffixes[suffix or "without a suffix"] += 1
-    return found
+    return paths
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in `folder`, by name. Raises MachineError when it may not be read."""
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as listing:
+            return sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
         raise MachineError(f"{clean(str(folder))}: cannot be read ({error.strerror}). Fix its permissions.") from error
 

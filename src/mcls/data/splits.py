@@ -128,10 +128,10 @@ def warn_missing_classes(classes: Sequence[str], splits: Mapping[str, Split | No
             log.warning(f"data    {name} has no sample of {quote_names(absent)}: {effect}.")
 
 
-def check_classes(classes: Sequence[str], place: str) -> None:
-    """Raise DataError, naming `place`, unless there are two classes or more."""
+def check_classes(classes: Sequence[str], source: str) -> None:
+    """Raise DataError, naming `source`, unless there are two classes or more."""
     if len(classes) < 2:
-        raise DataError(f"{place}: only one class, {quote_names(classes)}. A classifier needs at least two.")
+        raise DataError(f"{source}: only one class, {quote_names(classes)}. A classifier needs at least two.")
 
 
 def check_labels(targets: Tensor, num_classes: int, name: str) -> None:

@@ -100,11 +100,11 @@ def read_table(path: Path, delimiter: str = "auto") -> Table:
         frame, first, lines = read_parquet(path), 1, iter(())
         header = frame.columns
     else:
-        found = detect(path, delimiter)
-        check_header(found)
-        lines = read_rows(found)
+        layout = detect(path, delimiter)
+        check_header(layout)
+        lines = read_rows(layout)
         first, header = next(lines, (1, []))
-        frame = read_at_once(found, first, len(header)) if header else None
+        frame = read_at_once(layout, first, len(header)) if header else None
     if not header:
         raise DataError(f"{path}: empty. The first row must be a header of column names.")
     check_names(header, str(path))
@@ -136,7 +136,7 @@ def read_one_by_one(path: Path, lines: Records, header: Sequence[str]) -> Table:
 
 def check_names(header: Sequence[str], source: str) -> None:
     """Raise DataError when two columns have one name."""
-    twice = [name for place, name in enumerate(header) if name and name in header[:place]]
+    twice = [name for column, name in enumerate(header) if name and name in header[:column]]
     if twice:
         raise DataError(f"{source}, row 1: two columns are called {quoted(twice[0])}. Rename one.")
 
@@ -150,8 +150,8 @@ def looks_numeric(text: str) -> bool:
 def missing_cells(table: Table, columns: Sequence[str], missing_values: Sequence[str]) -> list[tuple[int, str]]:
     """Place and column of every cell of `columns` that is missing, row by row."""
     words = ["", *missing_values]
-    found = [(index, name) for name in columns for index in table.columns[name].is_in(words).arg_true().to_list()]
-    return sorted(found, key=lambda place: place[0])
+    gaps = [(index, name) for name in columns for index in table.columns[name].is_in(words).arg_true().to_list()]
+    return sorted(gaps, key=lambda gap: gap[0])
 
 
 def fit_encoder(
@@ -168,7 +168,7 @@ def fit_encoder(
     Raises DataError, naming row and column.
     """
     words = ["", *missing_values]
-    found: dict[str, Any] = {"columns": list(columns), "means": [], "stds": [], "categories": []}
+    encoder: dict[str, Any] = {"columns": list(columns), "means": [], "stds": [], "categories": []}
     for name in columns:
         column = table.columns[name].gather(places)
         cells = column.filter(~column.is_in(words))
@@ -191,10 +191,10 @@ def fit_encoder(
             mean = math.fsum(values.tolist()) / len(values)
             std = math.sqrt(math.fsum(map(pow, (values - mean).tolist(), repeat(2))) / len(values))
             std = std if std > 1e-12 * abs(mean) else 1.0
-        found["means"].append(mean)
-        found["stds"].append(std)
-        found["categories"].append(categories)
-    return found
+        encoder["means"].append(mean)
+        encoder["stds"].append(std)
+        encoder["categories"].append(categories)
+    return encoder
 
 
 def check_text(table: Table, name: str, cells: "pl.Series", places: NDArray[np.int64]) -> None:
@@ -258,8 +258,8 @@ def standardised(table: Table, name: str, mean: float, std: float, gaps: "pl.Ser
             f"{table.at(wrong[0], name)}: {quoted(cells[wrong[0]])} is not a number{share}. "
             "Fix it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
         )
-    found: NDArray[np.float64] = values.scatter(gaps.arg_true(), mean).to_numpy()
-    return ((found - mean) / std).astype(np.float32)[:, None]
+    filled: NDArray[np.float64] = values.scatter(gaps.arg_true(), mean).to_numpy()
+    return ((filled - mean) / std).astype(np.float32)[:, None]
 
 
 def indicators(

@@ -188,7 +188,7 @@ def warn_index_columns(table: Table, columns: Sequence[str], target: str) -> Non
             log.info(f"data    {table.source}: column {quoted(name)} {told}")
 
 
-def warn_lookalikes(names: Sequence[str], place: str) -> None:
+def warn_lookalikes(names: Sequence[str], source: str) -> None:
     """Warn of `names` that differ in capitals, in blanks or in how a number is written alone."""
     alike: dict[float | str, list[str]] = {}
     for name in names:
@@ -197,7 +197,7 @@ def warn_lookalikes(names: Sequence[str], place: str) -> None:
     for group in alike.values():
         if len(group) > 1:
             log.warning(
-                f"data    {place}: {quote_names(group)} are different classes. If they are the same, use one spelling."
+                f"data    {source}: {quote_names(group)} are different classes. If they are the same, use one spelling."
             )
 
 
@@ -205,9 +205,9 @@ def class_names(table: Table, target: str) -> tuple[str, ...]:
     """The classes, in natural order. Raises DataError when there is one alone, or nearly as many as rows."""
     labels = table.columns[target]
     classes = tuple(natural_order(labels.unique().to_list()))
-    place = f"{table.source}, column {quoted(target)}"
-    check_classes(classes, place)
-    warn_lookalikes(classes, place)
+    source = f"{table.source}, column {quoted(target)}"
+    check_classes(classes, source)
+    warn_lookalikes(classes, source)
     if 2 * len(classes) > len(labels):
         raise DataError(
             f"{table.source}: column {quoted(target)} has {len(classes)} different values in {len(labels)} rows; "
@@ -218,7 +218,7 @@ def class_names(table: Table, target: str) -> tuple[str, ...]:
 
 def as_indices(table: Table, target: str, classes: Sequence[str]) -> Split:
     """The rows' places (int64, in place of inputs), class numbers and names. Raises DataError for a class unknown."""
-    places = {name: place for place, name in enumerate(classes)}
+    places = {name: index for index, name in enumerate(classes)}
     labels = table.columns[target]
     if len(unknown := (~labels.is_in(classes)).arg_true()):
         raise DataError(

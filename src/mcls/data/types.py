@@ -37,8 +37,8 @@ class Split:
     def rows(self, indices: Tensor) -> "Split":
         """The samples with these numbers."""
         places = indices.tolist() if self.names or self.digests else []
-        names = tuple(self.names[place] for place in places) if self.names else ()
-        digests = tuple(self.digests[place] for place in places) if self.digests else ()
+        names = tuple(self.names[index] for index in places) if self.names else ()
+        digests = tuple(self.digests[index] for index in places) if self.digests else ()
         return Split(select_inputs(self.inputs, indices), self.targets[indices], names, digests)
 
 

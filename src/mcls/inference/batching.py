@@ -60,7 +60,7 @@ class Batcher:
                     continue
                 started = loop.time()
                 try:
-                    found = await loop.run_in_executor(
+                    answers = await loop.run_in_executor(
                         thread, self.compute, np.concatenate([part for part, _ in batch])
                     )
                 except Exception as error:  # what models raise is of every kind; those who wait are given it
@@ -69,7 +69,7 @@ class Batcher:
                             future.set_exception(error)
                     continue
                 self.seconds += loop.time() - started
-                self.hand_out(batch, found)
+                self.hand_out(batch, answers)
 
     def take(self) -> list[tuple[NumpyArray, "asyncio.Future[NumpyArray]"]]:
         """The samples of the next batch; those that nobody waits for any more are dropped."""

@@ -26,7 +26,7 @@ log = logging.getLogger("mcls")
 
 
 def labelled_split(loaded: LoadedRun, path: Path) -> tuple[Split, str, dict[str, Any]]:
-    """The samples in `place` whose class is one of the run's, what to call them, and what was left out of them.
+    """The samples in `path` whose class is one of the run's, what to call them, and what was left out of them.
 
     Raises RequestError for a place that is not there or a run that takes neither images nor a table with a header,
     DataError when nothing is left.
@@ -60,7 +60,7 @@ def labelled_split(loaded: LoadedRun, path: Path) -> tuple[Split, str, dict[str,
 
 
 def labelled_images(loaded: LoadedRun, root: Path, wrong: list[DataError]) -> tuple[Split, Counter[str]]:
-    """The images below the folders of `place`, which are classes, and how many there are of each.
+    """The images below the folders of `root`, which are classes, and how many there are of each.
 
     `wrong` gets what cannot be read.
     """

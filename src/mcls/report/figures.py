@@ -75,17 +75,17 @@ def fonts_for(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[st
 def legible(names: tuple[str, ...]) -> tuple[str, ...]:
     """`names` of classes as figures show them: the number of a class in place of a name that no installed font has."""
     missing = fonts_for(frozenset("".join(names)))[1]
-    numbers = [number for number, name in enumerate(names) if missing & set(name)]
+    numbers = [index for index, name in enumerate(names) if missing & set(name)]
     if numbers:
         cjk = any(re.match("CJK|HIRAGANA|KATAKANA|HANGUL", unicodedata.name(letter, "")) for letter in missing)
-        legend = ", ".join(f"#{number} {names[number]}" for number in numbers[:10])
+        legend = ", ".join(f"#{index} {names[index]}" for index in numbers[:10])
         more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
         log.warning(
             "figures no installed font has the characters of these class names, so they are shown as numbers: "
             f"{legend}{more}. "
             f"A package with such a font is fonts-noto-{'cjk' if cjk else 'core'} (Debian, Ubuntu)."
         )
-    return tuple(f"#{number}" if number in numbers else shortened(name) for number, name in enumerate(names))
+    return tuple(f"#{index}" if index in numbers else shortened(name) for index, name in enumerate(names))
 
 
 def shortened(name: str, length: int = 24) -> str:
@@ -238,8 +238,8 @@ def image_grid(images: Array, labels: Sequence[str], right: Sequence[bool], titl
         top, left = index // columns * (height + gap), index % columns * (width + 2)
         sheet[top : top + height, left : left + width] = image[:3].transpose(1, 2, 0)
         colour = RIGHT if right[index] else WRONG
-        place = (left + width / 2, top + height + gap * 0.42)
-        axes.text(*place, labels[index], ha="center", va="center", fontsize=7, color=colour, linespacing=1.0)
+        position = (left + width / 2, top + height + gap * 0.42)
+        axes.text(*position, labels[index], ha="center", va="center", fontsize=7, color=colour, linespacing=1.0)
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
     add_title(axes, title)
@@ -268,10 +268,10 @@ def regions(
     extent = (across[0], across[-1], down[0], down[-1])
     top = len(classes) - 1
     axes.imshow(decided, origin="lower", extent=extent, cmap=colours, alpha=0.25, aspect="auto", vmin=0, vmax=top)
-    for number, name in enumerate(legible(tuple(classes))):
-        chosen = points[targets == number]
+    for label, name in enumerate(legible(tuple(classes))):
+        chosen = points[targets == label]
         axes.scatter(
-            chosen[:, 0], chosen[:, 1], s=10, color=[palette[number]], label=name, edgecolors="white", linewidths=0.3
+            chosen[:, 0], chosen[:, 1], s=10, color=[palette[label]], label=name, edgecolors="white", linewidths=0.3
         )
     figure.legend(fontsize=8, loc="outside right upper")
     add_title(axes, title)

@@ -176,21 +176,21 @@ def cell(count: int, share: float) -> dict[str, Any]:
 
 def embed_images(folder: RunFolder) -> list[tuple[str, str, str]]:
     """Name, caption and base64 of each figure of samples that is a plain PNG file of a sane size."""
-    found = []
+    embedded = []
     for name, words in FIGURES.items():
         path = folder.figures / f"{name}.png"
         if folder.figures.is_symlink() or path.is_symlink() or not path.is_file() or path.stat().st_size > PICTURE:
             continue
         content = path.read_bytes()
         if content.startswith(PNG):
-            found.append((name, words, base64.b64encode(content).decode()))
-    return found
+            embedded.append((name, words, base64.b64encode(content).decode()))
+    return embedded
 
 
 def legend(folder: RunFolder, measured: dict[str, Any]) -> str:
     """What the numbers mean that figures show in place of names; figures may have been drawn where fonts were few."""
     rows = enumerate(str(row["class"]) for row in measured.get("per_class", []))
-    named = [f"#{number} {name}" for number, name in rows if any(ord(letter) > LATIN for letter in name)]
+    named = [f"#{index} {name}" for index, name in rows if any(ord(letter) > LATIN for letter in name)]
     return ", ".join(named) if folder.figures.is_dir() else ""
 
 

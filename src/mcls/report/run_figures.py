@@ -76,8 +76,8 @@ def draw_ranks(name: str, split: str, accumulator: EvalAccumulator, names: Seque
     """ROC and precision-recall curves of a few classes, one against the rest, if the probabilities were kept."""
     if accumulator.top_k is None:
         return {}
-    found = zip(names, rank_curves(*accumulator.scored()), strict=True)
-    known = [(label, curve) for label, curve in found if curve is not None]
+    curves_of = zip(names, rank_curves(*accumulator.scored()), strict=True)
+    known = [(label, curve) for label, curve in curves_of if curve is not None]
     known = sorted(known, key=lambda entry: entry[1].auroc)[:CURVES]
     roc = [(f"{label} {curve.auroc:.3f}", curve.false_positive, curve.recall) for label, curve in known]
     precision = [(f"{label} {curve.average_precision:.3f}", curve.recall, curve.precision) for label, curve in known]
@@ -151,12 +151,12 @@ def prediction_grid(
 
 def final_scalars(result: dict[str, Any], test_followed: bool) -> dict[str, float]:
     """The selected weights' values for TensorBoard; `test/...` only where no epoch has written them."""
-    found = {
+    scalars = {
         f"best/{split}_{key}": result[split][key]
         for split in ("val", "test")
         if result[split]
         for key in TENSORBOARD_METRICS[:2]
     }
     if result["test"] and not test_followed:
-        found |= {f"test/{key}": result["test"][key] for key in TENSORBOARD_METRICS}
-    return found
+        scalars |= {f"test/{key}": result["test"][key] for key in TENSORBOARD_METRICS}
+    return scalars

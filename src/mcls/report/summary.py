@@ -27,8 +27,8 @@ def print_result(folder: RunFolder, result: dict[str, Any]) -> None:
     else:
         print("test  not evaluated by this job, see sweep.test")
     print(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
-    place = folder.path.parent.parent if re.match(STAMP, folder.path.name) else folder.path
-    print(f"curves and figures: mcls board {shell_path(relative(place))}")
+    watched = folder.path.parent.parent if re.match(STAMP, folder.path.name) else folder.path
+    print(f"curves and figures: mcls board {shell_path(relative(watched))}")
 
 
 MATRIX_ROWS = 30  # rows of a confusion matrix that is shown, at most
@@ -56,10 +56,10 @@ def most_confused(
         shown = sorted([*ranked][: MATRIX_ROWS - 1])
     rest = len(names) - len(shown)
     labels = [names[label] for label in shown] + ([f"{rest:,} others"] if rest else [])
-    place = {label: index for index, label in enumerate(shown)}
+    row_of = {label: index for index, label in enumerate(shown)}
     counts = [[0] * len(labels) for _ in labels]
     for truth, guess, count in cells:
-        counts[place.get(truth, -1)][place.get(guess, -1)] += count
+        counts[row_of.get(truth, -1)][row_of.get(guess, -1)] += count
     return counts, labels, shown
 
 

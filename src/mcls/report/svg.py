@@ -31,7 +31,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -54,7 +54,7 @@ def chart(title: str, across: str, curves: Sequence[Curve], mark: float | None =
     left, right = bounds([x for x, _ in everything], 0)
     low, high = bounds([y for _, y in everything], 0.06)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
         return (
             LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT),
             HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM),
@@ -62,29 +62,29 @@ def chart(title: str, across: str, curves: Sequence[Curve], mark: float | None =
 
     parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
     for value in ticks(low, high):
-        y = place(left, value)[1]
+        y = to_pixels(left, value)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
     for value in filter(float.is_integer, map(float, ticks(left, right))):  # epochs
-        x = place(value, low)[0]
+        x = to_pixels(value, low)[0]
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{value:g}</text>')
     parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(across)}</text>')
     if mark is not None and left <= mark <= right:
-        x = place(mark, low)[0]
+        x = to_pixels(mark, low)[0]
         parts.append(f'<line class="mark" x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}"/>')
-    for number, curve in enumerate(curves):
-        parts += line(curve, [place(*point) for point in thinned(curve.points)], number)
+    for index, curve in enumerate(curves):
+        parts += line(curve, [to_pixels(*point) for point in thinned(curve.points)], index)
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
 
-def line(curve: Curve, places: Sequence[tuple[float, float]], number: int) -> list[str]:
-    """SVG of one curve through `places` (pixels) and of its entry, the `number`th, in the legend."""
+def line(curve: Curve, places: Sequence[tuple[float, float]], index: int) -> list[str]:
+    """SVG of one curve through `places` (pixels) and of its entry, number `index`, in the legend."""
     if not places:
         return []
     colour = escape(curve.colour)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     x, y = places[-1]
-    start = WIDTH - RIGHT - 60 * (2 - number)
+    start = WIDTH - RIGHT - 60 * (2 - index)
     return [
         f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>',
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>',

@@ -63,7 +63,7 @@ class KeyAxis:
     def names(self) -> dict[float, str]:
         """What is written at each place."""
         words = self.kind == "words"
-        return {place: shortened(value, 16) if words else f"{place:g}" for value, place in self.places.items()}
+        return {position: shortened(value, 16) if words else f"{position:g}" for value, position in self.places.items()}
 
     def place(self, setting: SweptSetting) -> float:
         """Of a setting, NaN of one that does not have the key."""
@@ -84,7 +84,7 @@ def key_axis(key: str, settings: Sequence[SweptSetting]) -> KeyAxis:
     except ValueError:
         numbers = {}
     if not numbers or not all(map(math.isfinite, numbers.values())):
-        return KeyAxis(key, {value: float(place) for place, value in enumerate(typed)}, "words")
+        return KeyAxis(key, {value: float(position) for position, value in enumerate(typed)}, "words")
     return KeyAxis(key, numbers, "log" if geometric(sorted(set(numbers.values()))) else "linear")
 
 
@@ -92,7 +92,7 @@ def geometric(numbers: Sequence[float]) -> bool:
     """Whether rising numbers lie more evenly on a logarithmic axis than on a linear one."""
     if numbers[0] <= 0 or len(numbers) < 3:
         return numbers[0] > 0 and numbers[-1] / numbers[0] >= STEP
-    return unevenness([math.log(number) for number in numbers]) < unevenness(numbers)
+    return unevenness([math.log(value) for value in numbers]) < unevenness(numbers)
 
 
 def unevenness(numbers: Sequence[float]) -> float:
@@ -116,8 +116,8 @@ def sweep_figure(settings: Sequence[SweptSetting], title: str) -> "Figure":
     figure = new_figure(4.6 * columns if columns > 1 else 6, 0.3 + 3.4 * rows)
     figure.suptitle(title, fontsize=11)
     grid = figure.add_gridspec(rows, columns)
-    for number, axis in enumerate(axes_of):
-        draw_key(figure.add_subplot(grid[number // columns, number % columns]), axis, measured)
+    for index, axis in enumerate(axes_of):
+        draw_key(figure.add_subplot(grid[index // columns, index % columns]), axis, measured)
     if len(keys) == 2:
         draw_pair(figure.add_subplot(grid[1, 0]), axes_of[0], axes_of[1], measured)
     row, column = divmod(cells - 1, columns)
@@ -134,7 +134,7 @@ def draw_key(axes: "Axes", axis: KeyAxis, settings: Sequence[SweptSetting]) -> N
     for setting in drawn:
         at.setdefault(axis.place(setting), []).append(setting.mean)
     if len(at) < len(drawn) or all(len(setting.values) == 1 for setting in drawn):
-        axes.plot(sorted(at), [statistics.fmean(at[place]) for place in sorted(at)], color=GREY, linewidth=1)
+        axes.plot(sorted(at), [statistics.fmean(at[position]) for position in sorted(at)], color=GREY, linewidth=1)
     for setting in reversed(drawn):
         best = setting is settings[0]
         axes.errorbar(
@@ -186,8 +186,8 @@ def draw_pair(axes: "Axes", across: KeyAxis, up: KeyAxis, settings: Sequence[Swe
             colour = "black" if mean > middle else "white"
             at = columns.index(column), rows.index(row)
             axes.text(*at, f"{mean:.3f}", ha="center", va="center", fontsize=7, color=colour)
-        axes.set_xticks(range(len(columns)), [across.names[place] for place in columns], fontsize=8)
-        axes.set_yticks(range(len(rows)), [up.names[place] for place in rows], fontsize=8)
+        axes.set_xticks(range(len(columns)), [across.names[position] for position in columns], fontsize=8)
+        axes.set_yticks(range(len(rows)), [up.names[position] for position in rows], fontsize=8)
         axes.set(xlabel=across.key, ylabel=up.key)
 
 
@@ -197,11 +197,11 @@ def draw_curves(axes: "Axes", settings: Sequence[SweptSetting]) -> None:
 
     for setting in reversed(settings):
         best = setting is settings[0]
-        for number, (epochs, accuracies) in enumerate(setting.curves):
+        for index, (epochs, accuracies) in enumerate(setting.curves):
             marker = "o" if len(epochs) == 1 else None
             (line,) = axes.plot(epochs, accuracies, color=BEST if best else BLUE, marker=marker, markersize=4)
             line.set(linewidth=1.8 if best else 0.8, alpha=1 if best else 0.45)
-            line.set_label("the best setting" if best and not number else "_")
+            line.set_label("the best setting" if best and not index else "_")
     axes.set(xlabel="epoch", ylabel="val accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
@@ -227,12 +227,12 @@ def draw_parallel(axes: "Axes", keys: Sequence[KeyAxis], settings: Sequence[Swep
         colour = BEST if best else colormaps["viridis"](share)
         heights = [*(key.share(setting) for key in keys), share]
         axes.plot(range(len(heights)), heights, color=colour, linewidth=2.2 if best else 1, alpha=1 if best else 0.6)
-    for number, key in enumerate(keys):
-        axes.axvline(number, color=GREY, linewidth=1)
+    for index, key in enumerate(keys):
+        axes.axvline(index, color=GREY, linewidth=1)
         ends = sorted(key.places.items(), key=lambda item: item[1])
         shown = ends if key.kind == "words" and len(ends) <= MOST_TICKS else [ends[0], ends[-1]]
-        for value, place in shown:
-            note(axes, key.names[place], number, key.share(SweptSetting({key.key: value}, [], [])))
+        for value, position in shown:
+            note(axes, key.names[position], index, key.share(SweptSetting({key.key: value}, [], [])))
     axes.axvline(len(keys), color=GREY, linewidth=1)
     for height, mean in {0.0: low, 1.0: high}.items():
         note(axes, f"{mean:.4f}", len(keys), height)

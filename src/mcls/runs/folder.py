@@ -138,8 +138,8 @@ def why_no_run(path: Path) -> str:
     runs = [*path.glob("*/run.json"), *path.glob("*/*/run.json")]
     for file in runs if (path / "sweep.json").is_file() else []:
         with contextlib.suppress(FolderError, KeyError, TypeError):
-            found = (RunFolder(file.parent).read_result() or {})["val"]["accuracy"], relative(file.parent)
-            best = max(best or found, found)
+            candidate = (RunFolder(file.parent).read_result() or {})["val"]["accuracy"], relative(file.parent)
+            best = max(best or candidate, candidate)
     if best:
         return f"a sweep, not a run. Name one of its runs; the best on val: {best[1]}"
     return "not a run folder, it has no run.json." + (
@@ -154,16 +154,16 @@ def as_yaml(config: dict[str, Any]) -> str:
 
 def claim(parent: Path, name: str) -> RunFolder:
     """Make a new folder `name`, or `name-2`, `name-3`, ... in `parent`; no two processes ever get the same one."""
-    number = 1
+    attempt = 1
     try:
         make_folder(parent)
         while True:
-            path = parent / (name if number == 1 else f"{name}-{number}")
+            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
             try:
                 path.mkdir()
                 return RunFolder(path)
             except FileExistsError:
-                number += 1
+                attempt += 1
     except OSError as error:
         raise MachineError(describe_os_error(parent / name, error, 0)) from error
 

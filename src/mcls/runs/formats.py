@@ -104,7 +104,7 @@ def check(value: Any, shape: Any, path: Path) -> None:
 
 
 def mismatch(value: Any, shape: Any, path: str) -> str:
-    """What is wrong with `value`, the first that is found, at its `place`; nothing where it has `shape`."""
+    """What is wrong with `value`, the first that is found, at its `path`; nothing where it has `shape`."""
     if isinstance(shape, tuple):
         wrongs = [mismatch(value, other, path) for other in shape]
         return "" if "" in wrongs else wrongs[-1]

@@ -57,22 +57,22 @@ def rename(config: dict[str, Any], known: Container[str], typed: Container[str] 
         known: the keys of today; one that is among them keeps its name, for another group of choices may have it.
         typed: keys of today whose value the old name must not change, as those on the command line.
     """
-    found = {}
+    renames = {}
     for old, new in KEYS.items():
         group, key = old.split(".")
         node = config.get(group)
         if isinstance(node, dict) and key in node and today(old, known) == new:
             kept = {name: value for name, value in node.items() if name != key or new not in typed}
             config[group] = {new.split(".")[1] if name == key else name: value for name, value in kept.items()}
-            found[old] = new
+            renames[old] = new
     for (key, value), new in VALUES.items():
         if config.get(key) == value:
             config[key] = new
-            found[f"{key}={value}"] = f"{key}={new}"
+            renames[f"{key}={value}"] = f"{key}={new}"
     for node in config.values():
         if isinstance(node, dict) and isinstance(node.get("_target_"), str):
             node["_target_"] = target(node["_target_"])
-    return found
+    return renames
 
 
 def today(key: str, known: Container[str]) -> str:

@@ -127,14 +127,14 @@ def overridden(overrides: Sequence[str]) -> dict[str, Any]:
 
 def measures(result: dict[str, Any]) -> dict[str, Any]:
     """`val/accuracy` and the like out of a result.json. Raises TypeError or AttributeError when it is another thing."""
-    found = {
+    values = {
         f"{split}/{name}": finite_number(report.get(name))
         for split in ("val", "test")
         if (report := result.get(split)) is not None
         for name in TABLE_METRICS
     }
     return {
-        **found,
+        **values,
         "epochs": finite_number(result.get("epochs")),
         "seconds": finite_number(result.get("total_seconds")),
     }
@@ -174,9 +174,9 @@ def merge(rows: list[RunRow]) -> RunRow:
     values: dict[str, Any] = {"started": max(str(row.get("started")) for row in rows)}
     deviation = {}
     for key in rows[0].values.keys() - {"started"}:
-        found = [row.values[key] for row in rows if row.values.get(key) is not None]
-        if len(found) == len(rows):
-            values[key], deviation[key] = statistics.fmean(found), statistics.stdev(found)
+        values_of = [row.values[key] for row in rows if row.values.get(key) is not None]
+        if len(values_of) == len(rows):
+            values[key], deviation[key] = statistics.fmean(values_of), statistics.stdev(values_of)
     settings = {key: value for key, value in rows[0].settings.items() if key not in REPEATS}
     return replace(
         rows[0], folders=tuple(row.folders[0] for row in rows), settings=settings, values=values, deviation=deviation
@@ -204,13 +204,13 @@ def sort_key(key: str) -> Callable[[RunRow], tuple[bool, bool, Any]]:
     """What to sort rows by: the best value of `key` first, those without one last."""
     sign = -1 if key.endswith(HIGH_FIRST) else 1
 
-    def place(row: RunRow) -> tuple[bool, bool, Any]:
+    def order(row: RunRow) -> tuple[bool, bool, Any]:
         value = row.get(key)
         if isinstance(value, int | float):
             return False, False, sign * value
         return value is None, True, tuple(sign * ord(character) for character in str(value))
 
-    return place
+    return order
 
 
 def full_key(word: str, rows: Sequence[RunRow]) -> str:
@@ -239,10 +239,10 @@ class Filter:
 
     def __call__(self, row: RunRow) -> bool:
         """Whether `row` meets it. Numbers are compared as numbers, anything else as text, a mean as itself."""
-        found = row.get(self.key)
-        if found is None:
+        value = row.get(self.key)
+        if value is None:
             return self.sign == "!="
-        mine = found if isinstance(found, str) else json.dumps(found)
+        mine = value if isinstance(value, str) else json.dumps(value)
         if self.key == "tags" and self.sign in ("=", "!="):
             return (self.value in mine.split(",")) == (self.sign == "=")
         if numeric(mine) and numeric(self.value):
@@ -267,7 +267,7 @@ def parse_filter(text: str, rows: Sequence[RunRow]) -> Filter:
     key, sign, value = full_key(parts[1].strip(), rows), parts[2], parts[3].strip()
     if value.startswith(("=", "<", ">")):
         raise RequestError(f"{text}: no such comparison operator. Available: {' '.join(COMPARISONS)}.")
-    known = [found for row in rows if (found := row.get(key)) is not None]
+    known = [value_of for row in rows if (value_of := row.get(key)) is not None]
     if sign not in ("=", "!=") and not numeric(value) and known and all(map(numeric, known)):
         raise RequestError(f"{text}: {key} is a number, got {value!r}. Use for example '{key}{sign}0.5'.")
     return Filter(key, sign, value)

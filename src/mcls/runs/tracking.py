@@ -81,8 +81,8 @@ class RunLogger:
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self.metrics = os.fdopen(open_plain(self.folder.metrics, append), "a", 1, "utf-8")
         start = int(time.time())
-        for number in itertools.count():
-            path = self.folder.path / f"events.out.tfevents.{start:010d}.mcls.{os.getpid()}.{number}"
+        for attempt in itertools.count():
+            path = self.folder.path / f"events.out.tfevents.{start:010d}.mcls.{os.getpid()}.{attempt}"
             if not path.exists():
                 self.events = RecordWriter(path.open("xb", buffering=0))
                 return
@@ -129,7 +129,7 @@ class RunLogger:
         if self.metrics is not None:
             self.guard(lambda: self.metrics.write(to_json(record, indent=None) + "\n"))
         splits = ((name, record[name]) for name in ("train", "val", "test") if name in record)
-        values = {f"{split}/{name}": value for split, found in splits for name, value in found.items()}
+        values = {f"{split}/{name}": value for split, scalars in splits for name, value in scalars.items()}
         values["time/samples_per_second"] = record["samples_per_second"]
         values["epoch"] = record["epoch"]
         self.scalars(record["step"], values)

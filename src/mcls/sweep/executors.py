@@ -154,9 +154,9 @@ class Parallel:
     def wait(self) -> list[Outcome]:
         """Wait for a job to end. Raises Stopped after a signal, when all have ended."""
         while True:
-            if number := self.stop():
+            if signal_number := self.stop():
                 self.close()
-                raise Stopped("stopped", number)
+                raise Stopped("stopped", signal_number)
             with contextlib.suppress(Empty):
                 worker, answer = self.answers.get(timeout=POLL)
                 if worker in self.idle and not answer:  # it died without a job
@@ -213,8 +213,8 @@ def executor(settings: dict[str, Any], sweep: Path, config: dict[str, Any], stop
     if settings["kind"] == "inline":
         made = Inline(stop)
     else:
-        number, gpus, each = shares(settings["jobs"], config)
-        made = Parallel(number, sweep / "logs", gpus, each, stop)
+        count, gpus, each = shares(settings["jobs"], config)
+        made = Parallel(count, sweep / "logs", gpus, each, stop)
     with stop.patient() if not isinstance(made, Inline) else contextlib.nullcontext():
         try:
             yield made

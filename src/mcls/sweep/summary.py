@@ -27,10 +27,10 @@ def summarise(plan: Sweep) -> None:
     """
     settings = write_table(plan)
     drawn = bool(plan.bases) and plan.bases[0].config["trainer"]["figures"] and draw_sweep(plan, settings)
-    place = relative(plan.path)
+    folder = relative(plan.path)
     print(f"\n{text.plain_table(*filled(*table_of(settings)))}\n{notes(plan, settings)}")
     picture = f", its picture in {PICTURE}" if drawn else ""
-    print(f"the table is in {place}/sweep.md and sweep.csv{picture}; curves: mcls board {shell_path(place)}")
+    print(f"the table is in {folder}/sweep.md and sweep.csv{picture}; curves: mcls board {shell_path(folder)}")
     jobs = sorted((repeat for setting in settings for repeat in setting.repeats), key=lambda repeat: repeat.number)
     for status, said in (("failed", "failed"), ("stopped", "were stopped")):
         if numbers := [str(repeat.number) for repeat in jobs if repeat.status == status]:
@@ -60,10 +60,10 @@ def curve_of(repeat: Repeat) -> tuple[list[int], list[float]] | None:
     """The val accuracy of a job from epoch to epoch; None of one without, or whose record is damaged."""
     try:
         records = [record for record in epoch_records(repeat.folder) if "val" in record]
-        found = {record["epoch"]: record["val"]["accuracy"] for record in records}
+        accuracies = {record["epoch"]: record["val"]["accuracy"] for record in records}
     except (FolderError, OSError, KeyError):
         return None
-    return ([*found], [*found.values()]) if found else None
+    return ([*accuracies], [*accuracies.values()]) if accuracies else None
 
 
 def sweep_report(plan: Sweep) -> str:
@@ -100,12 +100,12 @@ def sweep_report(plan: Sweep) -> str:
 def best_card(plan: Sweep, best: Setting) -> dict[str, Any]:
     """What the page says of the best setting: its test accuracy, that on val where the test set is closed."""
     split = "test" if best.measured("test") else "val"
-    found, bounds = best.measured(split), best.interval(split)
+    accuracies, bounds = best.measured(split), best.interval(split)
     interval = "95 % interval {:.2f} to {:.2f} %".format(*(100 * bound for bound in bounds)) if bounds else ""
     return {
         "split": split,
-        "accuracy": f"{100 * statistics.fmean(found):.2f} %",
-        "n": f"{len(found)} {'job' if len(found) == 1 else 'jobs'}",
+        "accuracy": f"{100 * statistics.fmean(accuracies):.2f} %",
+        "n": f"{len(accuracies)} {'job' if len(accuracies) == 1 else 'jobs'}",
         "interval": interval,
         "cards": {**best.values, "val accuracy (selected on)": f"{100 * statistics.fmean(best.measured('val')):.2f} %"},
         "command": command_of(plan, best),

@@ -63,18 +63,18 @@ class Setting:
 
     def measured(self, split: str) -> list[float]:
         """The accuracies of its jobs on `split`; one for each seed, which a search may have drawn twice."""
-        jobs = {repeat.key: found for repeat in self.repeats if (found := repeat.accuracy(split)) is not None}
+        jobs = {repeat.key: accuracy for repeat in self.repeats if (accuracy := repeat.accuracy(split)) is not None}
         return list(jobs.values())
 
     def interval(self, split: str) -> Interval | None:
         """95 % interval of the mean accuracy: Student's t over the jobs, Wilson's where one was measured."""
-        found = self.measured(split)
-        if len(found) > 1:
+        accuracies = self.measured(split)
+        if len(accuracies) > 1:
             from scipy.special import stdtrit
 
-            spread = statistics.stdev(found) * math.sqrt(1 / len(found) + self.overlap)
-            half = float(stdtrit(len(found) - 1, 0.975)) * spread
-            return max(0.0, statistics.fmean(found) - half), min(1.0, statistics.fmean(found) + half)
+            spread = statistics.stdev(accuracies) * math.sqrt(1 / len(accuracies) + self.overlap)
+            half = float(stdtrit(len(accuracies) - 1, 0.975)) * spread
+            return max(0.0, statistics.fmean(accuracies) - half), min(1.0, statistics.fmean(accuracies) + half)
         for repeat in self.repeats:
             if (accuracy := repeat.accuracy(split)) is not None:
                 count = repeat.result[split]["n"]
@@ -84,9 +84,9 @@ class Setting:
     @property
     def rank(self) -> tuple[bool, bool, float, int]:
         """What settings are sorted by: all jobs finished, then the mean on val, then the number of the first job."""
-        found = self.measured("val")
+        accuracies = self.measured("val")
         whole = all(repeat.status == "finished" for repeat in self.repeats)
-        return not found, not whole, -statistics.fmean(found) if found else 0.0, self.repeats[0].number
+        return not accuracies, not whole, -statistics.fmean(accuracies) if accuracies else 0.0, self.repeats[0].number
 
 
 def read_settings(plan: Sweep) -> list[Setting]:
@@ -97,8 +97,8 @@ def read_settings(plan: Sweep) -> list[Setting]:
         setting = tuple((key, value) for key, _, value in pairs if key not in REPEATS)
         key = " ".join(f"{key}={value}" for key, _, value in pairs if key in REPEATS)
         groups.setdefault(setting, []).append(read_repeat(number, key, plan.folder(number)))
-    found = [Setting(dict(values), jobs, overlap_of(plan, jobs[0])) for values, jobs in groups.items()]
-    return sorted(found, key=lambda setting: setting.rank)
+    settings = [Setting(dict(values), jobs, overlap_of(plan, jobs[0])) for values, jobs in groups.items()]
+    return sorted(settings, key=lambda setting: setting.rank)
 
 
 def overlap_of(plan: Sweep, repeat: Repeat) -> float:
@@ -184,8 +184,8 @@ def correct_bits(result: dict[str, Any]) -> int | None:
 def holm(tests: dict[int, float]) -> dict[int, float]:
     """p-values adjusted by Holm's method for how many there are."""
     adjusted, largest = {}, 0.0
-    for place, (index, p) in enumerate(sorted(tests.items(), key=lambda test: test[1])):
-        largest = max(largest, min(1.0, (len(tests) - place) * p))
+    for smaller, (index, p) in enumerate(sorted(tests.items(), key=lambda test: test[1])):
+        largest = max(largest, min(1.0, (len(tests) - smaller) * p))
         adjusted[index] = largest
     return adjusted
 
@@ -224,16 +224,19 @@ def counted(settings: Sequence[Setting]) -> str:
 
 def cells_of(setting: Setting, split: str) -> list[str]:
     """Mean, standard deviation and interval of the accuracy on a split."""
-    found, bounds = setting.measured(split), setting.interval(split)
-    mean, deviation = found and statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
+    accuracies, bounds = setting.measured(split), setting.interval(split)
+    mean, deviation = (
+        accuracies and statistics.fmean(accuracies),
+        statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+    )
     interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
-    return [f"{mean:.4f}" if found else "", text.decimals(deviation), interval]
+    return [f"{mean:.4f}" if accuracies else "", text.decimals(deviation), interval]
 
 
 def mean_cell(repeats: Sequence[Repeat], key: str, digits: int) -> str:
     """The mean of what the results say of `key`."""
-    found = [value for repeat in repeats if (value := repeat.result.get(key)) is not None]
-    return f"{round(statistics.fmean(found), digits):g}" if found else ""
+    values = [value for repeat in repeats if (value := repeat.result.get(key)) is not None]
+    return f"{round(statistics.fmean(values), digits):g}" if values else ""
 
 
 def ends(repeats: Sequence[Repeat]) -> list[str]:
@@ -247,9 +250,11 @@ def ends(repeats: Sequence[Repeat]) -> list[str]:
 
 def filled(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]]]:
     """The columns that say something, for people."""
-    kept = [place for place in range(len(header)) if any(row[place] not in (None, "") for row in rows)]
-    names = [f"{header[place]} (selected on)" if header[place] == "val accuracy" else header[place] for place in kept]
-    return names, [[row[place] for place in kept] for row in rows]
+    kept = [column for column in range(len(header)) if any(row[column] not in (None, "") for row in rows)]
+    names = [
+        f"{header[column]} (selected on)" if header[column] == "val accuracy" else header[column] for column in kept
+    ]
+    return names, [[row[column] for column in kept] for row in rows]
 
 
 def notes(plan: Sweep, settings: Sequence[Setting]) -> str:

@@ -43,8 +43,8 @@ def normalise_whole_batch(norm: _BatchNorm, world: World, inputs: Tensor) -> Ten
     axes, shape = [axis for axis in range(inputs.ndim) if axis != 1], (-1, *[1] * (inputs.ndim - 2))
     with torch.autocast(inputs.device.type, enabled=False):
         exact = inputs.float()
-        number = exact.new_tensor([inputs.numel() / inputs.shape[1]])
-        sums: Tensor = SumOfProcesses.apply(torch.cat([exact.sum(axes), number]), world)
+        elements = exact.new_tensor([inputs.numel() / inputs.shape[1]])
+        sums: Tensor = SumOfProcesses.apply(torch.cat([exact.sum(axes), elements]), world)
         mean, count = sums[:-1] / sums[-1], sums[-1].detach()
         centred = exact - mean.view(shape)
         variance: Tensor = SumOfProcesses.apply(centred.square().sum(axes), world) / count

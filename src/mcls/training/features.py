@@ -42,8 +42,8 @@ def with_features(split: Split, model: FineTuned, pictures: Loader, precision: s
         cache: folder in which features are looked for and kept; None keeps none.
     """
     file = None if cache is None else Path(cache) / "features" / f"{key_of(split, model, pictures, precision)}.pt"
-    if file is not None and (found := read(file, len(split), model.head.in_features)) is not None:
-        return Split(found.to(pictures.device), split.targets, split.names)
+    if file is not None and (features := read(file, len(split), model.head.in_features)) is not None:
+        return Split(features.to(pictures.device), split.targets, split.names)
     model.eval()
     started, made = time.monotonic(), []
     for inputs, _ in tqdm(pictures.epoch(), "features", len(pictures), leave=False, delay=0.5, disable=None):
@@ -61,11 +61,11 @@ def with_features(split: Split, model: FineTuned, pictures: Loader, precision: s
 def read(file: Path, samples: int, width: int) -> Tensor | None:
     """The features in `file`; None where there are none, or others than wanted."""
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        features = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # what torch raises for damaged files is of every kind; they are computed again
         return None
-    fits = isinstance(found, Tensor) and found.shape == (samples, width) and found.dtype == torch.float32
-    return found if fits else None
+    fits = isinstance(features, Tensor) and features.shape == (samples, width) and features.dtype == torch.float32
+    return features if fits else None
 
 
 def key_of(split: Split, model: FineTuned, pictures: Loader, precision: str) -> str:

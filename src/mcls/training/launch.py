@@ -42,8 +42,8 @@ def launch_workers(
     """As the first process: start the others, unless torchrun has, and join them. At the end they are gone.
 
     Args:
-        entry: `module:function` of what the others do, `function(team, place, given, stop, ready)`; it calls `ready()`
-            when it can join the team at `place`.
+        entry: `module:function` of what the others do, `function(world, url, given, stop, ready)`; it calls `ready()`
+            when it can join the others at `url`, where torch makes the process group.
         given: the configuration; goes there as JSON.
 
     Raises RunError when one of them ends before its time or stops answering, or the error that it ended with.
@@ -63,13 +63,13 @@ def launch_workers(
     helpers: list[Worker] = []
     with tempfile.TemporaryDirectory(prefix="mcls-") as folder, contextlib.ExitStack() as ends:
         ends.callback(stop_workers, helpers)
-        place = f"file://{folder}/meeting"
-        task = {"size": world.size, "place": place, "entry": entry, "given": given, "parent": os.getpid()}
+        address = f"file://{folder}/meeting"
+        task = {"size": world.size, "url": address, "entry": entry, "given": given, "parent": os.getpid()}
         helpers.extend(start_worker({**task, "rank": rank}) for rank in range(1, world.size))
         wait_for_workers(helpers, stop)
         with peer_errors(seconds):
             try:
-                with world.init_process_group(place, device, seconds):
+                with world.init_process_group(address, device, seconds):
                     yield
             except RuntimeError as error:
                 raise_worker_error(helpers, error)
@@ -141,8 +141,8 @@ def wait_for_workers(helpers: list[Worker], stop: StopRequest) -> None:
     try:
         for rank, helper in enumerate(helpers, start=1):
             while not select.select([worker_output(helper)], [], [], 0.05)[0]:
-                if number := stop():
-                    raise Stopped("stopped", number)
+                if signal_number := stop():
+                    raise Stopped("stopped", signal_number)
             if (line := worker_output(helper).readline().strip() or str(helper.wait())) != READY:
                 raise Stopped("stopped", stop()) if stop() else worker_error(rank, line)
     except MclsError:
@@ -167,7 +167,7 @@ def raise_worker_error(helpers: list[Worker], error: RuntimeError) -> None:
 def worker_error(rank: int, line: str) -> MclsError:
     """The error that a process reported as `status message`."""
     status, _, message = line.partition(" ")
-    if status in {str(128 + number) for number in ASKING}:
+    if status in {str(128 + signal_number) for signal_number in ASKING}:
         return Stopped("stopped", int(status) - 128)
     kinds = {str(kind.status): kind for kind in (RunError, RequestError, DataError, MachineError, FolderError)}
     return kinds.get(status, RunError)(f"trainer.devices: process {rank}: {message or 'it ended'}")
@@ -187,9 +187,7 @@ def worker_process() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         try:
             work = getattr(importlib.import_module(module), name)
-            work(
-                World(task["rank"], task["size"]), task["place"], task["given"], stop, lambda: line.write(f"{READY}\n")
-            )
+            work(World(task["rank"], task["size"]), task["url"], task["given"], stop, lambda: line.write(f"{READY}\n"))
         except MclsError as error:
             line.write(f"{error.status} {error}\n")
             sys.exit(0 if isinstance(error, Stopped | RunError) else 1)  # those all processes raise together

@@ -28,7 +28,7 @@ def compute_in_memory(
     started = progress.pieces
     while True:
         try:
-            found = compute()
+            outcome = compute()
             break
         except torch.OutOfMemoryError:
             device = optimizer.param_groups[0]["params"][0].device
@@ -40,7 +40,7 @@ def compute_in_memory(
             torch.cuda.empty_cache()
         progress.pieces *= 2
     if progress.pieces > started:
-        whole, piece = (-(-batch_size // (settings.accumulate * number)) for number in (started, progress.pieces))
+        whole, piece = (-(-batch_size // (settings.accumulate * pieces)) for pieces in (started, progress.pieces))
         told = f"{whole} samples take more memory than {device} has, {piece} fit"
         if settings.oom != "accumulate":
             raise MachineError(
@@ -48,4 +48,4 @@ def compute_in_memory(
                 "steps in pieces of that size."
             )
         log.warning(f"memory  {told}: each batch is computed in {settings.accumulate * progress.pieces} pieces")
-    return found
+    return outcome

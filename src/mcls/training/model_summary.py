@@ -35,7 +35,7 @@ def layer_rows(model: nn.Module, samples: Tensor) -> list[tuple[str, ...]]:
     counter = FlopCounterMode(display=False)
     open_modules: list[tuple[nn.Module, int]] = []
     parents: set[nn.Module] = set()
-    found: dict[nn.Module, tuple[str, int]] = {}
+    measured: dict[nn.Module, tuple[str, int]] = {}
 
     def enter(module: nn.Module, inputs: Any) -> None:
         parents.update(outer for outer, _ in open_modules)
@@ -45,8 +45,8 @@ def layer_rows(model: nn.Module, samples: Tensor) -> list[tuple[str, ...]]:
         _, before = open_modules.pop()
         output = output[0] if isinstance(output, tuple) and output else output
         made = " x ".join(map(str, output.shape[1:])) if isinstance(output, Tensor) else type(output).__name__
-        operations = found.get(module, ("", 0))[1] + counter.get_total_flops() - before
-        found[module] = made, operations
+        operations = measured.get(module, ("", 0))[1] + counter.get_total_flops() - before
+        measured[module] = made, operations
 
     handles = [
         hook
@@ -65,10 +65,10 @@ def layer_rows(model: nn.Module, samples: Tensor) -> list[tuple[str, ...]]:
     names = {module: name for name, module in model.named_modules()}
     seen: set[nn.Parameter] = set()
     rows = []
-    for module, (made, operations) in found.items():
+    for module, (made, operations) in measured.items():
         if module is not model and module not in parents:
             rows.append(layer_row(names[module], module, made, operations, seen))
-    return [*rows, layer_row("whole model", model, found[model][0], found[model][1], set())]
+    return [*rows, layer_row("whole model", model, measured[model][0], measured[model][1], set())]
 
 
 def layer_row(name: str, module: nn.Module, made: str, operations: int, seen: set[nn.Parameter]) -> tuple[str, ...]:
@@ -77,4 +77,4 @@ def layer_row(name: str, module: nn.Module, made: str, operations: int, seen: se
     seen.update(weights)
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     numbers = (sum(weight.numel() for weight in weights), trained, operations // 2)
-    return (name, type(module).__name__, made, *(f"{number:,}" for number in numbers))
+    return (name, type(module).__name__, made, *(f"{count:,}" for count in numbers))

@@ -72,8 +72,8 @@ def raw_step(optimizer: Optimizer) -> Callable[[], object]:
 def not_finite(model: nn.Module, optimizer: Optimizer) -> str:
     """The first tensor of the model or of the optimizer's state that holds a value that is not finite; or nothing."""
     tensors = dict(model.state_dict())
-    for number, values in enumerate(optimizer.state.values()):
-        tensors |= {f"the optimizer's {key} of weight {number}": item for key, item in values.items()}
+    for index, values in enumerate(optimizer.state.values()):
+        tensors |= {f"the optimizer's {key} of weight {index}": item for key, item in values.items()}
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
             return name

@@ -56,9 +56,9 @@ def as_begun(config: dict[str, Any], folder: RunFolder, about: dict[str, Any]) -
 def check_as_begun(about: dict[str, Any], parts: Components) -> None:
     """Raise MachineError unless `parts` compute as `about`, run.json, says; warn of other samples in train."""
     here = {"device": parts.device.type, "precision": parts.precision, "channels_last": parts.channels_last}
-    for key, found in here.items():
-        if (was := str(about[key]).split(":")[0]) != str(found):
-            raise MachineError(f"{key}: the run was started with {was}, got {found}. Resume it with {was}.")
+    for key, value in here.items():
+        if (was := str(about[key]).split(":")[0]) != str(value):
+            raise MachineError(f"{key}: the run was started with {was}, got {value}. Resume it with {was}.")
     if other := fingerprint_difference(about, "train", parts.dataset.train):
         log.warning(f"train   not the samples that the run began with: {other}; the rest of it is trained on these")
 
@@ -116,13 +116,13 @@ def check_optimizer_state(saved: dict[str, Any], trainer: Trainer, shape: list[i
         weight.grad = torch.zeros_like(weight)
     copied.step()
     wanted = copied.state_dict()["state"]
-    if any(number not in wanted or kinds(have) != kinds(wanted[number]) for number, have in saved["state"].items()):
+    if any(index not in wanted or kinds(have) != kinds(wanted[index]) for index, have in saved["state"].items()):
         raise ValueError("its optimizer is another")
     if saved["state"] and len(saved["state"]) < len(wanted):  # of weights that the model does not use, there is none
         model, copied = copy.deepcopy((trainer.model, optimizer))
         model(torch.zeros(2, *shape, device=trainer.device)).sum().backward()
         weights = [weight for group in copied.param_groups for weight in group["params"]]
-        if any(number not in saved["state"] for number, weight in enumerate(weights) if weight.grad is not None):
+        if any(index not in saved["state"] for index, weight in enumerate(weights) if weight.grad is not None):
             raise ValueError("its optimizer lacks a part of its state")
 
 

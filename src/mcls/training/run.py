@@ -232,18 +232,16 @@ def restore_and_fit(trainer: Trainer, parts: Components, config: dict[str, Any],
     return trainer.fit(parts.train, parts.val, followed)
 
 
-def worker_main(
-    world: World, place: str, config: dict[str, Any], stop: StopRequest, ready: Callable[[], object]
-) -> None:
-    """What other processes than the first do: train. They meet at `place`; empty where torchrun has connected them."""
+def worker_main(world: World, url: str, config: dict[str, Any], stop: StopRequest, ready: Callable[[], object]) -> None:
+    """What other processes than the first do: train. They meet at `url`; empty where torchrun has connected them."""
     log.setLevel(logging.ERROR)
     weightless = {**config, "model": without_pretrained(config["model"], config["trust"])}  # rank 0's will come
     parts = build_components(weightless, world.rank)
     with stop.patient():
         ready()
         seconds = config["trainer"]["timeout_seconds"]
-        with peer_errors(seconds), world.init_process_group(place, parts.device, seconds) if place else nullcontext():
-            if not place and not world.broadcast_object(None):
+        with peer_errors(seconds), world.init_process_group(url, parts.device, seconds) if url else nullcontext():
+            if not url and not world.broadcast_object(None):
                 return
             trainer = make_trainer(parts, NullWriter(), lambda state, best_is_new: None, stop)
             restore_and_fit(trainer, parts, config, None)

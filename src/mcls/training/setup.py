@@ -66,14 +66,14 @@ class Components:
 
 def data_state(dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint must know of `dataset` to be used without it."""
-    found: dict[str, Any] = {"classes": list(dataset.classes), "input_shape": list(dataset.input_shape)}
-    found["samples"] = [0 if split is None else len(split) for split in (dataset.train, dataset.val)]
+    state: dict[str, Any] = {"classes": list(dataset.classes), "input_shape": list(dataset.input_shape)}
+    state["samples"] = [0 if split is None else len(split) for split in (dataset.train, dataset.val)]
     if dataset.mean is not None and dataset.std is not None:
-        found |= {"mean": list(dataset.mean), "std": list(dataset.std)}
-    found |= dataset.reading.record()
+        state |= {"mean": list(dataset.mean), "std": list(dataset.std)}
+    state |= dataset.reading.record()
     if dataset.encoder is not None:
-        found["encoder"] = dataset.encoder
-    return found
+        state["encoder"] = dataset.encoder
+    return state
 
 
 def build_components(config: dict[str, Any], rank: int = 0) -> Components:
@@ -317,12 +317,12 @@ def fits_in_memory(choice: str | bool, needed: int, device: torch.device, world:
 
 def hyperparameters(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
     """What distinguishes one run from another: flat keys to plain values, for the HPARAMS tab and for tables."""
-    found: dict[str, Any] = {"seed": config["seed"], "precision": config["precision"]}
-    found |= {part: choices[part] for part in PARTS if choices[part] != "none" or part != "mix"}
+    values: dict[str, Any] = {"seed": config["seed"], "precision": config["precision"]}
+    values |= {part: choices[part] for part in PARTS if choices[part] != "none" or part != "mix"}
     for group in (*PARTS, "trainer"):
         for key, value in config[group].items():
             if key not in NOT_COMPARED and value is not None:
-                found[f"{group}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    found |= {"tags": ",".join(config["tags"])} if config["tags"] else {}
-    found |= {"note": config["note"]} if config["note"] else {}
-    return found
+                values[f"{group}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    values |= {"tags": ",".join(config["tags"])} if config["tags"] else {}
+    values |= {"note": config["note"]} if config["note"] else {}
+    return values

@@ -73,7 +73,7 @@ def run_or_resume(
     if not folder.begun:
         return train_new(config, origin, made, stop)[1]
     config = with_expected_input(config)
-    wanted, saved, place = dict(leaves(config)), read_yaml(folder.config), relative(folder.path)
+    wanted, saved, shown = dict(leaves(config)), read_yaml(folder.config), relative(folder.path)
     rename(saved, wanted)
     differing = [
         (name, was) for name, was in leaves(saved) if name not in FREE_KEYS and name in wanted and wanted[name] != was
@@ -81,9 +81,9 @@ def run_or_resume(
     if differing:
         name, was = differing[0]
         also = f"; also different: {', '.join(other for other, _ in differing[1:])}" if differing[1:] else ""
-        longer = f", or go on with: mcls resume {shell_path(place)} {name}={yaml_text(wanted[name])}"
+        longer = f", or go on with: mcls resume {shell_path(shown)} {name}={yaml_text(wanted[name])}"
         raise RequestError(
-            f"{name}: {place} holds a run with {yaml_text(was)}, not {yaml_text(wanted[name])}{also}. "
+            f"{name}: {shown} holds a run with {yaml_text(was)}, not {yaml_text(wanted[name])}{also}. "
             f"Choose another {key}{longer * (name in EXTENDABLE_KEYS and not also)}."
         )
     if (result := folder.finished()) is not None:

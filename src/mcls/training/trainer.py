@@ -169,15 +169,15 @@ class Trainer:
         self, inputs: Tensor, targets: Tensor, share: Tensor | float | None, batch_size: int
     ) -> tuple[Tensor, Tensor]:
         """`backward`, of a batch of up to `batch_size` samples of all processes together, in pieces if asked."""
-        if (number := self.settings.accumulate * self.progress.pieces) == 1:
+        if (count := self.settings.accumulate * self.progress.pieces) == 1:
             return self.backward(inputs, targets, share)
-        pieces = -(-len(targets) // -(-batch_size // (number * self.world.size)))
-        found: list[tuple[Tensor, Tensor]] = []
+        pieces = -(-len(targets) // -(-batch_size // (count * self.world.size)))
+        computed: list[tuple[Tensor, Tensor]] = []
         whole = loss_mass(targets, self.class_weights)
         for part, truth in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
             fraction = loss_mass(truth, self.class_weights) / whole
-            found.append(self.backward(part, truth, fraction if share is None else fraction * share, not found))
-        losses, logits = zip(*found, strict=True)
+            computed.append(self.backward(part, truth, fraction if share is None else fraction * share, not computed))
+        losses, logits = zip(*computed, strict=True)
         return torch.stack(losses).sum(), torch.cat(logits)
 
     def end_epoch(self, loaders: dict[str, Loader]) -> None:
@@ -208,10 +208,10 @@ class Trainer:
             return
         passed, self.flushed_at = time.monotonic() - self.flushed_at, time.monotonic()
         progress, rate = self.progress, self.optimizer.param_groups[0]["lr"]
-        for number, loss in enumerate(losses, start=progress.step - len(losses) + 1):
+        for step, loss in enumerate(losses, start=progress.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise RunError(
-                    f"step {number}: the training loss is {loss}, learning rate {rate:g}, "
+                    f"step {step}: the training loss is {loss}, learning rate {rate:g}, "
                     f"last finite loss {self.last_loss:g}. Lower optimizer.lr, or clip with trainer.grad_clip_norm=1."
                 )
             self.last_loss = loss
@@ -232,8 +232,8 @@ class Trainer:
         with self.average.applied() if self.average else contextlib.nullcontext(), contextlib.suppress(Stopped):
             how = (self.precision, self.stop, self.world, self.settings.tta, self.settings.ranked)
             accumulator = evaluate_loader(self.model, loader, self.num_classes, *how)
-        if number := self.world.all_reduce_max(self.stop()):
-            raise Stopped("stopped while measuring", number)  # in every process
+        if signal_number := self.world.all_reduce_max(self.stop()):
+            raise Stopped("stopped while measuring", signal_number)  # in every process
         return accumulator.measure(self.world)
 
     def select(self, val: Metrics) -> None:
