@@ -20,12 +20,12 @@ DENSE = 100  # classes up to which result.json has the whole confusion matrix
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """The type of sums on `device`: float64, but for Macs' GPUs, which have none."""
+    """The type of sums on `device`: float64, except on Apple GPUs, which lack it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class RunningLoss:
-    """Losses and hits of training steps, kept on the device until `flush` reads them in one go.
+    """Losses and correct predictions of training steps, kept on the device until `flush` reads them at once.
 
     Logits wait until there are KEPT numbers of them: counted at every step they would cost more.
     """
@@ -42,7 +42,7 @@ class RunningLoss:
 
         Of soft targets (N x C) the class of the largest counts, so that with mixing half or more has to be recognised.
 
-        A process of a team gives its part of the loss and of the samples. Does not wait for the device.
+        Each rank passes its share of the loss and of the samples. Does not wait for the device.
         """
         self.sizes.append(size)
         self.losses.append(loss.detach())
@@ -52,14 +52,14 @@ class RunningLoss:
             self.count()
 
     def count(self) -> None:
-        """Turn the logits that wait into hits."""
+        """Reduce the pending logits to the number of correct predictions."""
         logits, targets = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
         truth = targets.argmax(1) if targets.ndim == 2 else targets
         self.hits = self.hits + (logits.argmax(1) == truth).sum()
         self.waiting, self.numbers = [], 0
 
     def flush(self, world: World = SINGLE_PROCESS) -> tuple[list[float], list[int], int]:
-        """Loss and size of each step since the last flush, and how many samples were right in all of them."""
+        """Loss and size of each step since the last flush, and the total number of correct predictions."""
         if not self.losses:
             return [], [], 0
         if self.waiting:
@@ -73,7 +73,7 @@ class RunningLoss:
 
 
 class EvalAccumulator:
-    """What is measured over a split: the sum of the loss, and what was said of each sample, counted at the end.
+    """Accumulates the loss and the predictions over a split; the measures are computed at the end.
 
     Small operations between two batches cost more than they count: logits wait until there are KEPT numbers of them.
 
@@ -101,7 +101,7 @@ class EvalAccumulator:
 
     @torch.inference_mode()
     def count(self) -> None:
-        """Turn the logits that wait into a loss, and a class and its probability for each sample."""
+        """Reduce the pending logits to a loss, and to a class and its probability for each sample."""
         if not self.waiting:
             return
         logits, targets = torch.cat(self.waiting).float(), torch.cat(self.targets[-len(self.waiting) :])
@@ -121,14 +121,14 @@ class EvalAccumulator:
         return torch.cat([empty, *self.predicted]), torch.cat([empty.float(), *self.confidence])
 
     def correct_bits(self) -> bytes:
-        """Which of the samples so far were right, a bit each, the first sample's the highest of the first byte."""
+        """One bit per sample so far, 1 if predicted correctly; the first is the highest bit of the first byte."""
         predicted, _ = self.predictions()
         right = predicted == torch.cat([predicted[:0], *self.targets])
         return np.packbits(right.cpu().numpy()).tobytes()
 
     @torch.inference_mode()
     def measure(self, world: World = SINGLE_PROCESS) -> "Metrics":
-        """The sums, a team's over all its processes, as plain numbers; the one place where the device is waited for."""
+        """Reduce over all processes and return plain numbers; the only place that waits for the device."""
         predicted, confidence = self.predictions()
         targets = torch.cat([predicted[:0], *self.targets])
         cells, counts = self.pairs(targets * self.num_classes + predicted, world)
@@ -152,7 +152,7 @@ class EvalAccumulator:
         return torch.cat(scores), torch.cat(targets)
 
     def pairs(self, codes: Tensor, world: World) -> tuple[Tensor, Tensor]:
-        """The cells of the confusion matrix that are not 0, numbered row by row, and what is in them.
+        """The nonzero cells of the confusion matrix, numbered row by row, and their counts.
 
         Args:
             codes: the cell of each sample of this process.
@@ -183,7 +183,7 @@ def ratio(part: float, whole: float) -> float:
 
 
 def mean(values: Iterable[float | None]) -> float:
-    """Mean of the values that are known, 0 of none."""
+    """Mean of the values that are not None; 0 if there are none."""
     known = [value for value in values if value is not None]
     return ratio(sum(known), len(known))
 
@@ -218,7 +218,7 @@ class Metrics:
 
     @property
     def confusion(self) -> list[list[int]] | dict[str, list[int]]:
-        """C x C counts, row the true class, column the predicted one; of more than DENSE classes the cells alone."""
+        """C x C counts, rows true, columns predicted; only the nonzero cells for more than DENSE classes."""
         if self.num_classes > DENSE:
             columns = zip(*self.cells, strict=True) if self.cells else ((), (), ())
             return dict(zip(("true", "predicted", "count"), map(list, columns), strict=True))
@@ -229,7 +229,7 @@ class Metrics:
 
     @property
     def accuracy(self) -> float:
-        """Part that is right."""
+        """Fraction of correct predictions."""
         return ratio(self.correct, self.count)
 
     @property
@@ -259,7 +259,7 @@ class Metrics:
 
     @property
     def f1_macro(self) -> float:
-        """Mean F1 of the classes that occur, in the truth or in what is predicted."""
+        """Mean F1 of the classes that occur among the targets or the predictions."""
         return mean(row["f1"] for row in self.per_class())
 
     def value(self, name: str) -> float:
@@ -276,11 +276,11 @@ class Metrics:
         return {name: measures[name].item() for name in ("mcc", "kappa", "balanced_accuracy")}
 
     def scalars(self) -> dict[str, float]:
-        """The values that are followed from epoch to epoch."""
+        """The measures that are logged after each epoch."""
         return {"accuracy": self.accuracy, "loss": self.loss, "f1_macro": self.f1_macro, "ece": self.ece}
 
     def report(self, classes: Sequence[str], selected: bool = False) -> dict[str, Any]:
-        """Everything, as it is in result.json.
+        """All measures, in the format of result.json.
 
         Args:
             classes: the names in the order of their numbers.

@@ -195,7 +195,7 @@ def best(probabilities: "NumpyArray", classes: Sequence[str], top: int) -> list[
 
 
 def as_csv(predictions: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
-    """A header that begins with `first`, then a line a sample; names are as they are, for programs to read."""
+    """A header that begins with `first`, then one line per sample; names are as they are, for programs to read."""
     header = [first, "class", "probability"]
     for rank in range(2, top + 1):
         header += [f"class_{rank}", f"probability_{rank}"]
@@ -209,7 +209,7 @@ def as_csv(predictions: Found, classes: Sequence[str], top: int, first: str) -> 
 
 
 def as_wide(predictions: Found, classes: Sequence[str], top: int, first: str) -> Iterator[str]:
-    """A header, then a line a sample with the probability of each class: in full, none is 0, and they sum to 1."""
+    """A header, then one line per sample with the probability of each class: in full, none is 0, and they sum to 1."""
     import numpy as np
 
     yield system_text.comma_separated([first, *classes], [], safe=False)

@@ -1,4 +1,4 @@
-"""`mcls resume`: go on where a run stopped, at the very step."""
+"""`mcls resume`: continue a run at the step at which it stopped."""
 
 import argparse
 import logging
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: list[str]) -> int:
-    """Resume one run, or what is missing of a sweep. Returns the exit status."""
+    """Resume a run, or the unfinished jobs of a sweep. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
     if (options.run / "sweep.json").is_file():
         if rank_and_size()[1] > 1:
@@ -66,9 +66,9 @@ def run(arguments: list[str]) -> int:
 
 
 def complete(result: dict[str, Any], folder: RunFolder, asked: dict[str, Any]) -> str:
-    """Why there is nothing to go on with in a finished run; nothing if it is `asked` for more.
+    """Message that a finished run has nothing left to train; empty if the overrides ask for more.
 
-    Raises RequestError when it is asked for less.
+    Raises RequestError if they ask for less.
     """
     done, was = result["epochs"], read_yaml(folder.config)["trainer"]
     epochs, patience, again = asked["epochs"], asked["patience"], f"mcls resume {shell_path(folder.path)}"
@@ -85,9 +85,9 @@ def complete(result: dict[str, Any], folder: RunFolder, asked: dict[str, Any]) -
 
 
 def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int:
-    """Bring every job of a sweep that is not finished to its end, then show the table. Returns the exit status.
+    """Run the unfinished jobs of a sweep, then print the table. Returns the exit status.
 
-    The overrides in the folder choose and set like a command line's, but trust no package and place nothing elsewhere;
+    The overrides in the folder work like those of a command line, but can't trust a package or move an output;
     `changes` say what to trust and where the data are now.
     """
     from mcls.config.compose import checker
@@ -125,7 +125,7 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
 
 
 def refuse_harm(plan: Sweep, changes: list[str]) -> None:
-    """Raise FolderError when a sweep's folder asks for what only a command line may, or leads elsewhere."""
+    """Raise FolderError if a sweep's folder sets what only a command line may set, or links to another place."""
     from mcls.config.overrides import RESOLVER
 
     for line in plan.search.lines if plan.search else ():

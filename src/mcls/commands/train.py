@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
-    """Hydra's flags parsed, and the arguments with the flags before the overrides, which Hydra's parser insists on."""
+    """Parsed Hydra flags, and the arguments reordered so that flags precede overrides, as Hydra's parser requires."""
     arguments = [at_home(word) if word.startswith("--config-dir=") else word for word in arguments]
     options = parser().parse_intermixed_args(arguments)
     if options.experimental_rerun is not None:
@@ -164,7 +164,7 @@ def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> No
 
 
 def sweep_folder(request: Request, parent: Path) -> Path | None:
-    """The folder that sweep.name or hydra.sweep.dir gives. Raises RequestError for a name that is none."""
+    """The folder that sweep.name or hydra.sweep.dir names. Raises RequestError if the name is not valid."""
     name: str | None = request.config["sweep"]["name"]
     if name is None:
         return Path(request.folder) if request.folder else None
@@ -172,7 +172,7 @@ def sweep_folder(request: Request, parent: Path) -> Path | None:
 
 
 def check_search(request: Request) -> None:
-    """Raise RequestError for a sweep that could choose on test alone. Reads the data where nothing else says so."""
+    """Raise RequestError for a sweep without a validation split. Reads the data only if the keys don't tell."""
     from mcls.training.checks import check_selection
 
     node = request.config["dataset"]

@@ -92,9 +92,9 @@ class Checker:
         self.groups = [group for group in loader.list_groups("") if group != "hydra"]
 
     def check(self, overrides: list[str], multirun: bool) -> Request:
-        """Compose what is asked for, every choice of a sweep included. Raises RequestError, a line per error.
+        """Compose and check a command line, including every choice of a sweep. Raises RequestError, one line per error.
 
-        What is wrong with the overrides that the first errors say nothing of is found without those.
+        Overrides that the first errors do not concern are checked again, so that all errors are reported at once.
         """
         try:
             return self.check_once(overrides, multirun)
@@ -113,7 +113,7 @@ class Checker:
             raise
 
     def check_once(self, overrides: list[str], multirun: bool) -> Request:
-        """`check`, up to the first kind of error."""
+        """`check`, but stops at the first error."""
         overrides = self.renamed(overrides)
         parsed = gather(self.parse, overrides)
         gather(self.check_choice, parsed)
@@ -174,7 +174,7 @@ class Checker:
         return hydra, *self.checked(config, hydra, typed)
 
     def present(self, lines: Sequence[str]) -> list[str]:
-        """`lines` without those of keys that their choices do not have."""
+        """`lines` without keys that the chosen YAML files do not have."""
         parsed = [self.parse(line) for line in lines]
         chosen = [line for line, override in zip(lines, parsed, strict=True) if override.key_or_group in self.groups]
         rules = constraints_of(compose_files(self.name, [line for line in chosen if line != NONE])[1])
@@ -186,7 +186,7 @@ class Checker:
         ]
 
     def base(self, typed: Sequence[str], partly: bool, lines: list[str]) -> Base:
-        """What jobs with the choices in `lines` are based on; `partly`: a key may belong to some choices only."""
+        """The configuration of jobs with the choices in `lines`; `partly`: a key may belong to some choices only."""
         config, hydra = self.compose(self.present(lines) if partly else lines)
         plain: Any = OmegaConf.to_container(config)  # with what refers to other keys as it stands in the files
         refers = any(REFERS.search(str(value)) for _, value in leaves(plain))
@@ -216,7 +216,7 @@ class Checker:
         return Base(*self.values([*lines, *changes]))
 
     def renamed(self, lines: list[str]) -> list[str]:
-        """`lines` with the keys and values that older versions called otherwise under their names of today."""
+        """`lines` with old names of keys and values replaced by their current ones."""
         keys = [self.parse(line).key_or_group for line in lines]
         rules: dict[str, Constraint] = {}
         if KEYS.keys() & set(keys):
@@ -246,9 +246,9 @@ class Checker:
             raise RequestError(f"{override}: not an override of the form key=value. {hint}") from error
 
     def hint(self, line: str, accepts: Callable[[Any], Any]) -> str | None:
-        """How `key=value` is to be typed so that Hydra takes it for the text, or the list of texts, that it shows.
+        """How to type `key=value` so that Hydra parses it as the text, or the list of texts, that it shows.
 
-        Only what Hydra's own parser takes for just that is offered, and only if `accepts` does not refuse the value.
+        Only suggests what Hydra's own parser confirms, and only if `accepts` does not reject the value.
         """
         if plain := typeset(line):
             return f"It has {TYPESET} {shell(plain)}"
@@ -262,7 +262,7 @@ class Checker:
         return None
 
     def checked(self, config: DictConfig, hydra: DictConfig, lines: Sequence[str]) -> Checked:
-        """`check_config`, where the error about a key that one of `lines` sets says how to type it."""
+        """`check_config`; errors about a key that one of `lines` sets say how to type it."""
 
         def hint(key: str, rule: Constraint) -> str:
             own = [line for line in lines if self.parse(line).key_or_group == key]
@@ -271,7 +271,7 @@ class Checker:
         return check_config(config, hydra, hint)
 
     def check_choice(self, override: Override) -> None:
-        """Raise RequestError when an override chooses what its group does not have."""
+        """Raise RequestError if an override names a choice that its group does not have."""
         if override.key_or_group in self.groups and not override.is_delete():
             refuse_choice(override, self.loader.get_group_options(override.key_or_group))
 

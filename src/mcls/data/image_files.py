@@ -143,7 +143,7 @@ def scan_images(files: ImageFiles, keep: bool, into: NDArray[np.uint8] | None = 
 
 
 def threaded(function: Callable[[Any], Any], items: Sequence[Any], verb: str) -> list[Any]:
-    """`function` of every item, in order, in a thread a processor; a bar when it takes long."""
+    """`function` of every item, in order, in one thread per processor; shows a progress bar when it takes long."""
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     workers = min(os.cpu_count() or 1, READER_THREADS)
     with (

@@ -1,4 +1,4 @@
-"""Data sets of images in files: a folder a class, or a table that names them."""
+"""Data sets of image files: one folder per class, or a table that lists them."""
 
 import logging
 import math
@@ -74,7 +74,7 @@ def image_folder(
     group: int | None = None,
     **keys: Any,
 ) -> Dataset:
-    """The images below `root`, a folder a class; see configs/dataset/image_folder.yaml for the arguments.
+    """The images below `root`, one folder per class; see configs/dataset/image_folder.yaml for the arguments.
 
     Raises RequestError without a root, DataError, naming the folder or the file, for what is wrong there.
     """
@@ -249,7 +249,7 @@ def statistics_of(sums: Tensor, shape: Shape) -> tuple[tuple[float, ...], tuple[
 
 
 def given(key: str, value: str | Sequence[float], computed: tuple[float, ...]) -> tuple[float, ...]:
-    """`value`, or what was computed where it is `auto`. Raises RequestError unless there is one number a channel."""
+    """`value`, or what was computed where it is `auto`. Raises RequestError unless there is one number per channel."""
     if isinstance(value, str):
         return computed
     if len(value) != len(computed):

@@ -1,4 +1,4 @@
-"""Images that a table names: a row an image, with its class and, where there are such columns, its split and group."""
+"""Images listed in a table: one row per image, with its class and optionally its split and group."""
 
 from collections import Counter
 from dataclasses import dataclass

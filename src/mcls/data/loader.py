@@ -160,7 +160,7 @@ class Loader:
     def epoch(self, epoch: int = 0, first: int = 0, world: World = SINGLE_PROCESS) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs float (N, ...) and targets int64 (N,) of every batch of `epoch` from number `first` on.
 
-        A process of a team gets its share of each; none of a batch of fewer samples than processes.
+        Each rank gets its share of a batch; nothing of a batch with fewer samples than ranks.
         """
         if self.seed is None:
             yield from self.in_order(first, world)

@@ -1,4 +1,4 @@
-"""From samples as they are stored to probabilities: by a run's model, or without torch by an exported ONNX file."""
+"""Class probabilities of stored samples, from a run's model or, without torch, from an exported ONNX file."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ NumpyArray = NDArray[Any]
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model ready to use, whatever runs it.
+    """A model that is ready to predict, run by torch or by onnxruntime.
 
     Args:
         classes: names in the order of the probabilities.
@@ -53,14 +53,14 @@ class Classifier:
 def classify(
     model: Classifier, samples: Iterable[tuple[str, NumpyArray]], batch_size: int
 ) -> Iterator[tuple[list[str], NumpyArray]]:
-    """Names and probabilities (n, C) of `samples` (name, array), `batch_size` at a time; no more are ever held."""
+    """Yield names and probabilities (n, C) of `samples` (name, array), holding `batch_size` in memory at a time."""
     waiting = iter(samples)
     while batch := list(islice(waiting, batch_size)):
         yield [name for name, _ in batch], model.probabilities(np.stack([sample for _, sample in batch]))
 
 
 def warm_up(model: Classifier) -> None:
-    """Compute one made-up sample: the first one takes longest, and tells whether the model works here."""
+    """Predict a sample of zeros: the first one is the slowest, and shows whether the model works here."""
     model.probabilities(np.zeros((1, *model.input_shape), dtype=np.uint8 if model.image else np.float32))
 
 

@@ -64,7 +64,7 @@ def most_confused(
 
 
 def epoch_records(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for one that a kill cut off."""
+    """The lines of metrics.jsonl, except one that a kill cut off."""
     content = read_text(folder.metrics, CURVES) if folder.metrics.exists() else ""
     return [
         parse_json(line, folder.metrics, EPOCH) for line in content.splitlines(keepends=True) if line.endswith("\n")

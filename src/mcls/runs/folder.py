@@ -37,7 +37,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"  # the resolved configuration
         self.about = path / "run.json"  # the command, the choices and the machine
-        self.metrics = path / "metrics.jsonl"  # one object an epoch
+        self.metrics = path / "metrics.jsonl"  # one object per epoch
         self.result = path / "result.json"  # status and measures
         self.last = path / "last.pt"  # the newest checkpoint
         self.previous = path / "previous.pt"  # the one before it

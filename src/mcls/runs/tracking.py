@@ -1,4 +1,4 @@
-"""Where numbers and pictures of a run go: metrics.jsonl and TensorBoard's event file, both in the run folder.
+"""Writes the metrics and figures of a run: metrics.jsonl and TensorBoard's event file, both in the run folder.
 
 `add_hparams` would make a second run, `add_scalars` one run a curve, and `add_graph` uses a deprecated tracer: none is
 called. The HPARAMS tab is written with TensorBoard's own messages into the same event file.
@@ -45,7 +45,7 @@ def next_event(progress: dict[str, Any]) -> int:
 
 
 class RunLogger:
-    """Writes what a run reports. A failed write is reported once and never stops the training.
+    """Writes a run's metrics and figures. A failed write is logged once and never stops the training.
 
     TensorBoard's own writer has a thread that raises its failures wherever the next event is added, and hands its files
     to the children of the process; events are written here instead, one call each and at once, so that a kill loses
@@ -102,7 +102,7 @@ class RunLogger:
         publish(path, "".join(kept).encode())
 
     def event(self, step: int | None = None, **content: Any) -> None:
-        """One event to the event file."""
+        """Write one event to the event file."""
         from tensorboard.compat.proto.event_pb2 import Event
 
         event = Event(wall_time=time.time(), step=step, **content)
@@ -110,22 +110,22 @@ class RunLogger:
             self.guard(lambda: self.events.write(event.SerializeToString()))
 
     def add(self, summary: Any, step: int | None = None) -> None:
-        """One message to the event file."""
+        """Write one message to the event file."""
         self.event(step, summary=summary)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """All `values` at `step` in one event."""
+        """Write all `values` at `step` as one event."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self.add(Summary(value=entries), step)
 
     def steps(self, step: int, scalars: dict[str, float]) -> None:
-        """Values of the training steps up to `step` since the last report."""
+        """Write the values of the training steps since the last call, up to `step`."""
         self.scalars(step, scalars)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """One finished epoch: a line of metrics.jsonl, and its values at its last step."""
+        """Write a finished epoch: a line of metrics.jsonl, and its values at its last step."""
         if self.metrics is not None:
             self.guard(lambda: self.metrics.write(to_json(record, indent=None) + "\n"))
         splits = ((name, record[name]) for name in ("train", "val", "test") if name in record)
@@ -135,17 +135,17 @@ class RunLogger:
         self.scalars(record["step"], values)
 
     def text(self, tag: str, markdown: str) -> None:
-        """A text in the TEXT tab."""
+        """Write a text to the TEXT tab."""
         from torch.utils.tensorboard.summary import text
 
         self.add(text(tag, markdown))
 
     def image(self, tag: str, png: bytes, step: int) -> None:
-        """A picture, given as a PNG file, in the IMAGES tab."""
+        """Write an image, given as a PNG file, to the IMAGES tab."""
         self.add(image_summary(tag, png), step)
 
     def hyperparameters(self, values: dict[str, Any]) -> None:
-        """Announce the run to the HPARAMS tab, which averages runs that differ in REPEATS alone: they share a trial.
+        """Write the hyperparameters to the HPARAMS tab, which averages runs that differ only in REPEATS.
 
         `values` are flat: dotted keys to numbers, truth values and text.
         """
@@ -156,7 +156,7 @@ class RunLogger:
         self.add(summary_v2.hparams_pb(values, trial_id=trial))
 
     def end(self, succeeded: bool) -> None:
-        """Say to the HPARAMS tab how the run ended."""
+        """Write to the HPARAMS tab how the run ended."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
@@ -167,14 +167,14 @@ class RunLogger:
         self.add(Summary(value=[value]))
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for file in (self.metrics, self.events):
             if file is not None:
                 self.guard(file.close)
         self.metrics = self.events = None
 
     def guard(self, write: Callable[[], object]) -> None:
-        """Call `write`; say its first failure and swallow the others."""
+        """Call `write`; log its first failure and ignore later ones."""
         try:
             write()
         except (OSError, ValueError, MclsError) as error:
@@ -184,7 +184,7 @@ class RunLogger:
 
 
 def image_summary(tag: str, png: bytes) -> Any:
-    """The message of a picture, given as a PNG file."""
+    """TensorBoard's message for an image, given as a PNG file."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
@@ -193,7 +193,7 @@ def image_summary(tag: str, png: bytes) -> Any:
 
 
 def publish_image(folder: Path, tag: str, png: bytes) -> None:
-    """Put a picture into the IMAGES tab for a folder that is no run's, in the place of an earlier one."""
+    """Write an image to the IMAGES tab for a folder that is not a run's; replaces an earlier one."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -208,7 +208,7 @@ def publish_image(folder: Path, tag: str, png: bytes) -> None:
 
 
 class LogFile(logging.Handler):
-    """The run's log as a file, with times; where the disk refuses it, no log is kept and no error is raised."""
+    """The run's log as a file, with times. If the file can't be written, no log is kept and no error is raised."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ class LogFile(logging.Handler):
 
 @contextlib.contextmanager
 def log_to_folder(folder: RunFolder) -> Iterator[None]:
-    """Send the log to a file in `folder` too, and when what is inside fails, say so in its result.json."""
+    """Write the log to a file in `folder` too; if the body fails, record that in result.json."""
     handler = LogFile(folder)
     log.addHandler(handler)
     try:

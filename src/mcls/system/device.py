@@ -32,7 +32,7 @@ PACKAGES = (
 
 
 def resolve_device(name: str, world: World = SINGLE_PROCESS) -> torch.device:
-    """The device called `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; a process of a team gets a GPU of its own.
+    """The device called `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; each rank gets a GPU of its own.
 
     `auto` takes CUDA, else the GPU of a Mac (MPS), else the CPU.
 
@@ -58,7 +58,7 @@ def resolve_device(name: str, world: World = SINGLE_PROCESS) -> torch.device:
 
 
 def device_of(world: World, name: str) -> torch.device:
-    """The device of a process of a team: the CPU, which they share, or a GPU of its own."""
+    """The device of a rank: the CPU, which the ranks share, or a GPU of its own."""
     launched = rank_and_size()[1] > 1
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         cores = os.cpu_count() or 1

@@ -70,12 +70,12 @@ class World:
         return int(largest)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Take the leader's `tensors`."""
+        """Replace `tensors` by those of rank 0."""
         for tensor in tensors if self.size > 1 else ():
             distributed.broadcast(tensor.detach(), 0)
 
     def broadcast_object(self, value: Any) -> Any:
-        """What the leader gives."""
+        """Rank 0's object, on all ranks."""
         objects = [value]
         if self.size > 1:
             distributed.broadcast_object_list(objects, 0)

@@ -152,7 +152,7 @@ def check_mean(
 
 
 def may_fuse(node: dict[str, Any], device: torch.device, precision: str) -> bool | None:
-    """Whether the optimizer of `node` takes one kernel a step: one of torch's own, unless a key of its excludes it."""
+    """Whether the optimizer of `node` has a fused implementation: it is one of torch's own and no key excludes it."""
     if precision == "fp16":  # SGD's takes momentum that was never written
         return None
     excluded = any(node.get(key) for key in ("foreach", "capturable", "differentiable"))
@@ -161,7 +161,7 @@ def may_fuse(node: dict[str, Any], device: torch.device, precision: str) -> bool
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, name: str) -> None:
-    """Raise RequestError for an optimizer that wants more than dense gradients and one step a batch."""
+    """Raise RequestError for an optimizer that wants more than dense gradients and one step per batch."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise RequestError(

@@ -174,7 +174,7 @@ def worker_error(rank: int, line: str) -> MclsError:
 
 
 def worker_process() -> None:
-    """The life of a started process. It prints nothing of its own; what goes wrong goes to the leader."""
+    """The life of a started process. It prints nothing of its own; errors are sent to rank 0."""
     task = json.loads(sys.argv[1])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)

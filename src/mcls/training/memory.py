@@ -23,7 +23,7 @@ def compute_in_memory(
 
     Where memory runs out the pieces are halved until they fit. `trainer.oom=accumulate` goes on with that number of
     pieces; otherwise MachineError names what fits. Raises torch.OutOfMemoryError where nothing does, while a step is
-    recorded, and in a team.
+    recorded, and with several processes.
     """
     started = progress.pieces
     while True:

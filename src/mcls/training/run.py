@@ -1,4 +1,4 @@
-"""One training from its configuration to its result: builds the parts, runs the trainer, fills the run folder."""
+"""One run from its configuration to its result: builds the components, trains, and writes the run folder."""
 
 import logging
 import math
@@ -42,7 +42,7 @@ log = logging.getLogger("mcls")
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the steps of one run share.
+    """The context of a run, which its stages share.
 
     Args:
         folder: the run's, locked.
@@ -64,7 +64,7 @@ class RunContext:
 def train_new(
     config: dict[str, Any], origin: dict[str, Any], make_folder: Callable[[], RunFolder], stop: StopRequest
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Train what `config` describes and fill a run folder.
+    """Train a new run of `config` and write its run folder.
 
     Args:
         config: checked and resolved.
@@ -180,7 +180,7 @@ def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> 
 
 
 def checkpoint_writer(folder: RunFolder, parts: Components) -> Callable[[dict[str, Any], bool], None]:
-    """What writes a trainer's checkpoints to `folder`."""
+    """A function that writes a trainer's checkpoints to `folder`."""
 
     def save(state: dict[str, Any], best_is_new: bool) -> None:
         if folder.last.exists():
@@ -193,7 +193,7 @@ def checkpoint_writer(folder: RunFolder, parts: Components) -> Callable[[dict[st
 
 
 def save_best(folder: RunFolder, weights: dict[str, Any], epoch: int, data: dict[str, Any]) -> None:
-    """Publish the selected weights by themselves, with what it takes to use them."""
+    """Publish the selected weights without the training state, with what is needed to use them."""
     checkpoint.save(folder.best, {"model": weights, "data": data, "epoch": epoch})
 
 
@@ -221,7 +221,7 @@ def make_trainer(
 
 @worker_errors()
 def restore_and_fit(trainer: Trainer, parts: Components, config: dict[str, Any], state: dict[str, Any] | None) -> str:
-    """Train, from the leader's `state` on if there is one. Returns the key of `trainer` that ended it."""
+    """Train, starting from rank 0's `state` if there is one. Returns the key of `trainer` that ended it."""
     state = parts.world.broadcast_object(state)
     if state is not None:
         try:
@@ -233,7 +233,7 @@ def restore_and_fit(trainer: Trainer, parts: Components, config: dict[str, Any],
 
 
 def worker_main(world: World, url: str, config: dict[str, Any], stop: StopRequest, ready: Callable[[], object]) -> None:
-    """What other processes than the first do: train. They meet at `url`; empty where torchrun has connected them."""
+    """Train as a rank other than 0. The ranks connect at `url`; it is empty under torchrun, which connects them."""
     log.setLevel(logging.ERROR)
     weightless = {**config, "model": without_pretrained(config["model"], config["trust"])}  # rank 0's will come
     parts = build_components(weightless, world.rank)
@@ -248,7 +248,7 @@ def worker_main(world: World, url: str, config: dict[str, Any], stop: StopReques
 
 
 def train_in_processes(run: RunContext, recorder: RunLogger, openings: int) -> tuple[Trainer, str, int]:
-    """Train, in all processes. Returns the trainer, the key of `trainer` that ended it, and the openings of test."""
+    """Train in all processes. Returns the trainer, the key of `trainer` that ended it, and the evaluations of test."""
     parts, folder, followed = run.components, run.folder, run.config["trainer"]["evaluate_test_each_epoch"]
     begun = run.state["progress"]["epoch"] if run.state else 0
     with launch_workers(parts.world, parts.device, "mcls.training.run:worker_main", run.config, run.stop):
@@ -324,5 +324,5 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
 
 @torch.inference_mode()
 def classify_points(model: nn.Module, device: torch.device, points: NDArray[Any]) -> NDArray[Any]:
-    """Numbers of the classes of points (N, 2) in the plane."""
+    """Predicted class indices of points (N, 2) in the plane."""
     return np.asarray(model(torch.from_numpy(points).to(device)).argmax(1).cpu())

@@ -303,7 +303,7 @@ def is_resident(choice: str | bool, dataset: Dataset, device: torch.device, worl
 
 
 def fits_in_memory(choice: str | bool, needed: int, device: torch.device, world: World) -> bool:
-    """`auto` is yes when `needed` bytes are at most a quarter of the device's memory, which a team shares on the CPU.
+    """`auto` is yes when `needed` bytes are at most a quarter of the device's memory, which the ranks share on the CPU.
 
     Raises MachineError when they are to be resident and are more than all of it.
     """

@@ -19,7 +19,7 @@ from mcls.training.setup import with_expected_input
 
 log = logging.getLogger("mcls")
 
-FREE_KEYS = (*RESUMABLE_KEYS, "outputs", "name")  # by which the configurations of one and the same run may differ
+FREE_KEYS = (*RESUMABLE_KEYS, "outputs", "name")  # by which the configurations of the same run may differ
 
 
 def train_request(request: Request, command: str, stop: StopRequest) -> tuple[RunFolder, dict[str, Any]]:

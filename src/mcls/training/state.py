@@ -1,4 +1,4 @@
-"""What the trainer is told and what it keeps count of: its settings, its progress, and where it reports."""
+"""The trainer's settings, its progress, and the interface that it reports to."""
 
 import math
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Settings:
 
 @dataclass
 class Progress:
-    """How far a run is. With the weights, the optimizer and the random state it is all that a resumed run needs."""
+    """Progress of a run. With the weights, optimizer and random state it is all that resuming needs."""
 
     epoch: int = 0  # finished epochs
     step: int = 0  # optimizer updates
@@ -104,7 +104,7 @@ def epoch_record(progress: Progress, measures: dict[str, Metrics], monitor: str,
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
-    """The line of the terminal for what `epoch_record` made."""
+    """The log line of an `epoch_record`."""
     parts = [
         f"{name} loss {record[name]['loss']:.4f} acc {record[name]['accuracy']:.2%}"
         for name in ("train", "val", "test")
@@ -114,7 +114,7 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 
 
 class MetricWriter(Protocol):
-    """Where the loop reports; never raises for a failed write."""
+    """Interface that the loop reports to; never raises for a failed write."""
 
     def steps(self, step: int, scalars: dict[str, float]) -> None:
         """Values of the training steps up to `step` since the last report."""
@@ -124,7 +124,7 @@ class MetricWriter(Protocol):
 
 
 class NullWriter:
-    """A recorder that records nothing."""
+    """A MetricWriter that writes nothing."""
 
     def steps(self, step: int, scalars: dict[str, float]) -> None:
         """Nothing."""

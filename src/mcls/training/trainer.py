@@ -199,7 +199,7 @@ class Trainer:
         progress.begin_epoch()
 
     def flush(self) -> None:
-        """Read the losses of the steps since the last call, the one wait for the device.
+        """Read the losses of the steps since the last call; the only place that waits for the device.
 
         Raises RunError at the first loss that is not finite.
         """
@@ -218,7 +218,7 @@ class Trainer:
         progress.count(losses, sizes, correct, passed)
 
     def record(self) -> None:
-        """Report the steps since the last record, wherever a checkpoint was written between them."""
+        """Report the steps since the last record, independent of checkpoints written in between."""
         loss, correct, seen = self.progress.window
         if seen:
             rate = self.optimizer.param_groups[0]["lr"]
@@ -227,7 +227,7 @@ class Trainer:
         self.progress.window = [0.0, 0, 0]
 
     def evaluate(self, loader: Loader) -> Metrics:
-        """Measure the current or averaged weights on all that `loader` serves. Raises Stopped after a signal."""
+        """Evaluate the current or averaged weights on all samples of `loader`. Raises Stopped after a signal."""
         self.agree()
         with self.average.applied() if self.average else contextlib.nullcontext(), contextlib.suppress(Stopped):
             how = (self.precision, self.stop, self.world, self.settings.tta, self.settings.ranked)
@@ -252,7 +252,7 @@ class Trainer:
         self.best, self.best_is_new = {name: tensor.detach().clone() for name, tensor in self.weights.items()}, True
 
     def report(self, measures: dict[str, Metrics]) -> None:
-        """One finished epoch to the recorder and, for at most LINES of them, the log."""
+        """Pass a finished epoch to the recorder and, for at most LINES epochs, to the log."""
         record = epoch_record(self.progress, measures, self.settings.monitor, self.optimizer.param_groups[0]["lr"])
         self.recorder.epoch(record)
         if record["epoch"] % -(-self.settings.epochs // LINES) == 0 or self.ended_by:
@@ -265,11 +265,11 @@ class Trainer:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """What is measured and selected: the averaged weights with `trainer.ema`, else the model's."""
+        """The weights that are evaluated and selected: the average with `trainer.ema`, else the model's."""
         return self.model.state_dict() if self.average is None else self.average.weights
 
     def agree(self) -> None:
-        """Take the leader's buffers, which each process computes on its own samples, and its average of them."""
+        """Copy rank 0's buffers and their average to all ranks; each rank computes them on its own samples."""
         self.world.broadcast([*self.model.buffers(), *(self.average.weights.values() if self.average else ())])
 
     def pause_due(self) -> bool:
@@ -301,7 +301,7 @@ class Trainer:
         self.best_is_new, self.saved_at = False, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes, as tensors and plain values. Every process of a team has to ask for it."""
+        """All state that changes, as tensors and plain values. All ranks must call it."""
         return {
             "model": self.model.state_dict(),
             "average": self.average.weights if self.average else None,
@@ -313,7 +313,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state_dict` was taken."""
+        """Restore the state of `state_dict`."""
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.load(state["average"])
