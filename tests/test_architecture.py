@@ -201,3 +201,14 @@ def test_everything_public_has_a_docstring() -> None:
     nodes = [(name, node) for name, tree in TREES.items() for node in public(tree)]
     assert len(nodes) > 200
     assert [f"{name}: {ast.unparse(node)[:60]}" for name, node in nodes if not ast.get_docstring(node)] == []
+
+
+def test_a_name_exists_once_in_the_package() -> None:
+    """So that a search for it finds one thing; each command has its own `run` and `parser`."""
+    homes: dict[str, list[str]] = {}
+    for module, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in ("run", "parser"):
+                homes.setdefault(node.name, []).append(module)
+    assert len(homes) >= 500
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}

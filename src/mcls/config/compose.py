@@ -35,7 +35,7 @@ from mcls.config.overrides import (
     typeset,
 )
 from mcls.config.schema import Constraint, gather, leaves
-from mcls.config.sweeps import axes_of, expand, kept, refuse_plugins, search_of, take_sweeps_own
+from mcls.config.sweeps import axes_of, expand, has_key, refuse_plugins, search_of, take_sweeps_own
 from mcls.config.validate import check_config, choices_with, constraints_of, folder_of, key_elsewhere
 from mcls.errors import RequestError
 from mcls.runs.renamed import KEYS, rename_line, today
@@ -182,7 +182,7 @@ class Checker:
         return [
             line
             for line, override in zip(lines, parsed, strict=True)
-            if override.key_or_group.startswith("hydra") or kept(override, base, self.groups)
+            if override.key_or_group.startswith("hydra") or has_key(override, base, self.groups)
         ]
 
     def base(self, typed: Sequence[str], partly: bool, lines: list[str]) -> Base:

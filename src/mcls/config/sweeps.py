@@ -111,7 +111,7 @@ def expand(
         if whole := base.refers or any(element.refers for element in chosen.values()):
             base_index, base, _ = based(tuple(lines), lines, ())
         sets = {e.key: checked[e.line] for e in chosen.values() if e.line in checked and not whole}
-        lines = [line for line, override in zip(lines, parsed, strict=True) if kept(override, base, groups)]
+        lines = [line for line, override in zip(lines, parsed, strict=True) if has_key(override, base, groups)]
         jobs.setdefault(tuple(lines), Job(lines, base_index, sets))
     plans = [base for _, base, _ in bases.values()]
     tell_partial(parsed, plans, groups)
@@ -128,7 +128,7 @@ def check_fold_of(bases: Sequence[Base], job: Job) -> None:
 def tell_partial(parsed: Sequence[Override], bases: Sequence[Base], groups: Sequence[str]) -> None:
     """Log which keys only some choices have. Raises RequestError for one that none has."""
     for override in parsed:
-        having = [base for base in bases if kept(override, base, groups)]
+        having = [base for base in bases if has_key(override, base, groups)]
         key = override.key_or_group
         if not having:
             raise RequestError(f"{key}: no such key. {suggestion(key, [*bases[0].rules, *groups])}")
@@ -138,7 +138,7 @@ def tell_partial(parsed: Sequence[Override], bases: Sequence[Base], groups: Sequ
             log.info(f"{key}: only in the jobs with {', '.join(names)}")
 
 
-def kept(override: Override, base: Base, groups: Sequence[str]) -> bool:
+def has_key(override: Override, base: Base, groups: Sequence[str]) -> bool:
     """Whether a job that is based on `base` has `override` on its command line."""
     return override.key_or_group in groups or override.is_delete() or base.has(override.key_or_group)
 

@@ -160,7 +160,7 @@ def read_torchvision(name: str, root: str, train: bool, download: bool) -> Any:
         reason = "dataset.download=false"
     if download:
         try:
-            fetch(reader, Path(root), folder)
+            download_set(reader, Path(root), folder)
             return reader(root, train=train)
         except (RuntimeError, http.client.HTTPException, EOFError, OSError) as error:
             reason = one_line(error)
@@ -170,7 +170,7 @@ def read_torchvision(name: str, root: str, train: bool, download: bool) -> Any:
     )
 
 
-def fetch(reader: Any, root: Path, folder: Path) -> None:
+def download_set(reader: Any, root: Path, folder: Path) -> None:
     """Download a data set of torchvision's to `folder` below `root`, whole or not at all, one process at a time.
 
     torchvision writes to the names that it looks for, and takes what a killed process left there for the data.

@@ -27,25 +27,25 @@ def scan_kept(
         keep: whether the pixels are to be in memory; otherwise they are read from the cache, without decoding.
         cache: None decodes.
     """
-    name = None if cache is None else key_of(files, digests)
+    name = None if cache is None else cache_key(files, digests)
     if cache is None or name is None:
         return scan_images(files, keep), files
     pixels, arrays = (Path(cache) / "images" / f"{name}{suffix}" for suffix in (".npy", ".npz"))
-    looked = read(pixels, arrays, files)
+    looked = read_cache(pixels, arrays, files)
     if looked is None:
         make_folder(pixels.parent)
         needed = int(np.prod(files.shape))
         if needed > shutil.disk_usage(pixels.parent).free * 0.9:  # a memory-mapped file must not find the disk full
             log.warning(f"cache: {needed / 1e9:.1f} GB of images do not fit in {cache}, nothing is kept")
             return scan_images(files, keep), files
-        looked = write(pixels, arrays, files)
+        looked = write_cache(pixels, arrays, files)
     else:
         log.info(f"images  {len(files):,} of the cache in {cache}: none decoded")
     kept = torch.from_numpy(np.load(pixels)) if keep else None
     return ScanResult(kept, looked.sums, looked.errors), files.decoded_in(pixels)
 
 
-def key_of(files: ImageFiles, digests: Sequence[str]) -> str | None:
+def cache_key(files: ImageFiles, digests: Sequence[str]) -> str | None:
     """sha256 of the files, by path and content, and of how they are read; None where one could not be opened."""
     if not all(digests):
         return None
@@ -55,7 +55,7 @@ def key_of(files: ImageFiles, digests: Sequence[str]) -> str | None:
     return digest.hexdigest()
 
 
-def read(pixels: Path, facts: Path, files: ImageFiles) -> ScanResult | None:
+def read_cache(pixels: Path, facts: Path, files: ImageFiles) -> ScanResult | None:
     """What was found when the images were decoded; None where they were not, or what is there is damaged."""
     try:
         with facts.open("rb") as file, np.load(file) as arrays:
@@ -66,7 +66,7 @@ def read(pixels: Path, facts: Path, files: ImageFiles) -> ScanResult | None:
     return ScanResult(None, sums, [DataError(text) if text else None for text in texts]) if fits else None
 
 
-def write(pixels: Path, facts: Path, files: ImageFiles) -> ScanResult:
+def write_cache(pixels: Path, facts: Path, files: ImageFiles) -> ScanResult:
     """Decode `files` into `pixels`, and what `scan_images` finds into `facts`, which is there only if all is."""
     with replacing(pixels, "wb") as file:
         mapped = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.uint8, shape=files.shape)

@@ -224,14 +224,14 @@ def subfolders(folder: Path, left: Skipped) -> dict[str, list[Path]]:
     """
     by_name: dict[str, list[Path]] = {}
     for entry in entries(folder):
-        if kept(entry, left):
+        if is_visible(entry, left):
             by_name.setdefault(clean(composed(entry.name)), []).append(Path(entry.path))
         elif not entry.is_dir():
             left.loose += suffix_of(entry.name) in image_io.suffixes()
     return by_name
 
 
-def kept(entry: os.DirEntry[str], left: Skipped) -> bool:
+def is_visible(entry: os.DirEntry[str], left: Skipped) -> bool:
     """Whether `entry` is a folder that is looked into; notes in `left` why not."""
     if not entry.is_dir():
         if entry.is_symlink() and not Path(entry.path).exists() and suffix_of(entry.name) not in image_io.suffixes():
@@ -294,10 +294,10 @@ def files_in(folder: Path, seen: set[str], left: Skipped) -> list[Path]:
     paths = []
     for entry in entries(folder):
         if entry.is_dir():
-            if kept(entry, left):
+            if is_visible(entry, left):
                 paths += files_in(Path(entry.path), seen, left)
             continue
-        kept(entry, left)
+        is_visible(entry, left)
         suffix = suffix_of(entry.name)
         if suffix is not None and image_io.is_picture(Path(entry.path)):
             paths.append(Path(entry.path))

@@ -101,7 +101,7 @@ def to_onnx(deployed: Deployed, loaded: LoadedRun) -> tuple[bytes, Run]:
     import onnxscript  # noqa: F401, torch's exporter uses it
 
     shapes: Any = ({0: torch.export.Dim("batch")},)
-    inputs = (example(loaded, 2),)
+    inputs = (example_input(loaded, 2),)
     program: Any = torch.onnx.export(
         deployed, inputs, input_names=["inputs"], output_names=["probabilities"], dynamic_shapes=shapes, verbose=False
     )
@@ -114,7 +114,7 @@ def to_onnx(deployed: Deployed, loaded: LoadedRun) -> tuple[bytes, Run]:
 def to_pt2(deployed: Deployed, loaded: LoadedRun) -> tuple[bytes, Run]:
     """`torch.export`'s own file, run by torch."""
     shapes: Any = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(deployed, (example(loaded, 2),), dynamic_shapes=shapes)
+    program = torch.export.export(deployed, (example_input(loaded, 2),), dynamic_shapes=shapes)
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"mcls.json": json.dumps(about(loaded))})
     return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
@@ -154,7 +154,7 @@ def about(loaded: LoadedRun) -> dict[str, str]:
     return {f"mcls.{key}": json.dumps(value) for key, value in metadata.items() if value is not None}
 
 
-def example(loaded: LoadedRun, size: int) -> Tensor:
+def example_input(loaded: LoadedRun, size: int) -> Tensor:
     """`size` made-up samples as they are stored, the same each time."""
     generator = torch.Generator().manual_seed(size)
     shape = (size, *loaded.input_shape)
@@ -167,7 +167,7 @@ def example(loaded: LoadedRun, size: int) -> Tensor:
 @torch.inference_mode()
 def output_difference(loaded: LoadedRun, copied: Run, size: int) -> float:
     """The largest difference between the probabilities of a copy and the original's, at this batch size."""
-    inputs = example(loaded, size)
+    inputs = example_input(loaded, size)
     table = format_numbers(loaded)
     given = loaded.normalise(inputs) if table is None else ((inputs - table[0]) / table[1]).float()
     expected = (eval_logits(loaded.model, given, loaded.tta).float() / loaded.temperature).softmax(dim=1)

@@ -26,7 +26,7 @@ def metadata(name: str, model: Classifier) -> dict[str, Any]:
     return about if model.temperature == 1 else {**about, "temperature": model.temperature}
 
 
-def example(about: dict[str, Any]) -> list[list[str]]:
+def example_request(about: dict[str, Any]) -> list[list[str]]:
     """Two lines of a table that the model takes, the first a header; the first category of each column, or 0."""
     inputs = about["input"]
     if inputs["kind"] == "table":
@@ -43,8 +43,10 @@ def try_page(about: dict[str, Any]) -> str:
     inputs, classes = about["input"], about["classes"]
     image = inputs["kind"] == "image"
     size = " x ".join(map(str, inputs["shape"][1:])) if image else ""
-    takes = f"pictures, resized to {size}" if image else f"rows of {len(example(about)[0]):,} columns"
-    return try_html(about["model"], f"{takes}; {len(classes):,} classes", image, [] if image else example(about))
+    takes = f"pictures, resized to {size}" if image else f"rows of {len(example_request(about)[0]):,} columns"
+    return try_html(
+        about["model"], f"{takes}; {len(classes):,} classes", image, [] if image else example_request(about)
+    )
 
 
 def openapi(about: dict[str, Any]) -> dict[str, Any]:

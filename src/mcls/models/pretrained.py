@@ -9,7 +9,7 @@ from torch import nn
 from mcls.errors import MachineError, RequestError
 from mcls.models.finetuned import FineTuned
 from mcls.models.resnet import channels_of
-from mcls.models.weights import fetch, fill_backbone, read_state
+from mcls.models.weights import fetch_weights, fill_backbone, read_state
 from mcls.system.text import did_you_mean
 
 DEFAULT = "DEFAULT"  # the weights that the registry has for a name
@@ -71,7 +71,7 @@ def torchvision_backbone(name: str, weights: str | None) -> tuple[nn.Module, int
     if weights is not None:
         path = weights_file(weights)
         if path is None:
-            path = fetch(torchvision_weights(name, weights).url, weights)
+            path = fetch_weights(torchvision_weights(name, weights).url, weights)
         fill_backbone(network, read_state(path, f"torchvision's {name}"), [head], weights, name)
     return network, last.in_features
 
@@ -122,14 +122,14 @@ def timm_weights(timm: Any, name: str) -> Path:
             f"model.weights: timm has none for {name}. Set model.weights=FILE, or null for random weights."
         )
     if not known.hf_hub_id:
-        return fetch(known.url, name)
+        return fetch_weights(known.url, name)
     from huggingface_hub import try_to_load_from_cache
 
     file = known.hf_hub_filename or "model.safetensors"
     if isinstance(held := try_to_load_from_cache(known.hf_hub_id, file), str):
         return Path(held)
     url = f"https://huggingface.co/{known.hf_hub_id}/resolve/main/{file}"
-    return fetch(url, name, f"{known.hf_hub_id.replace('/', '-')}{Path(file).suffix}")
+    return fetch_weights(url, name, f"{known.hf_hub_id.replace('/', '-')}{Path(file).suffix}")
 
 
 def check_name(name: str, known: Sequence[str], source: str) -> None:

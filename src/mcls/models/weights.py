@@ -47,7 +47,7 @@ def read_state(path: Path, name: str) -> dict[str, Tensor]:
     return state
 
 
-def fetch(url: str, weights: str, file: str = "") -> Path:
+def fetch_weights(url: str, weights: str, file: str = "") -> Path:
     """The `file`, or what `url` calls it, with `weights` in torch's own cache folder, downloaded if it is not there.
 
     Raises MachineError when it can't be had.

@@ -43,7 +43,7 @@ def page(folder: RunFolder) -> str:
             "started": about["started"],
             "unfinished": progress(folder, result, label) if label else None,
             "summary": None if label else summary(result),
-            "charts": curves(folder, result),
+            "charts": curve_charts(folder, result),
             "best_epoch": result.get("best_epoch"),
             "classes": classes(measured) if measured else None,
             "figures": embed_images(folder),
@@ -132,7 +132,7 @@ def progress(folder: RunFolder, result: dict[str, Any], label: str) -> dict[str,
     }
 
 
-def curves(folder: RunFolder, result: dict[str, Any]) -> list[Markup]:
+def curve_charts(folder: RunFolder, result: dict[str, Any]) -> list[Markup]:
     """Charts of loss and accuracy from epoch to epoch; those that have points."""
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for record in epoch_records(folder):

@@ -202,7 +202,7 @@ def write_table(plan: Sweep) -> list[Setting]:
 def table_of(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of the table, every column."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
-    header = ["jobs", *keys, counted(settings), "val accuracy", "val sd", "val interval", "against the best"]
+    header = ["jobs", *keys, repeats_header(settings), "val accuracy", "val sd", "val interval", "against the best"]
     header += ["test accuracy", "test sd", "test interval", "epochs", "seconds", "status", "reason"]
     rows = []
     for setting, word in zip(settings, against_best(settings), strict=True):
@@ -214,7 +214,7 @@ def table_of(settings: Sequence[Setting]) -> tuple[list[str], list[list[Any]]]:
     return header, rows
 
 
-def counted(settings: Sequence[Setting]) -> str:
+def repeats_header(settings: Sequence[Setting]) -> str:
     """What to call the number of jobs that a row averages, by the keys in which they differ."""
     keys = {word.partition("=")[0] for setting in settings for repeat in setting.repeats for word in repeat.key.split()}
     if "dataset.fold" not in keys:

@@ -41,8 +41,8 @@ def with_features(split: Split, model: FineTuned, pictures: Loader, precision: s
         precision: of the forward pass.
         cache: folder in which features are looked for and kept; None keeps none.
     """
-    file = None if cache is None else Path(cache) / "features" / f"{key_of(split, model, pictures, precision)}.pt"
-    if file is not None and (features := read(file, len(split), model.head.in_features)) is not None:
+    file = None if cache is None else Path(cache) / "features" / f"{features_key(split, model, pictures, precision)}.pt"
+    if file is not None and (features := read_features(file, len(split), model.head.in_features)) is not None:
         return Split(features.to(pictures.device), split.targets, split.names)
     model.eval()
     started, made = time.monotonic(), []
@@ -58,7 +58,7 @@ def with_features(split: Split, model: FineTuned, pictures: Loader, precision: s
     return Split(features, split.targets, split.names)
 
 
-def read(file: Path, samples: int, width: int) -> Tensor | None:
+def read_features(file: Path, samples: int, width: int) -> Tensor | None:
     """The features in `file`; None where there are none, or others than wanted."""
     try:
         features = torch.load(file, map_location="cpu", weights_only=True)
@@ -68,7 +68,7 @@ def read(file: Path, samples: int, width: int) -> Tensor | None:
     return features if fits else None
 
 
-def key_of(split: Split, model: FineTuned, pictures: Loader, precision: str) -> str:
+def features_key(split: Split, model: FineTuned, pictures: Loader, precision: str) -> str:
     """sha256 of all that the features depend on: weights, data, how they are prepared, arithmetic."""
     inputs = split.inputs
     data: Any = inputs.contiguous().numpy() if isinstance(inputs, Tensor) else "".join(split.digests).encode()
