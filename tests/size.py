@@ -20,7 +20,7 @@ BUDGETS = {
     "config": 1410,
     "report": 770,
     "data": 2105,
-    "runs": 940,
+    "runs": 945,
     "metrics": 210,
     "models": 385,
     "losses": 75,

@@ -8,6 +8,7 @@ from mcls.runs.folder import RunFolder, parse_json, read_text, relative, shell_p
 from mcls.runs.formats import EPOCH
 
 CURVES = 64_000_000  # bytes of metrics.jsonl that are read
+MOST_EPOCHS = 100_000  # that are read of it
 STAMP = r"\d{4}-\d\d-\d\d_\d\d-"  # begins the name of a run that lies two levels below the folder of all runs
 
 
@@ -64,8 +65,8 @@ def most_confused(
 
 
 def epoch_records(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, except one that a kill cut off."""
+    """The lines of metrics.jsonl, except one that a kill cut off; at most MOST_EPOCHS of them, evenly spaced."""
     content = read_text(folder.metrics, CURVES) if folder.metrics.exists() else ""
-    return [
-        parse_json(line, folder.metrics, EPOCH) for line in content.splitlines(keepends=True) if line.endswith("\n")
-    ]
+    lines = [line for line in content.splitlines(keepends=True) if line.endswith("\n")]
+    stride = -(-len(lines) // MOST_EPOCHS) or 1
+    return [parse_json(line, folder.metrics, EPOCH) for line in lines[::stride]]

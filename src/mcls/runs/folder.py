@@ -218,10 +218,13 @@ def no_number(word: str) -> None:
     raise ValueError(word)
 
 
+STRICT = json.JSONDecoder(parse_constant=no_number)  # made once: json.loads would make one for each text
+
+
 def parse_json(text: str, path: Path, shape: Any) -> dict[str, Any]:
     """The object of `shape` in the JSON `text` read from `path`. Raises FolderError."""
     try:
-        value = json.loads(text, parse_constant=no_number)
+        value = STRICT.decode(text)
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{path}: damaged, not JSON ({type(error).__name__}).") from error
     if not isinstance(value, dict):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError, MclsError, Stopped
-from mcls.runs.folder import REPEATS, RunFolder, parse_json, relative, shell_path
+from mcls.runs.folder import REPEATS, STRICT, RunFolder, parse_json, relative, shell_path
 from mcls.runs.formats import EPOCH
 from mcls.system.files import open_plain, publish, to_json
 
@@ -88,17 +88,20 @@ class RunLogger:
                 return
 
     def drop_after(self, epoch: int) -> None:
-        """Keep the lines of metrics.jsonl up to `epoch`."""
+        """Keep the lines of metrics.jsonl up to `epoch`, the last one of each epoch."""
         path = self.folder.metrics
         if not path.exists():
             return
-        kept = []
+        lines: dict[int, str] = {}
         for line in path.read_text("utf-8", "replace").splitlines():
-            try:
-                if parse_json(line, path, EPOCH)["epoch"] <= epoch:
-                    kept.append(f"{line}\n")
-            except FolderError:  # a line that a full disk cut off
-                continue
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # a full disk cut it off
+                if (number := STRICT.decode(line)["epoch"]) <= epoch:
+                    lines[number] = line
+        kept = []
+        for line in lines.values():
+            with contextlib.suppress(FolderError):
+                parse_json(line, path, EPOCH)
+                kept.append(f"{line}\n")
         publish(path, "".join(kept).encode())
 
     def event(self, step: int | None = None, **content: Any) -> None:
