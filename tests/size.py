@@ -17,7 +17,7 @@ BUDGETS = {
     "sweep": 965,
     "inference": 1540,
     "training": 2075,
-    "config": 1410,
+    "config": 1420,
     "report": 770,
     "data": 2105,
     "runs": 945,

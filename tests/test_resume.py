@@ -365,3 +365,16 @@ def test_a_resumed_run_keeps_the_batch_size_that_auto_stood_for(mcls: Main, tmp_
     assert mcls("resume", "run", "trainer.epochs=4") == 0
     after = json.loads((tmp_path / "run" / "run.json").read_text())["hyperparameters"]
     assert after == {**before, "trainer.epochs": 4} and isinstance(after["trainer.batch_size"], int)
+
+
+@pytest.mark.parametrize("value", ["''", "-1", "[3]"])
+def test_a_damaged_value_is_refused_though_a_change_replaces_it(
+    value: str, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert mcls("train", *QUICK, "trainer.epochs=1", f"hydra.run.dir={run}") == 0
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("  epochs: 1\n", f"  epochs: {value}\n"))
+    capsys.readouterr()
+    assert mcls("resume", str(run), "trainer.epochs=2") == 5
+    assert "config.yaml: refused: trainer.epochs: must be int > 0" in capsys.readouterr().err

@@ -109,6 +109,7 @@ def check_saved(config: dict[str, Any], choices: Any, changes: Sequence[str], so
         if "download" in config["dataset"]:
             config["dataset"]["download"] = False
         for key in given:
+            check_replaced(key, known, rules, source)
             apply_change(config, known, rules, key, given[key])
         for key, value in list(leaves(config)):
             if rule := rules.get(key):
@@ -123,6 +124,15 @@ def check_saved(config: dict[str, Any], choices: Any, changes: Sequence[str], so
     except (KeyError, TypeError) as error:
         raise FolderError(f"{source}: damaged, it lacks {error}.") from error
     return config
+
+
+def check_replaced(key: str, known: dict[str, Any], rules: dict[str, Constraint], source: Path) -> None:
+    """Raise FolderError unless the value of `key` that a change replaces is allowed: it says what was trained."""
+    try:
+        if key in known and key in rules:
+            rules[key].check(key, known[key])
+    except RequestError as error:
+        raise FolderError(f"{source}: refused: {error}") from error
 
 
 def bring_up_to_date(
