@@ -300,6 +300,19 @@ def test_names_of_jobs_that_lead_elsewhere_are_refused(names: list[str], mcls: M
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 
 
+@pytest.mark.parametrize("trainer", [{}, [], {"figures": "yes"}])
+def test_a_damaged_configuration_in_a_sweep_is_refused(
+    trainer: Any, mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mcls("train", "-m", *QUICK, "seed=0,1", "hydra.sweep.dir=sweep") == 0
+    plan = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    plan["bases"][0]["config"]["trainer"] = trainer
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(plan))
+    capsys.readouterr()
+    assert mcls("resume", "sweep") == 5
+    assert "sweep.json: damaged, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "again"),
     [

@@ -20,7 +20,7 @@ from mcls.runs.folder import (
     slug,
     timestamp,
 )
-from mcls.runs.formats import MAX_DEPTH
+from mcls.runs.formats import DATA, MAX_DEPTH, check
 from mcls.runs.renamed import SCHEMA
 
 
@@ -188,3 +188,9 @@ def test_json_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None:
         read_json(path)
     path.write_text(json.dumps({"a": [1]}))
     assert read_json(path) == {"a": [1]}
+
+
+def test_a_class_name_that_no_file_can_hold_is_refused() -> None:
+    check({"classes": ["Café", "猫"], "input_shape": [2]}, DATA, Path("best.pt"))
+    with pytest.raises(FolderError, match=r"best\.pt: damaged"):
+        check({"classes": ["a", "\ud800"], "input_shape": [2]}, DATA, Path("best.pt"))

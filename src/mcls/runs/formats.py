@@ -5,6 +5,7 @@ shapes, one of which has to fit; or a dictionary from keys to shapes: a key that
 for all others. Keys that a shape does not name may be there: a later version has written them.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,16 @@ from mcls.errors import FolderError
 
 MAX_DEPTH = 20  # of nested values
 WHOLE = 1 << 53  # above are no counts
+
+
+def encodable(value: Any) -> bool:
+    """Whether a text can be written to a file, which half a surrogate pair can't."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 KIND_CHECKS: dict[str, Callable[[Any], bool]] = {
     "text": lambda value: isinstance(value, str),
+    "name": encodable,
     "count": lambda value: type(value) is int and 0 <= value < WHOLE,
     "float": lambda value: type(value) in (int, float) and abs(value) < 1e300,  # nan and inf are not
     "bool": lambda value: isinstance(value, bool),
@@ -62,7 +71,7 @@ FILES: dict[str, Any] = {
     "evaluation.json": {"*": {}},
     "sweep.json": {
         **{"command": "text", "fixed": ["text"], "jobs": [["text"]], "names?": ["text"]},
-        "bases?": [{"choices": {"*": "text"}, "config": {}}],
+        "bases?": [{"choices": {"*": "text"}, "config": {"trainer": {"figures": "bool"}, "dataset": {}}}],
         "frozen?": [{"base": "count", "values": {}}],
         "search?": {
             "settings": {"kind": "text", "trials": "count", "seed": "count", "pruner?": "text"},
@@ -78,13 +87,13 @@ FILES: dict[str, Any] = {
 }
 ENCODER = {
     **dict.fromkeys(("missing", "unseen"), "text"),
-    **{f"{key}?": "text" for key in ("delimiter", "target")},
-    **{key: ["text"] for key in ("columns", "missing_values")},
-    "categories": [["text"]],
+    **{f"{key}?": "name" for key in ("delimiter", "target")},
+    **{key: ["name"] for key in ("columns", "missing_values")},
+    "categories": [["name"]],
     **{key: ["float"] for key in ("means", "stds")},
 }
 DATA = {
-    "classes": ["text"],
+    "classes": ["name"],
     "input_shape": ["count"],
     "samples?": ["count"],
     "bits?": "count",

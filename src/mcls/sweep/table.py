@@ -104,7 +104,8 @@ def read_settings(plan: Sweep) -> list[Setting]:
 def overlap_of(plan: Sweep, repeat: Repeat) -> float:
     """Samples of val per training sample of a job that is one of several folds, else 0."""
     folded = any(word.startswith("dataset.fold=") for word in repeat.key.split())
-    folds = plan.jobs[repeat.number].config(plan.bases)["dataset"].get("folds") if folded and plan.bases else None
+    dataset = plan.jobs[repeat.number].config(plan.bases)["dataset"] if folded and plan.bases else None
+    folds = dataset.get("folds") if isinstance(dataset, dict) else None
     return 1 / (folds - 1) if isinstance(folds, int) and folds > 1 else 0.0
 
 
