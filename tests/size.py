@@ -20,7 +20,7 @@ BUDGETS = {
     "config": 1420,
     "report": 770,
     "data": 2105,
-    "runs": 955,
+    "runs": 965,
     "metrics": 210,
     "models": 385,
     "losses": 75,

@@ -68,7 +68,9 @@ class RunRow:
 
     def get(self, key: str) -> Any:
         """The value of `key`, None where the row has none."""
-        known = {"status": self.status, "n": len(self.folders), "run": relative(self.folders[0])}
+        if key == "run":
+            return relative(self.folders[0])
+        known = {"status": self.status, "n": len(self.folders)}
         return known.get(key, self.values.get(key, self.settings.get(key)))
 
 
