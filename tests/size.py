@@ -13,14 +13,14 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1610,
+    "commands": 1665,
     "sweep": 965,
     "inference": 1540,
     "training": 2075,
     "config": 1420,
     "report": 770,
     "data": 2105,
-    "runs": 965,
+    "runs": 1075,
     "metrics": 210,
     "models": 385,
     "losses": 75,

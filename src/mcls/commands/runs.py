@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mcls.commands.options import Parser, expanded
+from mcls.commands.options import Parser, expanded, positive
 from mcls.errors import FolderError, RequestError
-from mcls.runs.folder import REPEATS, find_runs, relative
+from mcls.runs.folder import REPEATS, find_run, find_runs, relative, run_files
+from mcls.runs.removal import BEST, delete, doomed, not_among_best, sweep_up_deleted
 from mcls.runs.table import (
     FILTER,
     TARGET,
@@ -28,15 +29,37 @@ from mcls.sweep.plan import read_sweep
 from mcls.system import text as system_text
 from mcls.system.files import to_json
 
-MEASURED = ("val/accuracy", "test/accuracy")
+MEASURED = (BEST, "test/accuracy")
+ACTIONS = {
+    "rm": "mcls runs rm RUN ... [--yes]",
+    "prune": "mcls runs prune [DIR] [FILTER ...] --keep-best N [--yes]",
+    "note": "mcls runs note RUN 'TEXT'",
+    "tag": "mcls runs tag RUN a,b",
+}
 WIDTH = 60  # characters of a cell on the terminal
 
 
 def run(arguments: list[str]) -> int:
-    """Print the table. Returns the exit status."""
+    """Print the table, or do what the first word says. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
-    root, words = folder_and_filters(options.words)
-    everything = [*(read_row(folder) for folder in find_runs(root)), *unstarted(root)]
+    action, *words = options.words if options.words and options.words[0] in ACTIONS else ["", *options.words]
+    if (action == "prune") != (options.keep_best is not None):
+        raise RequestError(f"--keep-best: mcls runs prune needs it, and nothing else takes it. Say {ACTIONS['prune']}")
+    if options.yes and action not in ("rm", "prune"):
+        raise RequestError("--yes: only mcls runs rm and mcls runs prune take it. Omit it.")
+    if action == "rm" and not words:
+        raise RequestError(f"RUN: missing. Say {ACTIONS['rm']}")
+    if action in ("note", "tag"):
+        return remark(action, words)
+    if action == "prune":
+        return delete_runs(prunable(words, options.keep_best), options.yes)
+    return delete_runs([Path(word) for word in words], options.yes) if action else print_runs(words, options)
+
+
+def print_runs(words: Sequence[str], options: argparse.Namespace) -> int:
+    """Print the table. Returns the exit status."""
+    root, words = folder_and_filters(words)
+    everything = all_rows(root)
     rows = chosen(everything, words, options.all)
     rows.sort(key=sort_key("run"))
     rows.sort(key=sort_key(full_key(options.sort, everything)))
@@ -66,13 +89,22 @@ def parser() -> argparse.ArgumentParser:
         "hyper-parameters that differ, on a terminal those that fit. Finished runs that differ only in seed or fold "
         "are one row: mean ± sample standard deviation over n runs, with the name of the best run.",
         epilog="Filters compare with = != > < >= <=, for example: dataset=cifar10 'val/accuracy>0.9' status=finished. "
-        "Filters on metrics and status apply to the means.",
+        "Filters on metrics and status apply to the means. To delete runs, of a sweep all or none, after a question: "
+        f"{ACTIONS['rm']}, {ACTIONS['prune']}. To say something of a run in place of what was said: {ACTIONS['note']}, "
+        f"{ACTIONS['tag']}.",
     )
     command.add_argument(
         "words", nargs="*", type=expanded, metavar="DIR or FILTER", help="the folder (default outputs)"
     )
     command.add_argument("--sort", default="val/accuracy", metavar="KEY", help="a column's key; default val/accuracy")
     command.add_argument("--all", action="store_true", help="one row per run, without averaging over seeds")
+    command.add_argument(
+        "--keep-best",
+        type=positive,
+        metavar="N",
+        help="of prune: keep the N best on val of the runs on the same data set and val, and all that are not finished",
+    )
+    command.add_argument("--yes", action="store_true", help="of rm and prune: delete without asking")
     shape = command.add_mutually_exclusive_group()
     shape.add_argument("--csv", action="store_true", help="print exact values as CSV")
     shape.add_argument("--json", action="store_true", help="print all values as a JSON list")
@@ -93,10 +125,15 @@ def folder_and_filters(words: Sequence[str]) -> tuple[Path, list[str]]:
     return Path(named[0]), [word for word in words if word not in folders]
 
 
+def all_rows(root: Path) -> list[RunRow]:
+    """A row for each run under `root` and for each job that has none yet."""
+    return [*(read_row(folder) for folder in find_runs(root)), *unstarted(root)]
+
+
 def unstarted(root: Path) -> list[RunRow]:
     """A row for each job of a sweep that has no run yet."""
     rows = []
-    for path in sorted(root.rglob("sweep.json")):
+    for path in run_files(root, "sweep.json"):
         try:
             sweep = read_sweep(path.parent)
         except (FolderError, OSError) as error:
@@ -214,3 +251,48 @@ def as_object(row: RunRow) -> dict[str, Any]:
         "hyperparameters": row.settings,
         "reason": row.reason,
     }
+
+
+def prunable(words: Sequence[str], keep: int) -> list[Path]:
+    """The runs and sweeps, among those that are chosen as for the table, that are not among the `keep` best."""
+    root, filters = folder_and_filters(words)
+    everything = all_rows(root)
+    return not_among_best(root, everything, chosen(everything, filters, True), keep)
+
+
+def delete_runs(paths: Sequence[Path], yes: bool) -> int:
+    """Say what goes, ask, and delete it. Returns the exit status."""
+    folders = list({folder.path: folder for folder in map(doomed, paths)}.values())
+    if not folders:
+        print("nothing to delete")
+        return 0
+    rows = [[relative(one.path), one.runs, f"{one.size / 1e6:.1f}"] for one in folders]
+    print(system_text.plain_table(["folder", "runs", "MB"], rows))
+    count, size = sum(one.runs for one in folders), sum(one.size for one in folders) / 1e6
+    what = f"{count} {'run' if count == 1 else 'runs'}, {size:.1f} MB"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise RequestError(f"nothing was deleted of {what}: there is no terminal to ask on. Add --yes to delete.")
+        if input(f"Delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was deleted")
+            return 0
+    sweep_up_deleted({one.path.parent for one in folders})
+    for one in folders:
+        delete(one)
+    print(f"deleted: {what}")
+    return 0
+
+
+def remark(action: str, words: Sequence[str]) -> int:
+    """Write a run's note or tags anew. Returns the exit status."""
+    from mcls.runs.remarks import set_remark, tag_list
+
+    if len(words) != 2:
+        raise RequestError(f"mcls runs {action}: takes a run and a text, got {len(words)} words. Say {ACTIONS[action]}")
+    path, text = Path(words[0]), words[1]
+    if path.is_symlink():
+        raise FolderError(f"{path}: refused, a link. Name the folder that it leads to.")
+    key, text = ("tags", ",".join(tag_list(text))) if action == "tag" else ("note", text.strip())
+    set_remark(find_run(path), key, text)
+    print(f"{relative(path)}: {f'{key} {text}' if text else f'no {key}'}")
+    return 0

@@ -14,6 +14,7 @@ from mcls.errors import FolderError
 from mcls.report.summary import epoch_records, most_confused
 from mcls.report.svg import Curve, chart
 from mcls.runs.folder import RunFolder, read_json, read_text, unfinished
+from mcls.runs.table import REMARKS
 from mcls.system.text import clean, comma_separated, decimals
 
 PICTURE = 8_000_000  # bytes of a figure that is embedded
@@ -41,6 +42,7 @@ def page(folder: RunFolder) -> str:
             "title": f"{about['choices']['dataset']} · {about['choices']['model']}",
             "name": folder.name,
             "started": about["started"],
+            "remarks": [str(said) for key in REMARKS if (said := about.get("hyperparameters", {}).get(key))],
             "unfinished": progress(folder, result, label) if label else None,
             "summary": None if label else summary(result),
             "charts": curve_charts(folder, result),

@@ -23,6 +23,7 @@ MAX_TEXT_BYTES = 40_000_000  # bytes of a file of text that is read back, ten ti
 YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
 TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
 REPEATS = ("seed", "dataset.fold")  # keys whose values are repeats of one method, over which its measures are averaged
+DELETED = ".deleted"  # ends the name of a folder that is being deleted
 STATUSES = ("running", "finished", "stopped", "failed", "killed", "never started", "damaged")
 
 
@@ -252,9 +253,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+def run_files(root: Path, name: str = "run.json") -> list[Path]:
+    """The files called `name` in the folders of runs and sweeps under `root`, in the order of their paths."""
+    return sorted(path for path in root.rglob(name) if f"{DELETED}{os.sep}" not in str(path))
+
+
 def find_runs(root: Path) -> Iterator[RunFolder]:
     """Every run folder under `root`, in the order of their paths; a run folder is one that has a run.json."""
-    for path in sorted(root.rglob("run.json")):
+    for path in run_files(root):
         yield RunFolder(path.parent)
 
 

@@ -21,14 +21,14 @@ from mcls.runs.renamed import KEYS, target
 TABLE_METRICS = ("accuracy", "loss", "f1_macro", "ece")
 HIGH_FIRST = ("accuracy", "f1_macro", "started")  # keys, or their endings, that are sorted from high to low
 TARGET = "._target_"
+REMARKS = ("tags", "note")
 BEGINS = re.compile(r"( {0,2})([\w-]+):")  # begins a line of config.yaml that is a group or a key
 # keys that do not change what is trained; the precision that counts is the one in run.json
 FREE = {
     *REPEATS,
     "schema",
     "name",
-    "tags",
-    "note",
+    *REMARKS,
     "outputs",
     "device",
     "precision",
@@ -117,7 +117,7 @@ def method_of(config: str) -> tuple[str, dict[str, str]]:
             if key.endswith(TARGET):
                 targets[key] = target(line.partition(":")[2].strip())
                 line = f"  _target_: {targets[key]}\n"
-        if key not in FREE:
+        if key not in FREE and group not in FREE:  # of a long note there are several lines
             kept.append(line)
     return "".join(kept), targets
 
@@ -188,7 +188,8 @@ def merge(rows: list[RunRow]) -> RunRow:
 def differing_columns(rows: Iterable[RunRow]) -> list[str]:
     """The hyper-parameters that have more than one value among the runs that have them, in the order of their files.
 
-    A `_target_` is one of them where it says more than the name of the choice beside it.
+    Tags and notes, if any run has them, are among them. A `_target_` is one where it says more than the name of the
+    choice beside it.
     """
     seen: dict[str, set[str]] = {}
     chosen: dict[str, set[tuple[str, str]]] = {}
@@ -199,7 +200,7 @@ def differing_columns(rows: Iterable[RunRow]) -> list[str]:
             if key.endswith(TARGET):
                 chosen.setdefault(key, set()).add((str(row.settings.get(key.removesuffix(TARGET))), text))
     said = {key for key, pairs in chosen.items() if len({choice for choice, _ in pairs}) == len(pairs)}
-    return [key for key, values in seen.items() if len(values) > 1 and key not in said]
+    return [key for key, values in seen.items() if (len(values) > 1 or key in REMARKS) and key not in said]
 
 
 def sort_key(key: str) -> Callable[[RunRow], tuple[bool, bool, Any]]:

@@ -35,6 +35,12 @@ LAYOUT = {
 }
 
 
+def remarks(settings: dict[str, Any]) -> str:
+    """Tags and note among the hyperparameters of a run in one text, empty where it has neither."""
+    parts = (f"tags: {settings['tags']}" if settings.get("tags") else "", settings.get("note") or "")
+    return "\n\n".join(map(str, filter(None, parts)))
+
+
 def next_event(progress: dict[str, Any]) -> int:
     """The first step whose events are written anew after a checkpoint with this `progress`; 0 for a new run.
 
@@ -150,13 +156,15 @@ class RunLogger:
     def hyperparameters(self, values: dict[str, Any]) -> None:
         """Write the hyperparameters to the HPARAMS tab, which averages runs that differ only in REPEATS.
 
-        `values` are flat: dotted keys to numbers, truth values and text.
+        `values` are flat: dotted keys to numbers, truth values and text. Tags and note are a text of their own too.
         """
         from tensorboard.plugins.hparams import summary_v2
 
         same = json.dumps({key: value for key, value in values.items() if key not in REPEATS}, sort_keys=True)
         trial = hashlib.sha256(same.encode()).hexdigest()[:16]
         self.add(summary_v2.hparams_pb(values, trial_id=trial))
+        if said := remarks(values):
+            self.text("note", said)
 
     def end(self, succeeded: bool) -> None:
         """Write to the HPARAMS tab how the run ended."""
@@ -197,17 +205,30 @@ def image_summary(tag: str, png: bytes) -> Any:
 
 def publish_image(folder: Path, tag: str, png: bytes) -> None:
     """Write an image to the IMAGES tab for a folder that is not a run's; replaces an earlier one."""
+    publish_summary(folder / "events.out.tfevents.0.mcls.sweep", image_summary(tag, png))
+
+
+def publish_text(folder: Path, tag: str, markdown: str) -> None:
+    """Write a text to the TEXT tab for a run that is not being trained; replaces an earlier one."""
+    from tensorboard.plugins.text.summary_v2 import text_pb
+
+    path = folder / f"events.out.tfevents.{int(time.time()):010d}.mcls.note"
+    publish_summary(path, text_pb(f"{tag}/text_summary", markdown))  # the name that torch gives it
+    for earlier in set(folder.glob("events.out.tfevents.*.mcls.note")) - {path}:
+        with contextlib.suppress(OSError):
+            earlier.unlink()
+
+
+def publish_summary(path: Path, summary: Any) -> None:
+    """Publish an event file with one message."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     buffer, now = io.BytesIO(), time.time()
     writer = RecordWriter(buffer)
-    for event in (
-        Event(wall_time=now, file_version="brain.Event:2"),
-        Event(wall_time=now, summary=image_summary(tag, png)),
-    ):
+    for event in (Event(wall_time=now, file_version="brain.Event:2"), Event(wall_time=now, summary=summary)):
         writer.write(event.SerializeToString())
-    publish(folder / "events.out.tfevents.0.mcls.sweep", buffer.getvalue())
+    publish(path, buffer.getvalue())
 
 
 class LogFile(logging.Handler):
