@@ -14,13 +14,13 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1665,
-    "sweep": 965,
+    "sweep": 1040,
     "inference": 1540,
     "training": 2075,
-    "config": 1420,
+    "config": 1430,
     "report": 770,
     "data": 2105,
-    "runs": 1075,
+    "runs": 1080,
     "metrics": 210,
     "models": 385,
     "losses": 75,

@@ -23,6 +23,7 @@ QUICK = {"trainer.epochs": "1", "threads": "1"}  # set in every training
 SHORTER = {
     "seed=range(0,8)": "seed=range(0,2)",
     "search.trials=30": "search.trials=2",
+    "optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3": "optimizer.lr=0.01,0.1",
     "launcher.jobs=4": "launcher.jobs=2",
 }
 # what stands for a run of the reader's own, and the folder that the test makes
@@ -53,6 +54,8 @@ def typed(command: str) -> list[str]:
         words[words.index("RUN")] = "rows" if "test.csv" in words else "digits"
     if words[0] == "train" and "--summary" not in words:
         words = [word for word in words if word.split("=")[0] not in QUICK] + [f"{key}={QUICK[key]}" for key in QUICK]
+        if "search=halving" in words:  # which needs an epoch for each rung
+            words[words.index("trainer.epochs=1")] = "trainer.epochs=5"
         if {"trainer.devices=2", "launcher=parallel"} & set(words):
             words = [word.replace("dataset=cifar10", "dataset=fashion_mnist") for word in words]  # see accept_cifar10
         if any("pretrained" in word or "finetune" in word for word in words):

@@ -116,7 +116,7 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
 
         first = plan.jobs[0].config(plan.bases) if plan.bases else check.values([])[0]
         with executor(check.launcher(places), plan.path, first, stop) as runs:
-            if plan.search:
+            if plan.search and plan.samples:
                 plan, _ = run_search(plan, plan.search, partial(check.trial, changes), changes, runs)
             else:
                 runner.run_jobs(plan, runner.frozen(plan, changes) if plan.bases else compose, changes, runs)

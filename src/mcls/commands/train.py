@@ -143,7 +143,7 @@ def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> No
     if given is not None and (given / "sweep.json").exists():
         stored = read_sweep(given)
         plan.refuse_other(stored)
-        plan = replace(plan, jobs=stored.jobs, bases=stored.bases) if plan.search else plan
+        plan = replace(plan, jobs=stored.jobs, bases=stored.bases) if plan.samples else plan
     else:
         if plan.jobs:
             log.info(preflight(plan, parallel))
@@ -153,7 +153,7 @@ def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> No
     stop.resume_command = plan.resume_command
     changes = [f"trust=[{','.join(request.config['trust'])}]"]
     with executor(request.launcher, plan.path, request.config, stop) as runs:
-        if plan.search:
+        if plan.search and plan.samples:
             with checker(options.config_dir, options.config_name or "train") as check:
                 plan, failed = run_search(plan, plan.search, partial(check.trial, changes), changes, runs, fresh=True)
         else:

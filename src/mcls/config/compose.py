@@ -35,7 +35,7 @@ from mcls.config.overrides import (
     typeset,
 )
 from mcls.config.schema import Constraint, gather, leaves
-from mcls.config.sweeps import axes_of, expand, has_key, refuse_plugins, search_of, take_sweeps_own
+from mcls.config.sweeps import axes_of, expand, halving_of, has_key, refuse_plugins, search_of, take_sweeps_own
 from mcls.config.validate import check_config, choices_with, constraints_of, folder_of, key_elsewhere
 from mcls.errors import RequestError
 from mcls.runs.renamed import KEYS, rename_line, today
@@ -144,12 +144,14 @@ class Checker:
             raise RequestError("launcher: is for sweeps. Say mcls train -m.")
         if sweep and not swept:
             raise RequestError("-m: nothing varies. Give a key several values, such as seed=0,1,2, or leave -m out.")
-        if sweep and settings:
+        if sweep and "trials" in settings:
             search = search_of(settings, own, constraints_of(hydra), self.groups, config["sweep"]["max_jobs"])
         elif sweep:
             axes = axes_of(swept, config["sweep"]["zip"], config["sweep"]["max_jobs"])
             partly = any(override.key_or_group in self.groups for override in swept)
-            bases, jobs = expand(own, axes, self.groups, partial(self.base, overrides, partly))
+            listed = [override for override in own if override.key_or_group.partition(".")[0] != "search"]
+            bases, jobs = expand(listed, axes, self.groups, partial(self.base, overrides, partly))
+            search = halving_of(settings, bases, jobs) if settings else None
         folder_key = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         given = any(override.key_or_group == folder_key for override in parsed)
         try:

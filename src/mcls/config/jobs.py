@@ -73,14 +73,19 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Search:
-    """A sweep whose jobs are not listed: each is chosen by the results of the earlier ones.
+    """How the results of a sweep's jobs choose what is trained next: new jobs, or which of those listed go on.
 
     Args:
         settings: of configs/search.
-        lines: the overrides that are the same for all jobs.
-        dimensions: what is sampled.
+        lines: the overrides that are the same for all jobs that are sampled.
+        dimensions: what is sampled; nothing where the jobs are listed.
     """
 
     settings: dict[str, Any]
     lines: Sequence[str]
     dimensions: Sequence[Dimension]
+
+
+def rung_ends(settings: Mapping[str, Any], epochs: int) -> list[int]:
+    """After which of its `epochs` a job is compared with the others of search=halving, rung by rung."""
+    return [round(epochs * settings["keep"] ** left) for left in reversed(range(settings["rungs"]))]

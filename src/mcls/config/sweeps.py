@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
-from mcls.config.jobs import Base, Dimension, Job, Search
+from mcls.config.jobs import Base, Dimension, Job, Search, rung_ends
 from mcls.config.overrides import FOLDS, as_plain, choices_of, count, suggestion
 from mcls.config.schema import Constraint, gather
 from mcls.config.validate import check_fold
@@ -194,6 +194,18 @@ def search_of(
     own = (*SWEEPS_OWN, "trust")  # which are no job's
     lines = [o.input_line or "" for o in fixed if o.key_or_group.partition(".")[0] not in own]
     return Search(settings, lines, list(dimensions_of([o for o in parsed if o.is_sweep_override()], check)))
+
+
+def halving_of(settings: dict[str, Any], bases: Sequence[Base], jobs: Sequence[Job]) -> Search:
+    """search=halving over listed jobs. Raises RequestError where they have too few epochs for its rungs."""
+    for epochs in {job.config(bases)["trainer"]["epochs"] for job in jobs}:
+        ends = rung_ends(settings, epochs)
+        if ends[0] < 1 or sorted({*ends}) != ends:
+            raise RequestError(
+                f"search.rungs: {settings['rungs']} rungs with search.keep={settings['keep']:g} would end after "
+                f"{', '.join(map(str, ends))} epochs. Lower search.rungs, or raise trainer.epochs."
+            )
+    return Search(settings, [], [])
 
 
 def refuse_plugins(hydra: DictConfig) -> None:

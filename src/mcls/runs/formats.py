@@ -75,7 +75,10 @@ FILES: dict[str, Any] = {
         "bases?": [{"choices": {"*": "text"}, "config": {"trainer": {"figures": "bool"}, "dataset": {}}}],
         "frozen?": [{"base": "count", "values": {}}],
         "search?": {
-            "settings": {"kind": "text", "trials": "count", "seed": "count", "pruner?": "text"},
+            "settings": (
+                {"kind": "text", "rungs": "count", "keep": "float"},
+                {"kind": "text", "trials": "count", "seed": "count", "pruner?": "text"},
+            ),
             "lines": ["text"],
             "dimensions": [
                 {

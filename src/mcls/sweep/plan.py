@@ -30,7 +30,7 @@ class Sweep:
         jobs: in the order of their numbers.
         bases: the configurations that they are based on; none in the plans of older versions.
         names: of the jobs' folders, where hydra.sweep.subdir gives them.
-        search: how the jobs are chosen, where they are not all listed; `jobs` are then those that have been chosen.
+        search: what their results decide; where it samples, `jobs` are those that have been chosen.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Sweep:
     def resume_command(self) -> str:
         """What to type to go on with what is missing."""
         own = [word for word in shlex.split(self.command) if word.startswith(("trust=", "launcher"))]
-        own += self.config_dirs if self.search else []  # its next jobs are composed of the same files
+        own += self.config_dirs if self.samples else []  # its next jobs are composed of the same files
         return " ".join(["mcls resume", shell_path(relative(self.path)), *map(shlex.quote, own)])
 
     @property
@@ -73,12 +73,6 @@ class Sweep:
             return RunFolder(self.path / self.names[number])
         return RunFolder(self.path / job_name(number, ",".join(sorted(self.changed(self.jobs[number].overrides)))))
 
-    @property
-    def complete(self) -> bool:
-        """Whether every job is known and has come to an end, good or bad."""
-        results = [self.folder(number).read_result() or {} for number in range(len(self.jobs))]
-        return bool(results) and all(result.get("status") in ("finished", "failed") for result in results)
-
     def stopped(self, error: Stopped) -> Stopped:
         """`error`, which stopped a job, with the command that goes on with all of them."""
         return Stopped(f"{error}, or the whole sweep with: {self.resume_command}", error.signal_number)
@@ -90,7 +84,7 @@ class Sweep:
         fixed = ({key for key in plan.fixed if not key.startswith("hydra")} for plan in (self, stored))
         if self.sampled != stored.sampled or next(fixed) != next(fixed):
             raise RequestError(f"{self.path}: already holds another sweep. Name a new sweep.name.")
-        for mine, planned in zip(self.jobs, stored.jobs, strict=not self.search):
+        for mine, planned in zip(self.jobs, stored.jobs, strict=not self.samples):
             if planned.base is None:
                 return
             before = dict(leaves(planned.config(stored.bases)))
@@ -103,11 +97,17 @@ class Sweep:
                     )
 
     @property
+    def samples(self) -> bool:
+        """Whether a search makes the jobs, which are not all known at the beginning."""
+        return self.search is not None and bool(self.search.dimensions)
+
+    @property
     def sampled(self) -> str:
         """What makes a sweep the same as another, besides its fixed keys: its jobs, or what it samples and how."""
+        listed = [] if self.samples else [job.overrides for job in self.jobs]
         if self.search is None:
-            return to_json([job.overrides for job in self.jobs])
-        return to_json({**asdict(self.search), "settings": {**self.search.settings, "trials": None}})
+            return to_json(listed)
+        return to_json([listed, {**asdict(self.search), "settings": {**self.search.settings, "trials": None}}])
 
     def changed(self, overrides: Sequence[str]) -> list[str]:
         """The overrides of a job that are not the same for all."""
@@ -127,6 +127,15 @@ def read_sweep(path: Path) -> Sweep:
     jobs = [Job(each, job["base"], job["values"]) for each, job in zip(lines, frozen, strict=True)] if frozen else []
     search, given = None, about.get("search")
     if given is not None:
-        given["settings"].setdefault("pruner", "none")  # which older versions do not have
         search = Search(given["settings"], given["lines"], [Dimension(**each) for each in given["dimensions"]])
+        check_search_settings(search, path / "sweep.json")
     return Sweep(path, about["command"], about["fixed"], jobs or [Job(each) for each in lines], bases, names, search)
+
+
+def check_search_settings(search: Search, path: Path) -> None:
+    """Raise FolderError for settings, read from `path`, that no command line can have."""
+    settings = search.settings
+    if not search.dimensions and not (2 <= settings.get("rungs", 0) <= 10 and 0 < settings["keep"] < 1):
+        raise FolderError(f"{path}: damaged, search.rungs or search.keep is out of range.")
+    if search.dimensions:
+        settings.setdefault("pruner", "none")  # which older versions do not have

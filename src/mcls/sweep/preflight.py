@@ -38,10 +38,11 @@ def preflight(plan: Sweep, parallel: int = 1) -> str:
     costs: dict[str, tuple[float, float]] = {}
     first: dict[str, int] = {}  # the first job of each combination
     keys, epochs = [], []
+    share = 1.0 if plan.search is None else share_of(plan.search.settings)
     for number, job in enumerate(plan.jobs):
         config = job.config(plan.bases)
         keys.append(json.dumps([*(config[part] for part in PARTS), config["trainer"]["batch_size"]]))
-        epochs.append(config["trainer"]["epochs"])
+        epochs.append(config["trainer"]["epochs"] * share)
         first.setdefault(keys[-1], number)
 
     def attempt(number: int) -> None:
@@ -67,6 +68,12 @@ def preflight(plan: Sweep, parallel: int = 1) -> str:
     untried = f"; {len(first) - len(costs)} of its models are checked by their jobs" if len(costs) < len(first) else ""
     lasting = duration(seconds * math.ceil(len(keys) / parallel))
     return f"{len(keys):,} {'job' if len(keys) == 1 else 'jobs'}, about {lasting}, {size / 1e6:,.0f} MB{untried}"
+
+
+def share_of(settings: dict[str, Any]) -> float:
+    """Fraction of all epochs that search=halving trains, about."""
+    keep, rungs = settings["keep"], settings["rungs"]
+    return float(keep ** (rungs - 1) * (1 + (rungs - 1) * (1 - keep)))
 
 
 def mean_of(costs: dict[str, tuple[float, float]]) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """The jobs of a sweep and its end: the test set and the table."""
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,10 +11,11 @@ from mcls.errors import Stopped
 from mcls.report.summary import percent
 from mcls.runs.folder import relative
 from mcls.sweep.executors import Executor
+from mcls.sweep.halving import rungs_of
 from mcls.sweep.plan import Sweep
 from mcls.sweep.preflight import duration
 from mcls.sweep.summary import summarise
-from mcls.sweep.table import write_table
+from mcls.sweep.table import Setting, write_table
 from mcls.sweep.task import Task, record_failure
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
@@ -38,7 +40,13 @@ def run_jobs(
 
     Raises Stopped. A job that fails is recorded in its folder and stops no other.
     """
-    return Driver(plan, changes, runs, fresh).run(range(len(plan.jobs)), configure)
+    driver = Driver(plan, changes, runs, fresh)
+    if plan.search is None:
+        return driver.run(range(len(plan.jobs)), configure)
+    for numbers, until in rungs_of(plan, plan.search):
+        driver.begin_rung(len(numbers), until)
+        driver.run(numbers, configure)
+    return driver.failed
 
 
 class Driver:
@@ -52,9 +60,14 @@ class Driver:
     def __init__(self, plan: Sweep, changes: Sequence[str], runs: Executor, fresh: bool) -> None:
         self.plan, self.changes, self.runs, self.fresh = plan, changes, runs, fresh
         self.failed: list[str] = []
-        self.total = plan.search.settings["trials"] if plan.search else len(plan.jobs)
+        self.total = plan.search.settings["trials"] if plan.search and plan.samples else len(plan.jobs)
         self.begun, self.done, self.written = time.monotonic(), 0, 0.0
-        self.best = -1.0, ""
+        self.until: Sequence[int] = ()
+
+    def begin_rung(self, jobs: int, until: Sequence[int]) -> None:
+        """From now on train each job up to its epoch in `until` alone; so many `jobs` will be asked for."""
+        self.total, self.until = jobs, until
+        self.begun, self.done, self.written = time.monotonic(), 0, 0.0
 
     def run(self, numbers: Iterable[int], configure: Configure, told: Callable[[int], object] = int) -> list[str]:
         """Bring the jobs with these numbers to their end. Returns why jobs failed.
@@ -88,9 +101,10 @@ class Driver:
         goes_on = folder.begun and not self.fresh
         config, choices = (None, {}) if goes_on else configure(number)
         command, again, search = self.plan.command, self.plan.resume_command, self.plan.search
-        prunes = search is not None and search.settings["pruner"] != "none"
+        prunes = search is not None and search.settings.get("pruner", "none") != "none"
         pruner = {"path": str(self.plan.path), "settings": search.settings} if search and prunes else {}
-        return Task(number, folder.path, job.overrides, command, again, config, choices, self.changes, pruner)
+        until = self.until[number] if self.until else None
+        return Task(number, folder.path, job.overrides, command, again, config, choices, self.changes, pruner, until)
 
     def collect(self, told: Callable[[int], object]) -> None:
         """Wait for a job to end. Raises Stopped."""
@@ -107,28 +121,30 @@ class Driver:
         if reason:
             self.failed.append(reason)
         told(number)
-        started = time.monotonic()
+        started, settings = time.monotonic(), []
         if started - self.begun >= 20 * self.written:
-            write_table(self.plan)
+            settings = write_table(self.plan)
             self.written += time.monotonic() - started
-        self.tell_progress(number, reason)
+        self.tell_progress(number, reason, settings)
 
-    def tell_progress(self, number: int, reason: str) -> None:
-        """One line: how the job ended if it ran elsewhere, how many are done, how long the others will take."""
-        result = self.plan.folder(number).finished() or {}
-        accuracy = (result.get("val") or {}).get("accuracy", -1.0)
-        if accuracy > self.best[0]:
-            self.best = accuracy, " ".join(self.plan.changed(self.plan.jobs[number].overrides))
+    def tell_progress(self, number: int, reason: str, settings: Sequence[Setting]) -> None:
+        """One line: how the job ended if it ran elsewhere, how many are done, how long the others will take.
+
+        Args:
+            settings: of the table, if it was just written: it says which is best so far.
+        """
         parts = []
         if self.runs.capacity > 1:
+            result = self.plan.folder(number).finished() or {}
             said = f"val {percent(result['val'])}" if result.get("val") else result.get("status", "")
             parts.append(f"job {number}: " + (f"failed: {reason}" if reason else said))
         parts.append(f"{self.done} of {self.total} jobs done")
         if self.done < self.total:
             left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
             parts[-1] += f", about {duration(left)} left"
-        if self.best[0] >= 0:
-            parts.append(f"best so far: val {self.best[0]:.2%} with {self.best[1]}")
+        if settings and (accuracies := settings[0].measured("val")):
+            values = " ".join(f"{key}={value}" for key, value in settings[0].values.items())
+            parts.append(f"best so far: val {statistics.fmean(accuracies):.2%}" + (values and f" with {values}"))
         log.info("; ".join(parts))
 
 

@@ -33,6 +33,7 @@ class Task:
         config, choices: its configuration; None where what was begun goes on as its own folder says.
         changes: `key=value` for what was begun: where its data are, which packages to trust.
         pruner: `path` and `settings` of the search that may end it early; nothing where none does.
+        until: the epoch after which it ends for now, in a rung of search=halving; it has fewer so far.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Task:
     choices: dict[str, str]
     changes: Sequence[str]
     pruner: dict[str, Any] = field(default_factory=dict)
+    until: int | None = None
 
 
 def run_task(task: Task, stop: StopRequest) -> str:
@@ -58,7 +60,10 @@ def run_task(task: Task, stop: StopRequest) -> str:
         make_folder(folder.path)
         if task.pruner:
             stop.prune = pruner_of(Path(task.pruner["path"]), task.pruner["settings"], task.number)
-        if task.config is not None:
+        finished = folder.begun and folder.finished() is not None
+        if (until := task.until) is not None:
+            stop.prune = lambda epoch, accuracy: epoch >= until
+        if task.config is not None and not (finished and until):
             origin: dict[str, Any] = {
                 "command": task.command,
                 "overrides": list(task.overrides),
@@ -67,7 +72,7 @@ def run_task(task: Task, stop: StopRequest) -> str:
             if not folder.begun:
                 origin["test_closed"] = task.config["sweep"]["test"] != "all"
             run_or_resume(task.config, origin, folder, stop, "sweep.name")
-        elif folder.finished() is None:
+        elif until or not finished:
             resume(folder, saved_config(folder, task.changes), stop)
         else:
             log.info("already finished")
