@@ -13,13 +13,13 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1665,
-    "sweep": 1040,
-    "inference": 1540,
+    "commands": 1735,
+    "sweep": 1060,
+    "inference": 1620,
     "training": 2075,
     "config": 1430,
     "report": 770,
-    "data": 2105,
+    "data": 2110,
     "runs": 1080,
     "metrics": 210,
     "models": 385,

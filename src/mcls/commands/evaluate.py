@@ -3,6 +3,8 @@
 import argparse
 import logging
 import os
+import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcls.commands.options import (
@@ -17,13 +19,14 @@ from mcls.commands.options import (
 )
 from mcls.errors import RequestError
 from mcls.report.summary import percent
-from mcls.runs.folder import RunFolder, find_run, read_json, relative, unfinished
+from mcls.runs.folder import RunFolder, find_run, read_json, relative, shell_path, unfinished
 from mcls.system import text
 from mcls.system.console import console
 from mcls.system.files import publish
 
 if TYPE_CHECKING:
     from mcls.inference.evaluate import Evaluation
+    from mcls.inference.load import LoadedRun
 
 log = logging.getLogger("mcls")
 
@@ -43,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         description="Evaluate a run on a split of its data. The results are written to its folder: evaluation.json, "
         "figures/evaluation-*.png. Each evaluation on the test set is counted; --data is no such evaluation.",
     )
-    command.add_argument("run", type=path, metavar="RUN", help="the run's folder")
+    command.add_argument("run", type=path, metavar="RUN", help="the run's folder; with --ensemble, a sweep's")
     command.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example dataset.root=DIR")
     command.add_argument("--split", choices=("train", "val", "test"), help="test (default), val or train")
     other = "a folder that holds a folder of images for each class, or a table with the column of the classes"
@@ -51,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     add_checkpoint(command)
     add_device(command)
     add_tta(command)
+    whole = "measure the mean of the probabilities of the runs of a sweep's best setting, its seeds or folds"
+    command.add_argument("--ensemble", action="store_true", help=whole)
     command.add_argument("--mistakes", action="store_true", help="list the samples with the most doubtful labels")
     return command
 
@@ -58,12 +63,18 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Evaluate one run. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
-    folder = find_run(options.run)
+    sweep = (options.run / "sweep.json").is_file()
+    if options.ensemble and not sweep:
+        raise RequestError(f"--ensemble: takes the folder of a sweep, {options.run} is none. Omit it.")
+    if sweep and not options.ensemble:
+        runs = f"mcls runs {shell_path(options.run)}"
+        raise RequestError(f"{options.run}: a sweep. Add --ensemble, or name one of its runs: {runs}")
+    folder = RunFolder(options.run) if sweep else find_run(options.run)
     if options.data and options.split:
         raise RequestError("--data: not with --split, which names data of the run. Omit one.")
     check_effective(options.changes, ("trust",) if options.data else DATA_KEYS, "mcls evaluate")
     with console():
-        measure(folder, options)
+        (measure_ensemble if options.ensemble else measure)(folder, options)
     return 0
 
 
@@ -95,8 +106,62 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
         **evaluation.report,
         **other,
     }
-    order = evaluate.doubted(evaluation) if options.mistakes else None
     print_evaluation(report, openings, classes)
+    keep(folder, evaluation, report, options.mistakes, classes)
+
+
+def measure_ensemble(folder: RunFolder, options: argparse.Namespace) -> None:
+    """Measure the runs of a sweep's best setting, and the mean of their probabilities; print and write."""
+    from mcls.inference import ensemble, evaluate
+    from mcls.inference.labelled import labelled_split
+    from mcls.inference.load import load_run
+    from mcls.sweep.members import best_members
+
+    only, tta = options.data is not None, options.tta
+    members: list[LoadedRun] = [
+        load_run(each, options.checkpoint, options.device, options.changes, model_only=only, tta=tta)
+        for each in best_members(options.run)
+    ]
+    whole = ensemble.mean_run(members, folder)
+    folder.refuse_links()
+    if options.data:
+        split, name, other = labelled_split(whole, options.data)
+        val, openings = None, 0
+    else:
+        asked = any(change.startswith("dataset.download=") for change in options.changes)
+        split, name, openings, val = ensemble.open_common(members, whole, options.split or "test", asked)
+        other = {}
+    measured = ensemble.measure_members(members, split, selected=name == "val")
+    evaluation = evaluate.evaluate(whole, split, name, val)
+    used = {"tta": members[0].tta} if members[0].tta else {}
+    report = {"checkpoint": options.checkpoint, **evaluation.report, **used, "members": measured, **other}
+    del report["epoch"]
+    print_members(report)
+    print_evaluation(report, openings, whole.classes)
+    keep(folder, evaluation, report, options.mistakes, whole.classes)
+
+
+def print_members(report: dict[str, Any]) -> None:
+    """A row for each member, for their mean, and for the ensemble."""
+    keys = ("accuracy", "loss", "ece")
+    lines: list[dict[str, Any]] = [*report["members"]]
+    lines.append({"run": "mean", **{key: statistics.fmean(each[key] for each in report["members"]) for key in keys}})
+    lines.append({"run": "ensemble", **{key: report[key] for key in (*keys, "interval") if key in report}})
+    bounds = ["{:.4f} to {:.4f}".format(*line["interval"]) if "interval" in line else "" for line in lines]
+    rows = [
+        [text.clean(line["run"]), f"{line['accuracy']:.4f}", bound, *(f"{line[key]:.4f}" for key in keys[1:])]
+        for line, bound in zip(lines, bounds, strict=True)
+    ]
+    print(text.plain_table(["run", f"{report['split']} accuracy", "interval", "log-loss", "ECE"], rows), end="\n\n")
+
+
+def keep(
+    folder: RunFolder, evaluation: "Evaluation", report: dict[str, Any], mistakes: bool, classes: Sequence[str]
+) -> None:
+    """Write what was measured, and say where."""
+    from mcls.inference import evaluate
+
+    order, name = evaluate.doubted(evaluation) if mistakes else None, report["split"]
     if not os.access(folder.path, os.W_OK):
         log.warning(f"{relative(folder.path)}: not writable; the results are neither saved nor counted.")
         return
@@ -110,7 +175,9 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
 
 def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> None:
     """The measures as tables on the terminal."""
-    print(f"{report['split']:<5} {percent(report)}; {report['checkpoint']} checkpoint, of epoch {report['epoch']}")
+    count = len(report.get("members", []))
+    which = f"mean of the probabilities of {count} runs" if count else f"of epoch {report['epoch']}"
+    print(f"{report['split']:<5} {percent(report)}; {report['checkpoint']} checkpoint, {which}")
     if "tta" in report:
         print(f"test-time augmentation: {report['tta']}")
     if "unfinished" in report:

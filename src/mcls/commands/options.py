@@ -143,9 +143,9 @@ def open_classifier(
     temperature: str | None = None,
     risk: float | None = None,
 ) -> "Classifier":
-    """The model in a run folder or in an exported ONNX file; the arguments are the options'."""
+    """The model in a run folder or in an exported ONNX file, or those of a sweep; the arguments are the options'."""
     from mcls.inference.predict import from_onnx, from_run
-    from mcls.runs.folder import find_run
+    from mcls.runs.folder import RunFolder, find_run
 
     if path.suffix.lower() == ".onnx" and path.is_file():
         if tta:
@@ -154,4 +154,11 @@ def open_classifier(
             given = "--temperature" if temperature else "--reject-below"
             raise RequestError(f"{given}: takes a run folder. mcls export --temperature val puts that into the file.")
         return from_onnx(path, device)
+    if (path / "sweep.json").is_file():
+        from mcls.inference.ensemble import load_classifier
+        from mcls.sweep.members import best_members
+
+        if risk:
+            raise RequestError("--reject-below: takes the folder of a run, not of a sweep. Omit it.")
+        return load_classifier(best_members(path), RunFolder(path), device, changes, tta, temperature is not None)
     return from_run(find_run(path), device, changes, tta, temperature is not None, risk)

@@ -78,10 +78,10 @@ def parser() -> argparse.ArgumentParser:
     command = Parser(
         prog="mcls predict",
         description="Classify images, or the rows of CSV files if the run was trained on a table. An invalid file "
-        "or row is reported on stderr and skipped, and the exit status is 3. The model is the "
-        "selected one of a run, or a file written by mcls export.",
+        "or row is reported on stderr and skipped, and the exit status is 3. The model is the selected one of a run, "
+        "or a file written by mcls export. Of a sweep, it is the mean of the probabilities of the best setting's runs.",
     )
-    command.add_argument("run", type=path, metavar="RUN", help="the run's folder, or an exported .onnx file")
+    command.add_argument("run", type=path, metavar="RUN", help="folder of a run or a sweep, or an exported .onnx file")
     named = "files, folders, patterns; - reads a list from stdin; and trust=[my_package] for a model of yours"
     command.add_argument("inputs", nargs="+", type=expanded, metavar="INPUT", help=named)
     command.add_argument("--top", type=positive, default=1, metavar="K", help="how many classes to name (default 1)")

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "/health, /metadata, /openapi.json and /metrics; a page to try it at /. It listens on this machine only unless "
         "--host says otherwise, and asks for no password. Ctrl-C or SIGTERM ends it when what has come is answered.",
     )
-    command.add_argument("run", type=path, metavar="RUN", help="the run's folder, or an exported .onnx file")
+    command.add_argument("run", type=path, metavar="RUN", help="folder of a run or a sweep, or an exported .onnx file")
     command.add_argument(
         "changes", nargs="*", type=override, metavar="key=value", help="for example trust=[my_package]"
     )

@@ -8,6 +8,7 @@ A row's number is that of the file, whose header is row 1. An encoder is a plain
     missing, missing_values, unseen    as in configs/dataset/csv.yaml
     target       name of the column of classes
     delimiter    as in configs/dataset/csv.yaml, added for new files; there may be none
+    members      of an ensemble whose members encode rows differently: their encoders; inputs are theirs side by side
 """
 
 import math
@@ -228,6 +229,9 @@ def encode_table(table: Table, encoder: dict[str, Any]) -> NDArray[np.float32]:
 
     Raises DataError, naming row, column and value, for what the encoder does not take.
     """
+    if "members" in encoder:
+        each = [{**member, "unseen": encoder["unseen"]} for member in encoder["members"]]
+        return np.concatenate([encode_table(table, member) for member in each], axis=1)
     settings = zip(encoder["columns"], encoder["means"], encoder["stds"], encoder["categories"], strict=True)
     words = ["", *encoder["missing_values"]]
     parts = []
@@ -278,7 +282,9 @@ def indicators(
 
 
 def count_unseen(table: Table, encoder: dict[str, Any]) -> int:
-    """How many cells hold categories that an encoder does not know."""
+    """How many cells hold categories that an encoder does not know; of members the most."""
+    if "members" in encoder:
+        return max(count_unseen(table, member) for member in encoder["members"])
     words = ["", *encoder["missing_values"]]
     known = zip(encoder["columns"], encoder["categories"], strict=True)
     return sum(

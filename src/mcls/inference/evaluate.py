@@ -58,10 +58,15 @@ def rebuild_dataset(loaded: LoadedRun, download: bool) -> Dataset:
         node = {**node, "download": False}
     with pointing(loaded.folder, node):
         dataset: Dataset = build("dataset", node, loaded.config["trust"], cache=loaded.config["cache"])
+    check_trained_on(loaded, dataset)
+    return dataset
+
+
+def check_trained_on(loaded: LoadedRun, dataset: Dataset) -> None:
+    """Raise DataError when `dataset` is not the one that the run was trained on."""
     rebuilt = (dataset.classes, dataset.input_shape, dataset.mean, dataset.std, dataset.encoder)
     if rebuilt != (loaded.classes, loaded.input_shape, loaded.mean, loaded.std, loaded.encoder):
         raise DataError(f"dataset: its classes, shape or statistics differ from those of {loaded.folder.path}.")
-    return dataset
 
 
 def open_split(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, str, int]:
