@@ -44,6 +44,10 @@ def test_a_sweep_in_place_of_a_run_names_its_best_run(tmp_path: Path) -> None:
         find_run(tmp_path)
     told = f"{tmp_path}: a sweep, not a run. Name one of its runs; the best on val: 1"  # from where the test is
     assert str(caught.value) == told
+    (tmp_path / "sweep.csv").write_text("jobs,optimizer.lr\n0 2,0.1\n1,0.2\n")  # whose best setting is that of 0 and 2
+    with pytest.raises(FolderError) as caught:
+        find_run(tmp_path)
+    assert str(caught.value) == told.replace("val: 1", "val: 0")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -18,8 +18,8 @@ def parser() -> argparse.ArgumentParser:
         "metrics, samples, configuration, environment and the command that reproduces it; of a sweep the table of its "
         "settings, its pictures and the best command. It runs no script.",
     )
-    command.add_argument("run", type=path, metavar="RUN", help="folder of a run or of a sweep")
-    command.add_argument("--output", type=path, metavar="FILE", help="default RUN/report.html")
+    command.add_argument("run", type=path, metavar="RUN|SWEEP", help="folder of a run or of a sweep")
+    command.add_argument("--output", type=path, metavar="FILE", help="default: report.html in that folder")
     return command
 
 

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         "on the CPU. Keys that do not change what is trained may be changed, and how long is trained: trainer.epochs, "
         "patience, max_steps and max_minutes, to go on for longer or to end earlier.",
     )
-    made.add_argument("run", type=path, metavar="RUN", help="folder of a run or of a sweep")
+    made.add_argument("run", type=path, metavar="RUN|SWEEP", help="folder of a run or of a sweep")
     made.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example trainer.epochs=30")
     made.add_argument("--config-dir", type=path, metavar="DIR", help="of a sweep that was begun with it")
     return made

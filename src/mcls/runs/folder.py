@@ -135,17 +135,25 @@ def why_no_run(path: Path) -> str:
     """What `path`, which is no run folder, is instead, and what to do."""
     if path.suffix in (".onnx", ".pt2", ".safetensors") and path.is_file():
         return "an exported model. This takes the folder of a run; only mcls predict also takes an .onnx file."
-    best: tuple[float, str] | None = None
-    runs = [*path.glob("*/run.json"), *path.glob("*/*/run.json")]
+    runs, best = [*path.glob("*/run.json"), *path.glob("*/*/run.json")], []
+    chosen = best_jobs(path)
     for file in runs if (path / "sweep.json").is_file() else []:
         with contextlib.suppress(FolderError, KeyError, TypeError):
-            candidate = (RunFolder(file.parent).read_result() or {})["val"]["accuracy"], relative(file.parent)
-            best = max(best or candidate, candidate)
+            accuracy = float((RunFolder(file.parent).read_result() or {})["val"]["accuracy"])
+            best.append((file.parent.name.partition("_")[0] in chosen, accuracy, relative(file.parent)))
     if best:
-        return f"a sweep, not a run. Name one of its runs; the best on val: {best[1]}"
+        return f"a sweep, not a run. Name one of its runs; the best on val: {max(best)[-1]}"
     return "not a run folder, it has no run.json." + (
         f" List the runs in it: mcls runs {shell_path(path)}" if runs else ""
     )
+
+
+def best_jobs(path: Path) -> list[str]:
+    """Numbers of the jobs in the first row of the table of the sweep in `path`; nothing where it has none."""
+    with contextlib.suppress(FolderError, ValueError):
+        header, first, *_ = read_text(path / "sweep.csv").splitlines()
+        return first.partition(",")[0].split() if header.startswith("jobs,") else []
+    return []
 
 
 def as_yaml(config: dict[str, Any]) -> str:
