@@ -37,7 +37,7 @@ def screenshot(url: str, folder: Path) -> np.ndarray:
 
 def document(url: str, folder: Path) -> str:
     """The page as it stands once its scripts have run."""
-    return ask(url, folder, "--dump-dom")
+    return ask(url, folder, "--window-size=1500,1100", "--dump-dom")
 
 
 def busy_parts(pixels: np.ndarray, size: int = 100) -> float:

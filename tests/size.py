@@ -20,7 +20,7 @@ BUDGETS = {
     "config": 1430,
     "report": 770,
     "data": 2110,
-    "runs": 1085,
+    "runs": 1095,
     "metrics": 210,
     "models": 385,
     "losses": 75,

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from browser import busy_parts, document, needs_chromium, screenshot
-from mcls.commands.board import RUN_COLOURS
+from mcls.commands.board import PINNED, RUN_COLOURS
 from trained import train
 
 Main = Callable[..., int]
@@ -73,11 +73,13 @@ def test_serves_arranged_until_a_signal(outputs: Path, number: int) -> None:
         parts = urlsplit(address)
         assert (parts.hostname, parts.fragment) == ("127.0.0.1", "timeseries")
         asked = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        assert json.loads(asked["pinnedCards"]) == [{"plugin": "scalars", "tag": "val/accuracy"}]
+        pinned = json.loads(asked["pinnedCards"])
+        assert pinned[0] == {"plugin": "scalars", "tag": "val/accuracy"}
         assert (asked["smoothing"], asked["runColorGroup"]) == ("0", f"regex:{RUN_COLOURS}")
         found = tags(f"http://{parts.netloc}/")
         assert set(found) == {"blobs-mlp/run0", "blobs-mlp/run1"}
-        assert "val/accuracy" in found["blobs-mlp/run0"]
+        assert {card["tag"] for card in pinned} <= set(found["blobs-mlp/run0"])
+        assert "epoch" not in found["blobs-mlp/run0"]
         helpers = children(process.pid)
         process.send_signal(number)
         _, err = process.communicate(timeout=20)
@@ -153,6 +155,6 @@ def test_looks_as_arranged_in_a_browser(outputs: Path, tmp_path: Path) -> None:
         page = document(address, tmp_path)
         pixels = screenshot(address, tmp_path)
     (pinned,) = re.findall(r"<metrics-pinned-view.*?</metrics-pinned-view>", page, re.DOTALL)
-    assert set(re.findall(r"(?:train|val|test|best|time)/\w+", pinned)) == {"val/accuracy"}
+    assert set(re.findall(r"(?:train|val|test|best|time)/\w+", pinned)) == set(PINNED)
     assert "blobs-mlp/run1" in page
     assert busy_parts(pixels) > 0.3

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -213,7 +214,23 @@ def test_the_hparams_tab_is_filled(mcls: Main, tmp_path: Path) -> None:
     assert start.hparams["model"].string_value == "mlp"
     assert start.hparams["optimizer.nesterov"].bool_value is False
     assert end.status == 1  # success
-    assert start.group_name
+    assert re.fullmatch(r"blobs-mlp trainer.epochs=2 \([0-9a-f]{6}\)", start.group_name), start.group_name
+
+
+def test_hparams_averages_seeds_and_the_text_tab_has_the_job_s_command(mcls: Main, tmp_path: Path) -> None:
+    lines = ("trainer.epochs=1", "trainer.figures=false", "note='not compared'")
+    assert mcls("train", "-m", *lines, "seed=0,1", "optimizer.lr=0.1,0.2") == 0
+    names = []
+    for run in runs(tmp_path):
+        found = hparams_of(run)
+        names += [data.session_start_info.group_name for tag, data in found.items() if tag.endswith("start_info")]
+        texts = [t.tensor_proto.string_val[0].decode() for t in events_of(run).Tensors("command/text_summary")]
+        rate = read_yaml(run / "config.yaml")["optimizer"]["lr"]
+        assert " -m " not in texts[0] and f"optimizer.lr={rate}" in texts[0]
+    assert len(names) == 4 and len(set(names)) == 2
+    assert {name.rsplit(" (")[0] for name in names} == {
+        f"blobs-mlp trainer.epochs=1 optimizer.lr={rate}" for rate in ("0.1", "0.2")
+    }
 
 
 def test_the_same_command_gives_the_same_weights_alone_and_in_a_sweep(mcls: Main, tmp_path: Path) -> None:

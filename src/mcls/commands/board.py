@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from mcls.errors import MachineError, RequestError
 from mcls.runs.folder import find_runs
 from mcls.system.signals import StopRequest
 
-PINNED = '[{"plugin":"scalars","tag":"val/accuracy"}]'  # cards on top, as JSON
+PINNED = ("val/accuracy", "train/accuracy", "val/loss", "train/loss")  # the cards on top
 # one colour for each <dataset>-<model>, one for each job of a sweep
 RUN_COLOURS = r"^((?:.*/)?sweeps/.+|.+(?=/[^/]+$))"
 IMAGES = 100  # steps of an image that are kept; TensorBoard's own 10 would drop some
@@ -26,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = Parser(
         prog="mcls board",
-        description="Start TensorBoard for the runs in a folder, on this machine only: val/accuracy on top, one "
-        "colour per data set and model, no smoothing. Ctrl-C ends it.",
+        description="Start TensorBoard for the runs in a folder, on this machine only: accuracy and loss of val and "
+        "train on top, one colour per data set and model, no smoothing. Ctrl-C ends it.",
     )
     command.add_argument("folder", nargs="?", type=path, metavar="DIR", help="default outputs")
     command.add_argument("--port", type=int, help="default: 6006 or the next free port")
@@ -80,7 +81,8 @@ def serve(folder: Path, port: int | None) -> str:
 
 def address(url: str, folder: Path) -> str:
     """`url` with the arrangement, which the time series page reads out of it."""
-    query: dict[str, object] = {"pinnedCards": PINNED, "smoothing": 0}
+    cards = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
+    query: dict[str, object] = {"pinnedCards": json.dumps(cards, separators=(",", ":")), "smoothing": 0}
     deep = any(folder not in (run.path, run.path.parent) for run in find_runs(folder))
     if deep:  # without a folder in its name every run has a colour
         query["runColorGroup"] = f"regex:{RUN_COLOURS}"

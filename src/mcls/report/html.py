@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import math
-import shlex
 from importlib.resources import files
 from typing import Any
 
@@ -13,7 +12,7 @@ from markupsafe import Markup, escape
 from mcls.errors import FolderError
 from mcls.report.summary import epoch_records, most_confused
 from mcls.report.svg import Curve, chart
-from mcls.runs.folder import RunFolder, read_json, read_text, unfinished
+from mcls.runs.folder import RunFolder, own_command, read_json, read_text, unfinished
 from mcls.runs.table import REMARKS
 from mcls.system.text import clean, comma_separated, decimals
 
@@ -53,7 +52,7 @@ def page(folder: RunFolder) -> str:
             "choices": list(about["choices"].items()),
             "config": read_text(folder.config).splitlines(),
             "machine": machine(about),
-            "command": command(about),
+            "command": own_command(about),
         }
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         reason = clean(f"{type(error).__name__}: {error}")
@@ -202,10 +201,3 @@ def machine(about: dict[str, Any]) -> list[tuple[str, Any]]:
     keys = ("device", "device_name", "precision", "channels_last", "seed")
     values = {key: about.get(key) for key in keys} | {k: v for k, v in environment.items() if k != "packages"}
     return [(key, value) for key, value in (values | environment["packages"]).items() if value is not None]
-
-
-def command(about: dict[str, Any]) -> str:
-    """What to type for this run alone; a sweep's own command would repeat all of it."""
-    typed = str(about["command"])
-    sweeping = {"-m", "--multirun"} & set(shlex.split(typed))
-    return shlex.join(["mcls", "train", *map(str, about["overrides"])]) if sweeping else typed

@@ -192,6 +192,13 @@ def shell_path(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
+def own_command(about: dict[str, Any]) -> str:
+    """What to type for this run alone, by the content of run.json; a sweep's own command would repeat all of it."""
+    typed = str(about["command"])
+    sweeping = {"-m", "--multirun"} & set(shlex.split(typed))
+    return shlex.join(["mcls", "train", *map(str, about["overrides"])]) if sweeping else typed
+
+
 def slug(text: str, limit: int = 100) -> str:
     """`text` as a part of a file name: letters, digits and ``. _ - = , +`` alone, at most `limit` characters."""
     return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text).strip("._")[:limit] or "_"

@@ -11,13 +11,14 @@ import itertools
 import json
 import logging
 import os
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError, MclsError, Stopped
-from mcls.runs.folder import REPEATS, STRICT, RunFolder, parse_json, relative, shell_path
+from mcls.runs.folder import REPEATS, STRICT, RunFolder, own_command, parse_json, relative, shell_path
 from mcls.runs.formats import EPOCH
 from mcls.system.files import open_plain, publish, to_json
 
@@ -140,7 +141,6 @@ class RunLogger:
         splits = ((name, record[name]) for name in ("train", "val", "test") if name in record)
         values = {f"{split}/{name}": value for split, scalars in splits for name, value in scalars.items()}
         values["time/samples_per_second"] = record["samples_per_second"]
-        values["epoch"] = record["epoch"]
         self.scalars(record["step"], values)
 
     def text(self, tag: str, markdown: str) -> None:
@@ -153,17 +153,17 @@ class RunLogger:
         """Write an image, given as a PNG file, to the IMAGES tab."""
         self.add(image_summary(tag, png), step)
 
-    def hyperparameters(self, values: dict[str, Any]) -> None:
-        """Write the hyperparameters to the HPARAMS tab, which averages runs that differ only in REPEATS.
+    def setting(self, about: dict[str, Any], config: str) -> None:
+        """Write the run's command and configuration, a YAML text, to the TEXT tab and its setting to HPARAMS.
 
-        `values` are flat: dotted keys to numbers, truth values and text. Tags and note are a text of their own too.
+        Tags and note are a text of their own too.
         """
         from tensorboard.plugins.hparams import summary_v2
 
-        same = json.dumps({key: value for key, value in values.items() if key not in REPEATS}, sort_keys=True)
-        trial = hashlib.sha256(same.encode()).hexdigest()[:16]
-        self.add(summary_v2.hparams_pb(values, trial_id=trial))
-        if said := remarks(values):
+        self.text("command", f"    {own_command(about)}")
+        self.text("config", textwrap.indent(config, "    "))
+        self.add(summary_v2.hparams_pb(about["hyperparameters"], trial_id=trial_id(about)))
+        if said := remarks(about["hyperparameters"]):
             self.text("note", said)
 
     def end(self, succeeded: bool) -> None:
@@ -192,6 +192,18 @@ class RunLogger:
             if not self.failed:
                 log.warning(f"{self.folder.path}: curves are no longer recorded ({error}); training goes on.")
             self.failed = True
+
+
+def trial_id(about: dict[str, Any]) -> str:
+    """The name of a setting in the HPARAMS tab, by the content of run.json: one for all runs that differ in REPEATS.
+
+    The tab averages what has one name. The data set, the model and what was typed come first, so that people can read
+    it; a digest of all settings ends it, as YAML files may differ too.
+    """
+    settings = {k: value for k, value in about["hyperparameters"].items() if k not in (*REPEATS, "tags", "note")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
+    typed = [line for line in about["overrides"] if line.partition("=")[0] in settings.keys() - {"dataset", "model"}]
+    return f"{' '.join(['{dataset}-{model}'.format(**about['choices']), *typed])[:100]} ({digest})"
 
 
 def image_summary(tag: str, png: bytes) -> Any:

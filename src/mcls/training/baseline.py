@@ -196,8 +196,7 @@ def record(
             "weights_sha256": checkpoint.weights_digest(model.state_dict()),
         }
         recorder = RunLogger(folder)
-        recorder.text("config", as_yaml(config))
-        recorder.hyperparameters(settings)
+        recorder.setting(about, as_yaml(config))
         recorder.scalars(1, run_figures.final_scalars(result, False))
         if config["trainer"]["figures"]:
             drawn = run_figures.draw_run_figures(

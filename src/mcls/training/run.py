@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -141,9 +140,7 @@ def train_and_record(run: RunContext, started: float) -> dict[str, Any]:
     recorder = RunLogger(folder, progress["epoch"], next_event(progress))
     try:
         if not progress["step"]:
-            recorder.text("command", f"    {about['command']}")
-            recorder.text("config", indent(as_yaml(run.config), "    "))
-            recorder.hyperparameters(about["hyperparameters"])
+            recorder.setting(about, as_yaml(run.config))
         if state is not None:
             log.info(f"resumed after epoch {progress['epoch']}, step {progress['step']}")
         result = train_and_evaluate(run, recorder, openings)
