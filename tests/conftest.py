@@ -30,6 +30,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HOME", str(home))
         for name in ("MCLS_DATA", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "TORCH_HOME"):
             patch.delenv(name, raising=False)
+        patch.setenv("HF_DATASETS_CACHE", str(home / "hub"))
+        if "datasets" in sys.modules:  # which reads that when it is imported
+            patch.setattr("datasets.config.HF_DATASETS_CACHE", home / "hub")
         patch.chdir(home)
         yield
 

@@ -19,7 +19,7 @@ BUDGETS = {
     "training": 2075,
     "config": 1430,
     "report": 770,
-    "data": 2110,
+    "data": 2420,
     "runs": 1095,
     "metrics": 210,
     "models": 385,

@@ -24,7 +24,7 @@ def choices(group: str) -> list[str]:
 
 
 COUNTS = {
-    "augment": 6, "mix": 3, "dataset": 7, "experiment": 7, "loss": 2, "model": 6, "optimizer": 4, "schedule": 4,
+    "augment": 6, "mix": 3, "dataset": 8, "experiment": 7, "loss": 2, "model": 6, "optimizer": 4, "schedule": 4,
     "trainer": 2,
 }  # fmt: skip
 SMALL = ["trainer.batch_size=8", "dataset.val_fraction=0.2"]
@@ -73,6 +73,15 @@ def given(dataset: str, folder: Path) -> list[str]:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
         return [f"dataset.root={folder}/pictures"]
+    if dataset == "huggingface":
+        import datasets
+
+        images, labels = pictures(60, (16, 16, 3), seed=2)
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b", "c"]))
+        cells = {"image": list(map(Image.fromarray, images)), "label": (labels % 3).tolist()}
+        datasets.disable_progress_bars()
+        datasets.Dataset.from_dict(cells, features=features).save_to_disk(folder / "saved")
+        return [f"dataset.path={folder}/saved"]
     if dataset == "image_table":
         given("image_folder", folder)
         paths = sorted((folder / "pictures").rglob("*.png"))

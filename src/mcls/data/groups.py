@@ -37,7 +37,7 @@ def number_groups(cells: Sequence[str], parts: dict[str, list[int]], places: Seq
 def row_groups(tables: dict[str, Table], columns: Sequence[str], missing_values: Sequence[str]) -> Tensor | None:
     """A number per group of each row of train, by the one of `columns` that says it; None without one.
 
-    Raises DataError for a row without a group, and for one that is in the file of the test set too.
+    Raises DataError for a row without a group, and for one that is in another table too.
     """
     if not columns:
         return None
@@ -45,11 +45,11 @@ def row_groups(tables: dict[str, Table], columns: Sequence[str], missing_values:
     if gaps := missing_cells(table, [group], missing_values):
         raise DataError(f"{table.at(gaps[0][0], group)}: no group. Fill it in, or remove the row.")
     numbers = {name: index for index, name in enumerate(table.columns[group].unique(maintain_order=True))}
-    if "test" in tables and group in tables["test"].columns:
-        other = tables["test"].columns[group].to_list()
-        if both := [row for row, name in enumerate(other) if name in numbers]:
-            location = tables["test"].at(both[0], group)
+    for other in (tables[name] for name in tables if name != "train" and group in tables[name].columns):
+        cells = other.columns[group].to_list()
+        if both := [row for row, name in enumerate(cells) if name in numbers]:
+            location = other.at(both[0], group)
             raise DataError(
-                f"{location}: {quoted(other[both[0]])} is in {table.source} too. Put each group in one file."
+                f"{location}: {quoted(cells[both[0]])} is in {table.source} too. Put each group in one file."
             )
     return torch.tensor([numbers[name] for name in table.columns[group].to_list()])

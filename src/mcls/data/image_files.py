@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mcls.data import image_io
+from mcls.data.packed_image import PackedImage
 from mcls.errors import DataError
 
 CHUNK = 64  # files a thread reads at a time
@@ -30,7 +31,7 @@ class ImageTree:
 
     Args:
         classes: names, in natural order.
-        paths: of all images.
+        paths: of all images, or what holds them.
         targets: class number of each.
         names: of each, below the root, without characters that a terminal would obey.
         parts: numbers of the images of each split that has a folder; `train` always.
@@ -38,7 +39,7 @@ class ImageTree:
     """
 
     classes: tuple[str, ...]
-    paths: list[Path]
+    paths: list[Path | PackedImage]
     targets: list[int]
     names: list[str]
     parts: dict[str, list[int]]
@@ -62,7 +63,7 @@ class ImageFiles:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Path | PackedImage],
         sample: Shape,
         max_pixels: int,
         reading: image_io.Reading,
@@ -101,7 +102,7 @@ class ImageFiles:
         """The same images, read from numpy's `file`, which has them in this order."""
         return ImageFiles(self.paths, self.sample, self.max_pixels, self.reading, file, range(len(self)))
 
-    def read(self, path: Path) -> NDArray[np.uint8]:
+    def read(self, path: Path | PackedImage) -> NDArray[np.uint8]:
         """One image, uint8 (C, H, W). Raises DataError, naming the file."""
         return image_io.read_resized(path, self.sample, self.max_pixels, self.reading)
 

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 
 from mcls.data import image_io
 from mcls.data.image_files import threaded
+from mcls.data.packed_image import PackedImage
 from mcls.errors import DataError
 from mcls.system.files import make_folder, publish
 
@@ -41,7 +42,9 @@ class IndexEntry(NamedTuple):
 UNREADABLE_ENTRY = IndexEntry(0, 0, "")
 
 
-def index_images(paths: Sequence[Path], source: Path, max_pixels: int, cache: str | None) -> list[IndexEntry]:
+def index_images(
+    paths: Sequence[Path | PackedImage], source: Path, max_pixels: int, cache: str | None
+) -> list[IndexEntry]:
     """The entry of each file; only files that changed since they were entered in the index in `cache` are opened.
 
     Args:
@@ -52,7 +55,7 @@ def index_images(paths: Sequence[Path], source: Path, max_pixels: int, cache: st
     file = None if cache is None else Path(cache) / "images" / f"index-{name[:16]}.json"
     known = {} if file is None else read_index(file)
 
-    def look(path: Path) -> IndexEntry:
+    def look(path: Path | PackedImage) -> IndexEntry:
         entry = known.get(str(path.absolute()), UNREADABLE_ENTRY)
         with contextlib.suppress(OSError):  # reading the file later says what is wrong
             status = path.stat()
@@ -77,7 +80,7 @@ def read_index(file: Path) -> Mapping[str, IndexEntry]:
         return {}
 
 
-def look_at(path: Path, status: os.stat_result, max_pixels: int) -> IndexEntry:
+def look_at(path: Path | PackedImage, status: os.stat_result, max_pixels: int) -> IndexEntry:
     """The entry of one file. Raises OSError."""
     if not stat.S_ISREG(status.st_mode):
         return UNREADABLE_ENTRY

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from mcls.data.packed_image import PackedImage
 from mcls.errors import DataError
 
 MAX_PIXELS = 64_000_000  # of one picture, read from its header before anything is decoded
@@ -97,7 +98,7 @@ def is_picture(path: Path) -> bool:
 
 
 def read_image(
-    path: Path, channels: int, max_pixels: int = MAX_PIXELS, bits: int = BITS, side: int | None = None
+    path: Path | PackedImage, channels: int, max_pixels: int = MAX_PIXELS, bits: int = BITS, side: int | None = None
 ) -> Image.Image:
     """The picture in `path`, turned as its EXIF data say: grey for 1 channel, RGB for 3.
 
@@ -116,19 +117,21 @@ def read_image(
     return decode_image(path, max_pixels, upright, side)
 
 
-def largest(path: Path, max_pixels: int) -> int:
+def largest(path: Path | PackedImage, max_pixels: int) -> int:
     """The largest value of a pixel in the grey picture in `path`. Raises DataError as `read` does."""
     return decode_image(path, max_pixels, lambda image: int(np.asarray(image).max()))
 
 
-def decode_image(path: Path, max_pixels: int, use: Callable[[Image.Image], Result], side: int | None = None) -> Result:
+def decode_image(
+    path: Path | PackedImage, max_pixels: int, use: Callable[[Image.Image], Result], side: int | None = None
+) -> Result:
     """What `use` makes of the picture in `path`; see `read_image`."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{path}: not a plain file.")
         if not path.stat().st_size:
             raise DataError(f"{path}: empty.")
-        with Image.open(path, formats=formats()) as image:
+        with Image.open(path if isinstance(path, Path) else path.open(), formats=formats()) as image:
             if image.width * image.height > max_pixels:
                 got = f"{image.width} x {image.height} pixels"
                 raise DataError(f"{path}: refused, {got} exceed max_pixels, {max_pixels:,}.")
@@ -143,7 +146,7 @@ def decode_image(path: Path, max_pixels: int, use: Callable[[Image.Image], Resul
         raise DataError(f"{path}: cannot be read ({what}).") from error
 
 
-def tiff_bands(path: Path) -> int:
+def tiff_bands(path: Path | PackedImage) -> int:
     """Samples a pixel that a TIFF names in its first directory; 0 for any other file."""
     try:
         with path.open("rb") as file:
@@ -218,7 +221,9 @@ def crop_image(image: Image.Image, height: int, width: int, fraction: float, met
     return image.crop((left, top, left + width, top + height))
 
 
-def read_resized(path: Path, shape: Sequence[int], max_pixels: int, reading: Reading) -> NDArray[np.uint8]:
+def read_resized(
+    path: Path | PackedImage, shape: Sequence[int], max_pixels: int, reading: Reading
+) -> NDArray[np.uint8]:
     """The picture in `path` as uint8 of `shape` (C, H, W). Raises DataError as `read_image` does."""
     channels, *size = shape
     side = math.ceil(max(size) / reading.crop_fraction) if reading.jpeg_draft else None

@@ -9,6 +9,7 @@ import torch
 from mcls.data.groups import number_groups
 from mcls.data.image_files import ImageTree
 from mcls.data.image_tree import SPLITS
+from mcls.data.packed_image import PackedImage
 from mcls.data.table_encoder import Table, read_table
 from mcls.errors import DataError
 from mcls.system.text import clean, composed, natural_order, quote_names, quoted
@@ -51,7 +52,9 @@ def read_image_table(path: Path, root: Path, columns: Columns) -> ImageTree:
         second = files.index(repeated[0], files.index(repeated[0]) + 1)
         raise DataError(f"{table.at(second, columns.path)}: {quoted(repeated[0])} is in an earlier row too. Keep one.")
     listings: dict[Path, dict[str, list[Path]]] = {}
-    paths = [file_of(root, name, table.at(row, columns.path), listings) for row, name in enumerate(files)]
+    paths: list[Path | PackedImage] = [
+        file_of(root, name, table.at(row, columns.path), listings) for row, name in enumerate(files)
+    ]
     parts = parts_of(table, columns)
     classes = natural_order({labels[row] for row in parts["train"]})
     for row, label in enumerate(labels):

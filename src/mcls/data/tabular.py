@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,24 +34,31 @@ LEAST_ROWS = 20  # of which chance says something
 HEAD_ROWS = 1000  # that are looked at before all
 
 
+@dataclass(frozen=True)
+class TableKeys:
+    """How a table is read and split; see configs/dataset/csv.yaml."""
+
+    drop_columns: Sequence[str]
+    categorical_columns: Sequence[str]
+    missing_values_strategy: str
+    missing_values: Sequence[str]
+    handle_unknown: str
+    max_categories: int
+    test_fraction: float
+    test_seed: int
+    val_fraction: float
+    val_seed: int
+    folds: int | None = None
+    fold: int | None = None
+
+
 def csv_file(
     path: str | None,
     target: str | None,
     test_path: str | None,
     delimiter: str,
-    drop_columns: Sequence[str],
-    categorical_columns: Sequence[str],
-    missing_values_strategy: str,
-    missing_values: Sequence[str],
-    handle_unknown: str,
-    max_categories: int,
-    test_fraction: float,
-    test_seed: int,
-    val_fraction: float,
-    val_seed: int,
     group: str | None = None,
-    folds: int | None = None,
-    fold: int | None = None,
+    **keys: Any,
 ) -> Dataset:
     """The table in CSV file `path`, classes in column `target`; see configs/dataset/csv.yaml for the arguments.
 
@@ -60,39 +68,58 @@ def csv_file(
         raise RequestError("dataset.path: must be set to the CSV file, dataset.path=FILE.")
     if target is None:
         raise RequestError("dataset.target: must be set to the column of the classes, dataset.target=COLUMN.")
-    target = composed(target)
-    lists = (drop_columns, categorical_columns, missing_values)
-    drop_columns, categorical_columns, missing_values = (list(map(composed, names)) for names in lists)
     tables = {name: read_table(Path(file), delimiter) for name, file in (("train", path), ("test", test_path)) if file}
+    return table_dataset(tables, target, group, TableKeys(**keys))
+
+
+def table_dataset(
+    tables: dict[str, Table], target: str, group: str | None, keys: TableKeys, classes: tuple[str, ...] | None = None
+) -> Dataset:
+    """The data set of `tables`, train and, where they are not to be split off from it, val and test.
+
+    Args:
+        target, group: names of columns.
+        classes: in the order of their numbers; None takes those of train, in natural order.
+    """
+    target = composed(target)
+    lists = (keys.drop_columns, keys.categorical_columns, keys.missing_values)
+    drop_columns, categorical_columns, missing_values = (list(map(composed, names)) for names in lists)
     own = [] if group is None else [composed(group)]
     columns = input_columns(tables["train"], target, drop_columns, categorical_columns, own)
     for name, table in tables.items():
         for column in columns:
             table.column(column, "dataset.test_path")
-        tables[name] = without_gaps(table, target, columns, missing_values_strategy, missing_values)
+        tables[name] = without_gaps(table, target, columns, keys.missing_values_strategy, missing_values)
     warn_index_columns(tables["train"], columns, target)
-    classes = class_names(tables["train"], target)
-    whole = as_indices(tables["train"], target, classes)
-    groups = row_groups(tables, own, missing_values)
-    if test_path is None:
-        whole, test = split_train_test(whole, test_fraction, test_seed, groups)
-    else:
-        test = as_indices(tables["test"], target, classes)
-    groups = groups[torch.as_tensor(whole.inputs)] if groups is not None else None
-    train, val = split_train_val(whole, val_fraction, val_seed, groups, folds, fold)
-    places = torch.as_tensor(train.inputs).numpy()
-    encoder = fit_encoder(tables["train"], places, columns, categorical_columns, missing_values, max_categories)
-    encoder |= {"missing": missing_values_strategy, "missing_values": list(missing_values)}
-    encoder |= {"unseen": handle_unknown, "target": target}
-    inputs = {"train": encode_split(tables["train"], {**encoder, "unseen": "ignore"})}
-    inputs["test"] = encode_split(tables["test"], encoder) if "test" in tables else inputs["train"]
+    classes = class_names(tables["train"], target) if classes is None else classes
+    parts = split_rows(tables, target, classes, row_groups(tables, own, missing_values), keys)
+    places = torch.as_tensor(parts["train"].inputs).numpy()
+    encoder = fit_encoder(tables["train"], places, columns, categorical_columns, missing_values, keys.max_categories)
+    encoder |= {"missing": keys.missing_values_strategy, "missing_values": missing_values}
+    encoder |= {"unseen": keys.handle_unknown, "target": target}
+    encoded = {"train": encode_split(tables["train"], {**encoder, "unseen": "ignore"})}
+    encoded |= {name: encode_split(table, encoder) for name, table in tables.items() if name != "train"}
     for name, categories in zip(columns, encoder["categories"], strict=True):
-        warn_lookalikes(categories, f"{path}, column {quoted(name)}")
+        warn_lookalikes(categories, f"{tables['train'].source}, column {quoted(name)}")
     log_columns(encoder)
-    train, test = materialise(train, inputs["train"]), materialise(test, inputs["test"])
-    val = materialise(val, inputs["train"]) if val is not None else None
-    warn_missing_classes(classes, {"train": train, "val": val, "test": test})
-    return Dataset(classes, train, val, lambda: test, encoder=encoder)
+    splits = {name: materialise(part, encoded.get(name, encoded["train"])) for name, part in parts.items()}
+    warn_missing_classes(classes, splits)
+    return Dataset(classes, splits["train"], splits.get("val"), lambda: splits["test"], encoder=encoder)
+
+
+def split_rows(
+    tables: dict[str, Table], target: str, classes: Sequence[str], groups: Tensor | None, keys: TableKeys
+) -> dict[str, Split]:
+    """Places of rows in place of inputs: of each table, and of the splits that have none, cut off from train's."""
+    parts = {name: as_indices(table, target, classes) for name, table in tables.items()}
+    if "test" not in parts:
+        parts["train"], parts["test"] = split_train_test(parts["train"], keys.test_fraction, keys.test_seed, groups)
+    if "val" not in parts:
+        groups = groups[torch.as_tensor(parts["train"].inputs)] if groups is not None else None
+        cut = keys.val_fraction, keys.val_seed, groups, keys.folds, keys.fold
+        parts["train"], val = split_train_val(parts["train"], *cut)
+        parts |= {"val": val} if val is not None else {}
+    return {name: parts[name] for name in ("train", "val", "test") if name in parts}
 
 
 def input_columns(

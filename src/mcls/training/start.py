@@ -48,7 +48,7 @@ def train_request(request: Request, command: str, stop: StopRequest) -> tuple[Ru
 def new_folder(request: Request, given: RunFolder | None) -> RunFolder:
     """The folder that was given, or a new one, `outputs/<dataset or its file>-<model>/<date>_<time>`."""
     choice, node = request.choices["dataset"], request.config["dataset"]
-    if choice in ("csv", "image_table", "image_folder"):  # many data sets have that choice
+    if choice in ("csv", "huggingface", "image_table", "image_folder"):  # many data sets have that choice
         choice = slug(Path(str(node.get("path") or node.get("root") or choice)).stem)
     group = f"{choice}-{request.choices['model']}"
     return given or claim(Path(request.config["outputs"]) / group, timestamp())
