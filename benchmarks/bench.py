@@ -30,7 +30,8 @@ from mcls.data.loader import Loader
 from mcls.data.types import Split
 from mcls.errors import MachineError
 from mcls.system.device import device_name
-from mcls.system.text import markdown, plain_table
+from mcls.system.layout import plain_table
+from mcls.system.text import markdown
 from mcls.training.precision import set_matrix_products
 from work import Work
 

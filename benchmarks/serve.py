@@ -24,7 +24,7 @@ import numpy as np
 from mcls.inference.objects import image_samples
 from mcls.inference.predict import Classifier, from_run
 from mcls.runs.folder import RunFolder
-from mcls.system.text import plain_table
+from mcls.system.layout import plain_table
 
 KINDS = ("mcls serve", "starlette, one by one", "http.server, a thread each")
 

@@ -28,7 +28,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("home")
         patch.setenv("HOME", str(home))
-        for name in ("MCLS_DATA", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "TORCH_HOME"):
+        for name in ("COLUMNS", "MCLS_DATA", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "TORCH_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv("HF_DATASETS_CACHE", str(home / "hub"))
         if "datasets" in sys.modules:  # which reads that when it is imported

@@ -17,6 +17,9 @@ SNAPSHOT = Path(__file__).with_name("messages.snap")
 ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
 CALLS = {
     "print",
+    "say",
+    "say_aside",
+    "complain",
     "info",
     "warning",
     "error",

@@ -13,22 +13,22 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1735,
-    "sweep": 1060,
+    "commands": 1750,
+    "sweep": 1070,
     "inference": 1620,
-    "training": 2075,
+    "training": 2110,
     "config": 1430,
     "report": 770,
     "data": 2420,
     "runs": 1095,
     "metrics": 210,
     "models": 385,
-    "losses": 75,
+    "losses": 80,
     "schedules": 30,
     "augmentations": 130,
     "mixing": 50,
     "ranks": 100,
-    "system": 455,
+    "system": 615,
     "cli": 110,
 }
 BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

@@ -78,7 +78,7 @@ def test_jobs_in_processes_are_those_of_one_process(mcls: Main, tmp_path: Path, 
     ]
     assert parallel["2"]["status"] == "failed" and parallel["2"]["reason"] == inline["2"]["reason"]
     assert "job 2: failed: step" in err and "4 of 4 jobs done" in err
-    assert "epoch 2/2" in (there / "logs" / "0.txt").read_text() and "epoch 2/2" not in err.split("the test set")[0]
+    assert "\n  2/2  " in (there / "logs" / "0.txt").read_text() and "\n  2/2  " not in err.split("the test set")[0]
     assert "launcher" not in (there / "0_optimizer.lr=0.1" / "config.yaml").read_text()
     assert mcls("resume", "outputs/sweeps/there", "launcher=parallel", "launcher.jobs=2") == 1
     assert {number: job.get("weights_sha256") for number, job in results(there).items()} == {

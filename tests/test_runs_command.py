@@ -45,12 +45,6 @@ def make(
     return folder
 
 
-@pytest.fixture(autouse=True)
-def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever window the tests run in."""
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-
 def table(mcls: Main, capsys: Capture, *arguments: str) -> list[dict[str, Any]]:
     """The rows of `mcls runs --json`."""
     capsys.readouterr()
@@ -279,21 +273,41 @@ def test_a_terminal_gets_the_columns_that_fit(
     out, err = capsys.readouterr()
     assert len(out.splitlines()[0].split()) == 4 + 20 + 2
     assert err == f"4 of 4 runs in outputs{SELECTED}\n"
-    monkeypatch.setenv("COLUMNS", "88")
+    monkeypatch.setenv("COLUMNS", "60")
     assert mcls("runs") == 0
     out, err = capsys.readouterr()
-    header = ["run", "val/accuracy", "test/accuracy", "status", "optimizer.lr", "trainer.rare_1"]
-    assert [line.split() for line in out.splitlines()][:2] == [
-        header,
-        ["outputs/run3", "0.8000", "0.4000", "finished", "3", "0"],
+    assert out.splitlines()[:3] == [
+        "              val/      test/                   rare_  rare_",
+        "run           accuracy  accuracy  status    lr  1      2",
+        "outputs/run3  0.8000    0.4000    finished  3   0      0",
     ]
-    assert max(map(len, out.splitlines())) <= 88
-    assert err == f"4 of 4 runs in outputs; 20 more columns: --csv{SELECTED}\n"
+    assert max(map(len, out.splitlines())) <= 60
+    shown = len(out.splitlines()[-1].split())
+    assert err.replace("\n", " ") == f"4 of 4 runs in outputs; {26 - shown} more columns: --csv{SELECTED} "
     assert mcls("runs", "--md") == 0
     assert "trainer.rare_19" in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "10")
     assert mcls("runs") == 0
-    assert capsys.readouterr().out.splitlines()[0].split() == header[:4]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for value in ("0.8000", "0.4000", "finished"):  # below each other
+        assert [line for line in lines if line[:1] == ["run3"] and value in line]
+
+
+def test_a_terminal_gets_every_key_that_was_typed(
+    mcls: Main, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        keys = {f"trainer.key_{key}": 10 * key + number for key in range(1, 20)}
+        folder = make(tmp_path / "outputs" / f"run{number}", keys={**keys, "trainer.rare": number})
+        about = read_json(folder / "run.json") | {"overrides": [f"{key}={value}" for key, value in keys.items()]}
+        (folder / "run.json").write_text(json.dumps(about))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert mcls("runs") == 0
+    out, err = capsys.readouterr()
+    assert max(map(len, out.splitlines())) <= 80
+    values = [line.split()[1:] for line in out.splitlines() if line.startswith("run1")]
+    assert [value for line in values for value in line][3:] == [str(10 * key + 1) for key in range(1, 20)]
+    assert "3 more columns" in err  # trainer.rare, epochs and seconds
 
 
 HOSTILE = {

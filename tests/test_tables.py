@@ -3,7 +3,10 @@
 import csv
 import io
 
-from mcls.system.text import clean, comma_separated, markdown, plain_table
+import pytest
+
+from mcls.system.layout import cell_width, cut_in_the_middle, plain_table, wrapped
+from mcls.system.text import clean, comma_separated, markdown
 
 HEADER = ["job", "changed", "reason"]
 ROWS = [[0, "lr=0.1 | seed=1", None], [10, "a\nb\x1b[31m\t", "=1+1"]]
@@ -14,6 +17,51 @@ def test_plain() -> None:
         "job  changed          reason\n0    lr=0.1 | seed=1\n10   a\\nb\\x1b[31m\\t   =1+1"
     )
     assert plain_table(HEADER, []) == "job  changed  reason"
+
+
+def test_cells_are_counted_not_characters() -> None:
+    """Chinese letters and emoji take two, the accent of a decomposed letter none."""
+    lines = plain_table(
+        ["class", "n"], [["\u732b", 1], ["e\u0301", 2], ["\U0001f431", 3], ["long name", 4]]
+    ).splitlines()
+    assert [cell_width(line) for line in lines] == [12] * 5
+    assert lines[1] == "\u732b         1"
+    assert lines[2] == "e\u0301          2"
+
+
+NAMES = ["outputs/sweeps/2026-11-27_09-34-40/0_optimizer.lr=0.1,seed=1", "\u732b" * 40, "a" * 85]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_table_fits_its_terminal(width: int) -> None:
+    """What is too wide is shortened in the middle or goes on below; no value but a name is cut."""
+    header = ["run", *(f"trainer.key_number_{index}" for index in range(12)), "val accuracy (selected on)"]
+    rows = [[name, *range(100, 112), "0.8500 \u00b1 0.0177"] for name in NAMES]
+    lines = plain_table(header, rows, width, names=[0]).splitlines()
+    assert max(map(cell_width, lines)) <= width
+    text = "\n".join(lines)
+    assert all(text.count(str(number)) == 3 for number in range(100, 112))
+    assert text.count("0.8500 \u00b1 0.0177") == 3
+    start, _, end = next(line for line in lines if line.startswith("outp")).split()[0].partition("...")
+    assert NAMES[0].startswith(start) and NAMES[0].endswith(end)
+    assert plain_table(header, rows).splitlines()[0].split() == [*header[:-1], *header[-1].split()]
+
+
+def test_names_lose_their_middle() -> None:
+    assert cut_in_the_middle("a" * 20 + "b" * 20, 13) == "aaa...bbbbbbb"
+    assert cut_in_the_middle("\u732b" * 20, 13) == "\u732b...\u732b\u732b\u732b\u732b"
+    assert cut_in_the_middle("short", 5) == "short"
+
+
+def test_lines_are_broken_between_words_and_commands_stay_whole() -> None:
+    command = "mcls resume outputs/blobs-mlp/2026-11-27_09-32-40 trainer.epochs=100 'dataset.root=/my data'"
+    assert wrapped(f"mcls: stopped; go on with: {command}", 60) == f"mcls: stopped; go on with:\n      {command}"
+    assert wrapped(f"mcls: stopped; go on with: {command}, or not at all", 60).endswith(
+        f"\n      {command},\n      or not at all"
+    )
+    assert wrapped("model   mlp: 8,900 weights; loss ce", 24) == "model   mlp: 8,900\n        weights; loss ce"
+    assert wrapped("one\ntwo three", 5) == "one\ntwo\nthree"
+    assert wrapped("  " + "\u732b\u732b " * 4, 14) == "  \u732b\u732b \u732b\u732b\n  \u732b\u732b \u732b\u732b"
 
 
 def test_markdown() -> None:

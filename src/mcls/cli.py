@@ -44,10 +44,7 @@ def dispatch(command: str, arguments: list[str]) -> int:
         print(HELP.format(version=__version__, commands=lines), end="")
         return 0
     if command not in COMMANDS:
-        print(
-            f"mcls: {command}: no such command. {nearest_command(command)}There are {', '.join(COMMANDS)}.",
-            file=sys.stderr,
-        )
+        complain(f"{command}: no such command. {nearest_command(command)}There are {', '.join(COMMANDS)}.")
         return 2
     import importlib
 
@@ -78,17 +75,14 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
         sys.stdout.flush()  # or the interpreter would, where nobody sees that it can't
         return status
     except MclsError as error:
-        from mcls.system.console import printable
-
-        for line in printable(str(error)).split("\n"):
-            print(f"mcls: {line}", file=sys.stderr)
+        complain(str(error))
         if debug:
             raise
         return error.status
     except KeyboardInterrupt:
         if debug:
             raise
-        print("mcls: interrupted.", file=sys.stderr)
+        complain("interrupted.")
         return 130
     except BrokenPipeError:
         mute()
@@ -98,20 +92,24 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             mute()
-            print(f"mcls: {error.filename or 'standard output'}: {error.strerror}. Make room.", file=sys.stderr)
+            complain(f"{error.filename or 'standard output'}: {error.strerror}. Make room.")
             return 4
         if out_of_memory(error):
             reason = [*str(error).splitlines(), "the system gives no more"][0].rstrip(".")
-            print(f"mcls: not enough memory: {reason}. Use less data or a smaller batch.", file=sys.stderr)
+            complain(f"not enough memory: {reason}. Use less data or a smaller batch.")
             return 4
-        print(
-            f"mcls: a bug in mcls: {type(error).__name__}: {error}. Run it again with --debug for the traceback.",
-            file=sys.stderr,
-        )
+        complain(f"a bug in mcls: {type(error).__name__}: {error}. Run it again with --debug for the traceback.")
         return 1
     finally:
         if "triton" not in sys.modules:  # which complains of what is never freed
             gc.freeze()  # or the interpreter's end walks all that torch made, for half a second
+
+
+def complain(reason: str) -> None:
+    """Say what is wrong."""
+    from mcls.system.console import say_error  # late: it takes its time
+
+    say_error(reason)
 
 
 def mute() -> None:

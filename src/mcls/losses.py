@@ -39,6 +39,13 @@ def nll(label_smoothing: float, class_weights: str | Sequence[float] | None, cou
     return NegativeLogLikelihood(label_smoothing, weights_of(class_weights, counts))
 
 
+def is_log_loss(loss: object) -> bool:
+    """Whether `loss` is the plain log-loss, with neither class weights nor label smoothing."""
+    if not isinstance(loss, nn.CrossEntropyLoss | NegativeLogLikelihood):
+        return False
+    return loss.weight is None and not loss.label_smoothing
+
+
 def weights_of(class_weights: str | Sequence[float] | None, counts: Tensor | None) -> Tensor | None:
     """Weight of each class, float32 (C,), or None for all alike.
 

@@ -8,8 +8,7 @@ from mcls.config.compose import checker
 from mcls.errors import RequestError
 from mcls.report.summary import percent
 from mcls.runs.folder import relative, shell_path
-from mcls.system import text
-from mcls.system.console import console
+from mcls.system.console import console, say, say_table
 
 METHODS = ("majority", "nearest-centroid", "logistic-regression", "gradient-boosting")
 
@@ -48,6 +47,6 @@ def run(arguments: list[str]) -> int:
             [name, percent(result["val"]) if result["val"] else "", percent(result["test"]), relative(folder.path)]
             for name, folder, result in fit_baselines(request.config, origin, options.only or METHODS)
         ]
-    print(text.plain_table(["baseline", "val accuracy", "test accuracy", "run"], rows))
-    print(f"beside your own runs: mcls runs {shell_path(request.config['outputs'])}")
+    say_table(["baseline", "val accuracy", "test accuracy", "run"], rows, names=[3])
+    say(f"beside your own runs: mcls runs {shell_path(request.config['outputs'])}")
     return 0

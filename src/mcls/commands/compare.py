@@ -10,7 +10,7 @@ from mcls.config.schema import leaves, yaml_text
 from mcls.errors import FolderError, RequestError
 from mcls.report.summary import percent
 from mcls.runs.folder import RunFolder, find_run, relative, slug
-from mcls.system import text
+from mcls.system.console import say, say_table
 from mcls.system.files import make_folder
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ def run(arguments: list[str]) -> int:
     differ = differing_keys(configs[0], configs[1])
     check_same_data(differ, options.split)
     for name, folder in zip("AB", folders, strict=True):
-        print(f"{name}  {relative(folder.path)}")
-    print()
+        say(f"{name}  {relative(folder.path)}")
+    say()
     if differ:
         rows = [
             [key, *(yaml_text(value) if value is not None else "" for value in pair)] for key, pair in differ.items()
         ]
-        print(text.plain_table(["key", "A", "B"], rows))
+        say_table(["key", "A", "B"], rows, names=[1, 2])
     else:
-        print("the same configuration")
+        say("the same configuration")
     predict(folders, options)
     return 0
 
@@ -100,20 +100,22 @@ def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
     target = make_target(options)
     split, openings = split_of(first, second, options.split)
     mine, theirs = predictions_of(first, split), predictions_of(second, split)
-    print(f"\n{metric_table(options.split, mine.measures, theirs.measures, first.classes)}\n")
+    say()
+    say_table(["measure", "A", "B", "B - A"], metric_rows(options.split, mine.measures, theirs.measures, first.classes))
+    say()
     only_first = int((mine.right & ~theirs.right).sum())
     only_second = int((theirs.right & ~mine.right).sum())
     p = mcnemar(only_first, only_second)
-    print(f"A alone is right on {only_first:,} samples, B alone on {only_second:,}, of {len(split):,}.")
-    print(f"McNemar's exact test: p = {p:.2g}, {verdict(only_first, only_second, p)}")
+    say(f"A alone is right on {only_first:,} samples, B alone on {only_second:,}, of {len(split):,}.")
+    say(f"McNemar's exact test: p = {p:.2g}, {verdict(only_first, only_second, p)}")
     title = f"A {folders[0].name}   B {folders[1].name}"
     written = write_flips(target / f"{options.split}_flipped", split, mine, theirs, first.classes, title)
-    print(f"which: {', '.join(relative(path) for path in written)}")
+    say(f"which: {', '.join(relative(path) for path in written)}")
     if any(openings):
-        print(f"Evaluations of the test set so far: {openings[0]} for A, {openings[1]} for B.")
+        say(f"Evaluations of the test set so far: {openings[0]} for A, {openings[1]} for B.")
 
 
-def metric_table(split: str, first: "Metrics", second: "Metrics", classes: tuple[str, ...]) -> str:
+def metric_rows(split: str, first: "Metrics", second: "Metrics", classes: tuple[str, ...]) -> list[list[str]]:
     """The measures of both, and by how much B is above A."""
     reports = [first.report(classes), second.report(classes)]
     gained = (reports[1]["accuracy"] - reports[0]["accuracy"]) * 100
@@ -121,7 +123,7 @@ def metric_table(split: str, first: "Metrics", second: "Metrics", classes: tuple
     for name in COMPARED_METRICS:
         one, two = (report[name] for report in reports)
         rows.append([f"{split}/{name}", f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}"])
-    return text.plain_table(["measure", "A", "B", "B - A"], rows)
+    return rows
 
 
 def verdict(only_first: int, only_second: int, p: float) -> str:

@@ -11,7 +11,7 @@ from mcls.config.compose import checker
 from mcls.errors import DataError, RequestError
 from mcls.runs.folder import relative
 from mcls.system import text
-from mcls.system.console import console
+from mcls.system.console import console, say, say_table
 from mcls.system.files import make_folder, publish
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
             draw_augmented(dataset, config, options.output)
     if faults:
         raise DataError(f"data check: {'; '.join(faults)}.")
-    print("nothing wrong")
+    say("nothing wrong")
     return 0
 
 
@@ -78,9 +78,9 @@ def read_dataset(config: dict[str, Any], faults: list[str]) -> "Dataset":
     except DataError as error:
         notes = getattr(error, "__notes__", [])
         for note in notes[:SAMPLES_PER_CLASS]:
-            print(f"unreadable  {note}")
+            say(f"unreadable  {note}")
         if len(notes) > SAMPLES_PER_CLASS:
-            print(f"unreadable  and {len(notes) - SAMPLES_PER_CLASS:,} more")
+            say(f"unreadable  and {len(notes) - SAMPLES_PER_CLASS:,} more")
         if not notes or config["dataset"]["bad_images"] != "error":
             raise
         faults.append(f"images can't be read ({len(notes):,})")
@@ -94,10 +94,10 @@ def check_splits(dataset: "Dataset", splits: "dict[str, Split]", faults: list[st
     """Print what there is to see; add to `faults` what is wrong."""
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     shape = " x ".join(map(str, dataset.input_shape))
-    print(f"samples     {sizes}; {shape}, {str(dataset.train.inputs.dtype).removeprefix('torch.')}")
+    say(f"samples     {sizes}; {shape}, {str(dataset.train.inputs.dtype).removeprefix('torch.')}")
     if dataset.mean is not None and dataset.std is not None:
         mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (dataset.mean, dataset.std))
-        print(f"statistics  mean {mean}; standard deviation {std}")
+        say(f"statistics  mean {mean}; standard deviation {std}")
     show_class_counts(dataset.classes, splits)
     if dataset.encoder is not None:
         show_columns(dataset.encoder)
@@ -112,12 +112,14 @@ def show_class_counts(classes: tuple[str, ...], splits: "dict[str, Split]") -> N
 
     counts = {name: torch.bincount(split.targets, minlength=len(classes)).tolist() for name, split in splits.items()}
     rows = [[label, *(counted[index] for counted in counts.values())] for index, label in enumerate(classes)]
-    print(f"\n{text.plain_table(['class', *counts], rows)}\n")
-    print(f"labels      0 to {len(classes) - 1}, all within {len(classes)} classes")
+    say()
+    say_table(["class", *counts], rows, names=[0])
+    say()
+    say(f"labels      0 to {len(classes) - 1}, all within {len(classes)} classes")
     filled = [count for count in counts["train"] if count]
     ratio = max(filled) / min(filled)
     if ratio > UNEVEN:
-        print(
+        say(
             f"uneven      the largest class has {ratio:.0f} times the samples of the smallest: consider "
             "loss.class_weights=balanced or trainer.class_balanced_sampling=true"
         )
@@ -133,7 +135,9 @@ def show_columns(encoder: dict[str, Any]) -> None:
             rows.append([name, "text", f"{len(categories)} categories: {shown}"])
         else:
             rows.append([name, "number", f"mean {mean:.6g}, standard deviation {std:.6g}"])
-    print(f"\n{text.plain_table(['column', 'kind', 'in train'], rows)}\n")
+    say()
+    say_table(["column", "kind", "in train"], rows, names=[0, 2])
+    say()
 
 
 def check_duplicates(splits: "dict[str, Split]", images: bool, faults: list[str]) -> None:
@@ -142,7 +146,7 @@ def check_duplicates(splits: "dict[str, Split]", images: bool, faults: list[str]
     places = {name: sample_digests(split) for name, split in splits.items()}
     for name, split in splits.items():
         if again := len(split) - len(set(places[name])):
-            print(f"doubles     {again:,} of {len(split):,} in {name} occur earlier in the split")
+            say(f"doubles     {again:,} of {len(split):,} in {name} occur earlier in the split")
     for earlier, later in itertools.combinations(splits, 2):
         first = {digest: index for index, digest in reversed(list(enumerate(places[earlier])))}
         pairs = [(index, first[digest]) for index, digest in enumerate(places[later]) if digest in first]
@@ -151,8 +155,8 @@ def check_duplicates(splits: "dict[str, Split]", images: bool, faults: list[str]
         told = [f"{called(splits[later], a)} = {called(splits[earlier], b)}" for a, b in pairs[:EXAMPLES]]
         differ = sum(bool(splits[later].targets[a] != splits[earlier].targets[b]) for a, b in pairs)
         other = f", {differ:,} of them with another label" if differ else ""
-        print(f"leak        {len(pairs):,} of {len(splits[later]):,} in {later} are in {earlier} too{other}")
-        print(f"            {text.clean('; '.join(told))}")
+        say(f"leak        {len(pairs):,} of {len(splits[later]):,} in {later} are in {earlier} too{other}")
+        say(f"            {text.clean('; '.join(told))}")
         if images:
             faults.append(f"{later} images are in {earlier} too ({len(pairs):,})")
 
@@ -196,7 +200,7 @@ def draw_augmented(dataset: "Dataset", config: dict[str, Any], output: Path) -> 
     path = output / "augmented.png"
     make_folder(output)
     publish(path, figures.png(figure))
-    print(f"augmented   {relative(path)}")
+    say(f"augmented   {relative(path)}")
 
 
 def draw_samples(dataset: "Dataset", output: Path) -> None:
@@ -216,4 +220,4 @@ def draw_samples(dataset: "Dataset", output: Path) -> None:
     path = output / GRID_FILE
     make_folder(output)
     publish(path, figures.png(figure))
-    print(f"pictures    {relative(path)}")
+    say(f"pictures    {relative(path)}")

@@ -21,7 +21,7 @@ from mcls.errors import RequestError
 from mcls.report.summary import percent
 from mcls.runs.folder import RunFolder, find_run, read_json, relative, shell_path, unfinished
 from mcls.system import text
-from mcls.system.console import console
+from mcls.system.console import console, say, say_table
 from mcls.system.files import publish
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def print_members(report: dict[str, Any]) -> None:
         [text.clean(line["run"]), f"{line['accuracy']:.4f}", bound, *(f"{line[key]:.4f}" for key in keys[1:])]
         for line, bound in zip(lines, bounds, strict=True)
     ]
-    print(text.plain_table(["run", f"{report['split']} accuracy", "interval", "log-loss", "ECE"], rows), end="\n\n")
+    say_table(["run", f"{report['split']} accuracy", "interval", "log-loss", "ECE"], rows, names=[0])
+    say()
 
 
 def keep(
@@ -170,20 +171,20 @@ def keep(
     folder.write_json(path, {**(read_json(path) if path.exists() else {}), name: report})
     if order is not None:
         print_doubts(evaluation, evaluate.doubts(evaluation, order, classes), folder)
-    print(f"\neverything is in {relative(path)}, pictures in {relative(folder.figures)}/evaluation-{name}-*.png")
+    say(f"\neverything is in {relative(path)}, pictures in {relative(folder.figures)}/evaluation-{name}-*.png")
 
 
 def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> None:
     """The measures as tables on the terminal."""
     count = len(report.get("members", []))
     which = f"mean of the probabilities of {count} runs" if count else f"of epoch {report['epoch']}"
-    print(f"{report['split']:<5} {percent(report)}; {report['checkpoint']} checkpoint, {which}")
+    say(f"{report['split']:<5} {percent(report)}; {report['checkpoint']} checkpoint, {which}")
     if "tta" in report:
-        print(f"test-time augmentation: {report['tta']}")
+        say(f"test-time augmentation: {report['tta']}")
     if "unfinished" in report:
-        print(f"the run is not finished: {report['unfinished']}")
+        say(f"the run is not finished: {report['unfinished']}")
     if openings:
-        print(f"test set evaluated for the {ordinal(openings)} time")
+        say(f"test set evaluated for the {ordinal(openings)} time")
     scaled = report["temperature"]
     top = next((key for key in report if key.startswith("top_")), "")
     names = ({f"{top.replace('_', '-')} accuracy": top} if top else {}) | MACRO
@@ -197,7 +198,8 @@ def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, 
         few = f", which has only {scaled['samples']} samples" if scaled["samples"] < FEW else ""
         rows += [("temperature", f"{scaled['value']:.3f}, fitted on {scaled['fitted_on']}{few}")]
         rows += [("log-loss at it", f"{scaled['loss']:.4f}"), ("ECE at it", f"{scaled['ece']:.4f}")]
-    print("\n" + text.plain_table(["measure", "value"], rows))
+    say()
+    say_table(["measure", "value"], rows)
     print_class_metrics(report, classes)
 
 
@@ -205,14 +207,16 @@ def print_class_metrics(report: dict[str, Any], classes: tuple[str, ...]) -> Non
     """The measures of each class and, for a few classes, the confusion matrix."""
     rows = report["per_class"]
     if len(rows) > CLASS_ROWS:
-        print(f"\nthe {CLASS_ROWS} classes of {len(rows)} with the lowest F1:")
+        say(f"\nthe {CLASS_ROWS} classes of {len(rows)} with the lowest F1:")
         rows = sorted(rows, key=lambda row: 2 if row["f1"] is None else row["f1"])[:CLASS_ROWS]
     keys = ("precision", "recall", "f1")
     cells = [[row["class"], *(text.decimals(row[key]) for key in keys), row["support"]] for row in rows]
-    print("\n" + text.plain_table(["class", *keys, "samples"], cells))
+    say()
+    say_table(["class", *keys, "samples"], cells, names=[0])
     if len(classes) <= MATRIX:
         lines = [[name, *row] for name, row in zip(classes, report["confusion"], strict=True)]
-        print("\n" + text.plain_table(["true \\ predicted", *map(text.clean, classes)], lines))
+        say()
+        say_table(["true \\ predicted", *map(text.clean, classes)], lines, names=[0])
 
 
 def print_doubts(evaluation: "Evaluation", rows: list[list[object]], folder: RunFolder) -> None:
@@ -221,12 +225,12 @@ def print_doubts(evaluation: "Evaluation", rows: list[list[object]], folder: Run
     header = ["sample", "label", "probability", "predicted", "its probability"]
     path = folder.path / f"mistakes-{split}.csv"
     publish(path, text.comma_separated(header, rows).encode())
-    print(
+    say(
         f"\n{len(rows):,} of {len(evaluation.split):,} labels are doubtful, the most doubtful first; all are in "
         f"{relative(path)}"
     )
     if rows:
-        print(text.plain_table(header, rows[:DOUBTS_SHOWN]))
+        say_table(header, rows[:DOUBTS_SHOWN], names=[0, 1, 3])
 
 
 def ordinal(number: int) -> str:

@@ -4,6 +4,7 @@ import argparse
 
 from mcls.commands.options import Parser, add_checkpoint, add_temperature, check_effective, override, path
 from mcls.runs.folder import find_run, read_json, relative
+from mcls.system.console import say
 from mcls.system.files import publish
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -48,21 +49,19 @@ def run(arguments: list[str]) -> int:
     shape = " x ".join(("N", *map(str, loaded.input_shape)))
     checked = ", ".join(f"{value:.1e} in a batch of {size}" for size, value in differences.items())
     kind = input_type(loaded)
-    print(f"{relative(target)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {loaded.epoch}")
+    say(f"{relative(target)}: {len(content) / 1e6:.2f} MB, {options.checkpoint} checkpoint of epoch {loaded.epoch}")
     if options.temperature:
         where = "in the metadata" if options.format == "safetensors" else "applied"
-        print(f"temperature: {loaded.temperature:.3f}, fitted on val, {where}")
+        say(f"temperature: {loaded.temperature:.3f}, fitted on val, {where}")
     if options.format == "safetensors":
-        print("weights only; classes, shape, mean and std are in the metadata")
+        say("weights only; classes, shape, mean and std are in the metadata")
     else:
-        print(
-            f"input: {kind} {shape}; output: probabilities N x {len(loaded.classes)}; class names are in the metadata"
-        )
+        say(f"input: {kind} {shape}; output: probabilities N x {len(loaded.classes)}; class names are in the metadata")
         if kind == "float64":
-            print("input: the raw numeric columns of the table, in the order of mcls.encoder in the metadata")
+            say("input: the raw numeric columns of the table, in the order of mcls.encoder in the metadata")
         elif loaded.encoder is not None:
-            print("input: the encoded columns of the table, as described by mcls.encoder in the metadata")
-    print(f"largest difference from the run's model: {checked}")
+            say("input: the encoded columns of the table, as described by mcls.encoder in the metadata")
+    say(f"largest difference from the run's model: {checked}")
     if (measured := read_json(folder.about).get("precision")) in ("bf16", "fp16"):
-        print(f"computes in fp32; the run was measured in {measured}")
+        say(f"computes in fp32; the run was measured in {measured}")
     return 0

@@ -7,6 +7,7 @@ from mcls.commands.options import Parser, path
 from mcls.errors import FolderError
 from mcls.report.html import page
 from mcls.runs.folder import RunFolder, find_run, relative
+from mcls.system.console import say
 from mcls.system.files import publish
 
 
@@ -33,7 +34,7 @@ def run(arguments: list[str]) -> int:
         raise FolderError(f"{target}: refused, a link. Name another file with --output.")
     content = (sweep_page(options.run) if swept else page(folder)).encode("utf-8", "backslashreplace")
     publish(target, content)
-    print(f"{relative(target)}, {len(content) / 1e6:.1f} MB, self-contained")
+    say(f"{relative(target)}, {len(content) / 1e6:.1f} MB, self-contained")
     return 0
 
 

@@ -13,7 +13,7 @@ from mcls.errors import FolderError, RequestError
 from mcls.report.summary import print_result
 from mcls.runs.folder import RunFolder, find_run, read_json, read_yaml, shell_path
 from mcls.sweep.plan import Sweep, read_sweep
-from mcls.system.console import console
+from mcls.system.console import console, say
 from mcls.system.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
         raise RequestError(f"{options.run}: the baseline {name}, fitted at once; there is nothing to resume.")
     config = saved_config(folder, options.changes)
     if (result := folder.finished()) and (said := complete(result, folder, config["trainer"])):
-        print(said)
+        say(said)
         return 0
     from mcls.inference.load import pointing
     from mcls.system.signals import StopRequest

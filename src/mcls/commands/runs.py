@@ -1,8 +1,6 @@
 """`mcls runs`: the runs in a folder as a table, best first, seeds averaged."""
 
 import argparse
-import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +25,9 @@ from mcls.runs.table import (
 )
 from mcls.sweep.plan import read_sweep
 from mcls.system import text as system_text
+from mcls.system.console import BAD, GOOD, line_width, say, say_aside, say_table
 from mcls.system.files import to_json
+from mcls.system.layout import WHOLE, columns_that_fit, least_widths, total
 
 MEASURED = (BEST, "test/accuracy")
 ACTIONS = {
@@ -37,6 +37,8 @@ ACTIONS = {
     "tag": "mcls runs tag RUN a,b",
 }
 WIDTH = 60  # characters of a cell on the terminal
+OTHERS = ("epochs", "seconds", "reason")  # columns that come behind the hyper-parameters
+TROUBLED = ("failed", "killed", "damaged")
 
 
 def run(arguments: list[str]) -> int:
@@ -70,14 +72,14 @@ def print_runs(words: Sequence[str], options: argparse.Namespace) -> int:
     elif options.csv:
         print(system_text.comma_separated(*exact(rows, keys)), end="")
     elif rows:
-        left = print_table(*readable_table(rows, keys), len(keys), options.md)
+        left = print_table(relative(root), *readable_table(rows, keys), chosen_keys(rows, keys), options.md)
     count = sum(len(row.folders) for row in rows)
     more = f"; {left} more columns: --csv" if left else ""
     if not (options.json or options.csv) and any(row.get(MEASURED[0]) is not None for row in rows):
         more += f"; {MEASURED[0]}: selected on val, so too high on average"
     if not options.all and (repeats := len(everything) - sum(len(row.folders) for row in average(everything))):
         more += f"; {repeats} older repeats of the same configuration and seed: --all"
-    print(f"{count} of {len(everything)} runs in {relative(root)}{more}", file=sys.stderr)
+    say_aside(f"{count} of {len(everything)} runs in {relative(root)}{more}")
     return 0
 
 
@@ -158,39 +160,45 @@ def chosen(everything: Sequence[RunRow], words: Sequence[str], each: bool) -> li
     return [row for row in rows if all(keep(row) for keep in filters if keep.key not in settings)]
 
 
-def print_table(header: Sequence[str], cells: Sequence[Sequence[Any]], settings: int, markdown: bool) -> int:
-    """Print a table, on a terminal the columns that fit. Returns how many are left out; `settings` as in `fitting`."""
-    kept = list(range(len(header)))
-    if not markdown and (sys.stdout.isatty() or "COLUMNS" in os.environ):
-        kept = fitting_columns(header, cells, settings, shutil.get_terminal_size().columns)
-    shown = [[line[column] for column in kept] for line in [header, *cells]]
-    print((system_text.markdown if markdown else system_text.plain_table)(shown[0], shown[1:]))
+def print_table(
+    root: str, header: Sequence[str], cells: Sequence[Sequence[Any]], keys: Sequence[str], markdown: bool
+) -> int:
+    """Print a table, on a terminal the columns that fit beside the results and `keys`. Returns how many are left out.
+
+    In narrow lines the runs lose `root`, the folder that they are all in. Of the other hyper-parameters, which stand
+    behind the status, those come first in which the most rows differ from the most frequent value.
+    """
+    if markdown:
+        print(system_text.markdown(header, cells))
+        return 0
+    always = (*header[: header.index("status") + 1], *keys)
+    ranked = [index for index, name in enumerate(header) if name not in always]
+    alike = {index: Counter(str(line[index]) for line in cells).most_common(1)[0][1] for index in ranked}
+    ranked.sort(key=lambda index: (header[index] in OTHERS, 0 if header[index] in OTHERS else alike[index]))
+    width = line_width(sys.stdout)
+    kept = columns_that_fit(header, cells, width, ranked)
+    shown = [[str(line[index]) for index in kept] for line in [header, *cells]]
+    if width != WHOLE and total(least_widths(shown[0], shown[1:])) > width:
+        for line in shown:
+            line[0] = line[0].removeprefix(f"{root}/")
+        shown[0][0] = f"run in {root}"
+    status = kept.index(header.index("status"))
+    colours = {number: BAD for number, line in enumerate(shown[1:]) if line[status] in TROUBLED}
+    first = [] if 0 in colours or not shown[1][1] else [0]  # best first
+    say_table(shown[0], shown[1:], names=[0], colours=colours | dict.fromkeys(first, GOOD))
     return len(header) - len(kept)
 
 
-def fitting_columns(header: Sequence[str], cells: Sequence[Sequence[Any]], settings: int, width: int) -> list[int]:
-    """Numbers of the columns for a terminal of `width` characters: all up to the status, then what fits.
-
-    Of the hyper-parameters, which are the `settings` columns behind the status, those come first in which the most rows
-    differ from the most frequent value.
-    """
-    columns = [[str(cell) for cell in column] for column in zip(header, *cells, strict=True)]
-    widths = [2 + max(map(len, column)) for column in columns]
-    first = header.index("status") + 1
-    alike = [Counter(column[1:]).most_common(1)[0][1] for column in columns]
-    ranked = sorted(range(first, first + settings), key=alike.__getitem__)
-    kept = list(range(first))
-    for index in [*ranked, *range(first + settings, len(header))]:
-        if sum(widths[other] for other in [*kept, index]) - 2 <= width:
-            kept.append(index)
-    return sorted(kept)
+def chosen_keys(rows: Sequence[RunRow], keys: Sequence[str]) -> list[str]:
+    """Those of `keys` that a command line gave a value, as the columns of `readable_table` are called."""
+    return [short(key) for key in keys if any(key in row.typed for row in rows)]
 
 
 def readable_table(rows: Sequence[RunRow], keys: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
     """Header and cells for people."""
     seeds = any(len(row.folders) > 1 for row in rows)
     reasons = any(row.reason for row in rows)
-    header = ["run", *MEASURED, *(["n"] if seeds else []), "status", *keys, "epochs", "seconds"]
+    header = ["run", *MEASURED, *(["n"] if seeds else []), "status", *keys, *OTHERS[:2]]
     columns, cells = [column_of(rows, key) for key in keys], []
     for index, row in enumerate(rows):
         count = len(row.folders)
@@ -264,22 +272,22 @@ def delete_runs(paths: Sequence[Path], yes: bool) -> int:
     """Say what goes, ask, and delete it. Returns the exit status."""
     folders = list({folder.path: folder for folder in map(doomed, paths)}.values())
     if not folders:
-        print("nothing to delete")
+        say("nothing to delete")
         return 0
     rows = [[relative(one.path), one.runs, f"{one.size / 1e6:.1f}"] for one in folders]
-    print(system_text.plain_table(["folder", "runs", "MB"], rows))
+    say_table(["folder", "runs", "MB"], rows, names=[0])
     count, size = sum(one.runs for one in folders), sum(one.size for one in folders) / 1e6
     what = f"{count} {'run' if count == 1 else 'runs'}, {size:.1f} MB"
     if not yes:
         if not sys.stdin.isatty():
             raise RequestError(f"nothing was deleted of {what}: there is no terminal to ask on. Add --yes to delete.")
         if input(f"Delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
-            print("nothing was deleted")
+            say("nothing was deleted")
             return 0
     sweep_up_deleted({one.path.parent for one in folders})
     for one in folders:
         delete(one)
-    print(f"deleted: {what}")
+    say(f"deleted: {what}")
     return 0
 
 
@@ -294,5 +302,5 @@ def remark(action: str, words: Sequence[str]) -> int:
         raise FolderError(f"{path}: refused, a link. Name the folder that it leads to.")
     key, text = ("tags", ",".join(tag_list(text))) if action == "tag" else ("note", text.strip())
     set_remark(find_run(path), key, text)
-    print(f"{relative(path)}: {f'{key} {text}' if text else f'no {key}'}")
+    say(f"{relative(path)}: {f'{key} {text}' if text else f'no {key}'}")
     return 0

@@ -20,7 +20,7 @@ from mcls.report.summary import print_result
 from mcls.runs.folder import claim, find_run, named_folder, timestamp
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.sweep.plugins import launch
-from mcls.system.console import columns, console
+from mcls.system.console import columns, console, say_table
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
 from mcls.system.torchrun import check_restart, rank_and_size
@@ -59,9 +59,9 @@ def run(arguments: list[str]) -> int:
         os.environ.update(request.env)
         command = shlex.join(["mcls", "train", *arguments])
         if options.summary:
-            from mcls.training.model_summary import summarise_model
+            from mcls.training.model_summary import HEADER, summarise_model
 
-            print(summarise_model(request.config))
+            say_table(HEADER, summarise_model(request.config), names=[0, 1])
         elif request.sweep:
             sweep(request, command, options, stop)
         else:

@@ -9,7 +9,7 @@ from mcls.commands.options import Parser, override, path, positive
 from mcls.config.compose import checker
 from mcls.errors import RequestError
 from mcls.runs.folder import relative
-from mcls.system.console import console
+from mcls.system.console import console, say
 from mcls.system.files import make_folder, publish
 from mcls.system.signals import StopRequest
 
@@ -63,8 +63,8 @@ def run(arguments: list[str]) -> int:
         publish(path, figures.png(figures.rate_curve(curve.rates, curve.losses, curve.suggested, title)))
         kept = [line for line in options.overrides if line.partition("=")[0] != "optimizer.lr"]
         flags = ["--config-dir", str(options.config_dir)] if options.config_dir else []
-    print(f"rates      {curve.rates[0]:g} to {curve.rates[-1]:.3g} in {len(curve.rates)} steps")
-    print(f"loss       {curve.losses[0]:.4f} at first, lowest {min(curve.losses):.4f} at {curve.lowest:.3g}")
-    print(f"curve      {relative(path)}")
-    print(f"suggested  {shlex.join(['mcls', 'train', *flags, *kept, f'optimizer.lr={curve.suggested:g}'])}")
+    say(f"rates      {curve.rates[0]:g} to {curve.rates[-1]:.3g} in {len(curve.rates)} steps")
+    say(f"loss       {curve.losses[0]:.4f} at first, lowest {min(curve.losses):.4f} at {curve.lowest:.3g}")
+    say(f"curve      {relative(path)}")
+    say(f"suggested  {shlex.join(['mcls', 'train', *flags, *kept, f'optimizer.lr={curve.suggested:g}'])}")
     return 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from mcls.runs.folder import RunFolder, parse_json, read_text, relative, shell_path
 from mcls.runs.formats import EPOCH
+from mcls.system.console import say
 
 CURVES = 64_000_000  # bytes of metrics.jsonl that are read
 MOST_EPOCHS = 100_000  # that are read of it
@@ -22,14 +23,14 @@ def print_result(folder: RunFolder, result: dict[str, Any]) -> None:
     """Print the result of a run."""
     if result["val"]:
         val = {**result["val"], "interval": None}  # older versions wrote one
-        print(f"val   {percent(val)}, best of epoch {result['best_epoch']}")
+        say(f"val   {percent(val)}, best of epoch {result['best_epoch']}")
     if test := result["test"]:
-        print(f"test  {percent(test)}, loss {test['loss']:.4f}, F1 {test['f1_macro']:.4f}")
+        say(f"test  {percent(test)}, loss {test['loss']:.4f}, F1 {test['f1_macro']:.4f}")
     else:
-        print("test  not evaluated by this job, see sweep.test")
-    print(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
+        say("test  not evaluated by this job, see sweep.test")
+    say(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
     watched = folder.path.parent.parent if re.match(STAMP, folder.path.name) else folder.path
-    print(f"curves and figures: mcls board {shell_path(relative(watched))}")
+    say(f"curves and figures: mcls board {shell_path(relative(watched))}")
 
 
 MATRIX_ROWS = 30  # rows of a confusion matrix that is shown, at most

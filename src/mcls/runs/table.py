@@ -56,6 +56,7 @@ class RunRow:
         deviation: sample standard deviation of those that are numbers, over the seeds.
         reason: why it failed, stopped or can't be read.
         method: what a run is but for its seed; empty where it is not known.
+        typed: keys that its command line gave a value.
     """
 
     folders: tuple[Path, ...]
@@ -65,6 +66,7 @@ class RunRow:
     deviation: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     method: str = ""
+    typed: frozenset[str] = frozenset()
 
     def get(self, key: str) -> Any:
         """The value of `key`, None where the row has none."""
@@ -97,7 +99,8 @@ def read_row(folder: RunFolder) -> RunRow:
                 {**settings, **targets, "precision": precision},
                 f"{method}precision: {precision}\ndata: {seen}",
             )
-        return RunRow((folder.path,), status, settings, values, {}, str((result or {}).get("reason") or ""), method)
+        reason = str((result or {}).get("reason") or "")
+        return RunRow((folder.path,), status, settings, values, {}, reason, method, frozenset(overridden(overrides)))
     except (FolderError, OSError, ValueError, TypeError, AttributeError) as error:
         return RunRow((folder.path,), "damaged", reason=str(error))
 

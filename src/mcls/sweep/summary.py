@@ -2,6 +2,7 @@
 
 import base64
 import statistics
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,13 @@ from mcls.runs.folder import relative, shell_path
 from mcls.runs.tracking import publish_image
 from mcls.sweep.plan import Sweep
 from mcls.sweep.table import LEGEND, Repeat, Setting, command_of, filled, notes, table_of, write_table
-from mcls.system import text
+from mcls.system.console import BAD, GOOD, line_width, say, say_table
 from mcls.system.files import publish
+from mcls.system.layout import columns_that_fit
 
 PICTURE = "sweep.png"
+# columns that a narrow terminal does without, the first ones last; sweep.md has them all
+OPTIONAL = ("val sd", "test sd", "epochs", "seconds", "val interval", "test interval")
 
 
 def summarise(plan: Sweep) -> None:
@@ -28,9 +32,16 @@ def summarise(plan: Sweep) -> None:
     settings = write_table(plan)
     drawn = bool(plan.bases) and plan.bases[0].config["trainer"]["figures"] and draw_sweep(plan, settings)
     folder = relative(plan.path)
-    print(f"\n{text.plain_table(*filled(*table_of(settings)))}\n{notes(plan, settings)}")
+    header, rows = filled(*table_of(settings))
+    say()
+    optional = [header.index(name) for name in OPTIONAL if name in header]
+    kept = columns_that_fit(header, rows, line_width(sys.stdout), optional)
+    header, rows = [header[column] for column in kept], [[row[column] for column in kept] for row in rows]
+    troubled = {number: BAD for number, row in enumerate(rows) if "failed" in row[header.index("status")]}
+    say_table(header, rows, [len(header) - 1], {0: GOOD} | troubled)
+    say(notes(plan, settings))
     picture = f", its picture in {PICTURE}" if drawn else ""
-    print(f"the table is in {folder}/sweep.md and sweep.csv{picture}; curves: mcls board {shell_path(folder)}")
+    say(f"the table is in {folder}/sweep.md and sweep.csv{picture}; curves: mcls board {shell_path(folder)}")
     jobs = sorted((repeat for setting in settings for repeat in setting.repeats), key=lambda repeat: repeat.number)
     for status, said in (("failed", "failed"), ("stopped", "were stopped")):
         if numbers := [str(repeat.number) for repeat in jobs if repeat.status == status]:

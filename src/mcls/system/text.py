@@ -25,15 +25,6 @@ def decimals(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def plain_table(header: Sequence[str], rows: Sequence[Row]) -> str:
-    """Columns aligned with spaces."""
-    lines = [list(header), *cells(rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
 def markdown(header: Sequence[str], rows: Sequence[Row]) -> str:
     """A Markdown table."""
     lines = [list(header), ["---"] * len(header), *cells(rows)]
@@ -49,6 +40,13 @@ def comma_separated(header: Sequence[str], rows: Sequence[Row], safe: bool = Tru
     for row in cells(rows):
         writer.writerow(["'" + cell if cell[:1] in guarded else cell for cell in row])
     return buffer.getvalue()
+
+
+def lasting(seconds: float) -> str:
+    """A time in few characters, such as `12 min`; nothing where it is not known."""
+    units = (("d", 86400), ("h", 3600), ("min", 60))
+    said = (f"{seconds / length:.{length > 60:d}f} {unit}" for unit, length in units if seconds >= 1.5 * length)
+    return next(said, f"{seconds:.0f} s") if seconds < float("inf") else ""
 
 
 NAMES_SHOWN = 10  # names in a message

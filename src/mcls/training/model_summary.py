@@ -8,14 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mcls.config.instantiate import build
 from mcls.config.saved import without_pretrained
-from mcls.system.text import plain_table
 from mcls.training.setup import open_dataset, with_expected_input
 
 HEADER = ("layer", "kind", "output", "weights", "trained", "multiply-adds")
 
 
-def summarise_model(config: dict[str, Any]) -> str:
-    """A table of the layers of the model of `config`, built for its data set, without pretrained weights.
+def summarise_model(config: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of a table of the layers of the model of `config`, built for its data set, without pretrained weights.
 
     Raises MclsError for what can't be built.
     """
@@ -23,7 +22,7 @@ def summarise_model(config: dict[str, Any]) -> str:
     dataset = open_dataset(config, torch.device("cpu"))
     node, shape = without_pretrained(config["model"], config["trust"]), dataset.input_shape
     model: nn.Module = build("model", node, config["trust"], input_shape=shape, num_classes=len(dataset.classes))
-    return plain_table(HEADER, layer_rows(model.eval(), torch.zeros(1, *shape)))
+    return layer_rows(model.eval(), torch.zeros(1, *shape))
 
 
 def layer_rows(model: nn.Module, samples: Tensor) -> list[tuple[str, ...]]:

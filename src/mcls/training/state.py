@@ -83,6 +83,17 @@ class Progress:
         self.seconds += seconds
         self.samples_and_seconds = [self.samples_and_seconds[0] + samples, self.samples_and_seconds[1] + seconds]
 
+    def seconds_left(self, settings: Settings, share: float = 0.0) -> float:
+        """How long the run takes at most from here on, at the pace that it had so far.
+
+        Args:
+            share: of the current epoch that is done.
+        """
+        passed, epochs = self.seconds, self.epoch + share
+        paces = [(settings.epochs - epochs) / epochs if epochs else math.inf]
+        paces += [(settings.max_steps - self.step) / self.step] if settings.max_steps and self.step else []
+        return max(0.0, min(passed * min(paces), settings.max_seconds - passed)) if passed else math.inf
+
     def begin_epoch(self) -> None:
         """Count the current epoch anew."""
         self.batch = self.correct = self.seen = 0
@@ -101,16 +112,6 @@ def epoch_record(progress: Progress, measures: dict[str, Metrics], monitor: str,
         "seconds": progress.seconds,
         "samples_per_second": progress.seen / max(progress.train_seconds, 1e-9),
     }
-
-
-def epoch_line(record: dict[str, Any], epochs: int) -> str:
-    """The log line of an `epoch_record`."""
-    parts = [
-        f"{name} loss {record[name]['loss']:.4f} acc {record[name]['accuracy']:.2%}"
-        for name in ("train", "val", "test")
-        if name in record
-    ]
-    return f"epoch {record['epoch']}/{epochs}  {'  '.join(parts)}  {record['samples_per_second']:,.0f} samples/s"
 
 
 class MetricWriter(Protocol):

@@ -1,7 +1,6 @@
 """The training loop. Read `Trainer.fit`, then `Trainer.train_epoch`: nothing happens that is not written there."""
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,20 +14,19 @@ from tqdm import tqdm
 
 from mcls.data.loader import Loader
 from mcls.errors import RunError, Stopped
+from mcls.losses import is_log_loss
 from mcls.metrics import Metrics, RunningLoss
 from mcls.system.device import rng_states, set_rng_states
 from mcls.system.distributed import SINGLE_PROCESS, World, loss_mass
 from mcls.system.signals import never
+from mcls.system.text import lasting
 from mcls.training.average import WeightAverage
+from mcls.training.epoch_table import EpochTable
 from mcls.training.graph import GraphedStep
 from mcls.training.memory import compute_in_memory
 from mcls.training.optim import LRScheduler, not_finite, raw_step, train_mode
 from mcls.training.precision import autocast, evaluate_loader
-from mcls.training.state import MetricWriter, Progress, Settings, epoch_line, epoch_record
-
-log = logging.getLogger("mcls")
-
-LINES = 100  # epochs that get a line on the terminal, at most
+from mcls.training.state import MetricWriter, Progress, Settings, epoch_record
 
 
 class Trainer:
@@ -88,6 +86,7 @@ class Trainer:
         An epoch that a limit cuts short is measured like any other, but what is saved is from before that: a resumed
         run goes on with the epoch.
         """
+        self.table = EpochTable(self.settings.epochs, train.mix is None and is_log_loss(self.loss))
         loaders = {name: loader for name, loader in {"val": val, "test": test}.items() if loader is not None}
         while not self.ended_by:
             self.train_epoch(train)
@@ -125,7 +124,8 @@ class Trainer:
                 if progress.step % settings.log_every_steps == 0 and progress.batch < len(train):
                     self.flush()
                     self.record()
-                    bar.set_postfix_str(f"loss {self.last_loss:.4f}", refresh=False)
+                    left = progress.seconds_left(settings, progress.batch / len(train))
+                    bar.set_postfix_str(f"loss {self.last_loss:.4f}, run {lasting(left)} left", refresh=False)
                 if self.pause_due() and progress.batch < len(train):
                     self.flush()
                     if self.ended_by and not self.asked:
@@ -252,11 +252,11 @@ class Trainer:
         self.best, self.best_is_new = {name: tensor.detach().clone() for name, tensor in self.weights.items()}, True
 
     def report(self, measures: dict[str, Metrics]) -> None:
-        """Pass a finished epoch to the recorder and, for at most LINES epochs, to the log."""
+        """Pass a finished epoch to the recorder and to the table in the log."""
         record = epoch_record(self.progress, measures, self.settings.monitor, self.optimizer.param_groups[0]["lr"])
         self.recorder.epoch(record)
-        if record["epoch"] % -(-self.settings.epochs // LINES) == 0 or self.ended_by:
-            log.info(epoch_line(record, self.settings.epochs))
+        left, best = self.progress.seconds_left(self.settings), self.progress.best_epoch == self.progress.epoch
+        self.table.add(record, left, best, last=bool(self.ended_by))
 
     @property
     def ended_by(self) -> str:
