@@ -13,9 +13,9 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1750,
+    "commands": 1800,
     "sweep": 1070,
-    "inference": 1620,
+    "inference": 1715,
     "training": 2110,
     "config": 1430,
     "report": 770,

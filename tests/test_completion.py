@@ -23,7 +23,7 @@ def test_commands_are_offered() -> None:
     [
         ("mcls train model=res", ["model=resnet18", "model=resnet18-finetune"]),
         ("mcls train dataset=mnist optimizer=ad", ["optimizer=adam", "optimizer=adamw"]),
-        ("mcls data ", ["check"]),
+        ("mcls data ", ["check", "doubts"]),
         ("mcls data check dataset=bl", ["dataset=blobs"]),
         ("mcls train precision=", [f"precision={name}" for name in ("auto", "fp32", "fp32_medium", "bf16", "fp16")]),
         ("mcls train -m trainer.monitor=", [f"trainer.monitor={name}" for name in MONITORS]),
@@ -55,7 +55,7 @@ def test_run_folders_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / "outputs" / name).mkdir(parents=True)
         (tmp_path / "outputs" / name / "run.json").write_text("{}")
     assert following("mcls resume ") == ["outputs/blobs-mlp/a", "outputs/mnist-mlp/b"]
-    assert following("mcls evaluate outputs/mn") == ["outputs/mnist-mlp/b"]
+    assert following("mcls evaluate outputs/mn") == following("mcls data doubts outputs/mn") == ["outputs/mnist-mlp/b"]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def following(line: str) -> list[str]:
             return list(flags[last].choices or [])
         if len(words) == 1:
             return [choice for one in actions if not one.option_strings for choice in one.choices or []]
-    if command in ("train", "baseline", "data", "tune"):
+    if command in ("train", "baseline", "data", "tune") and words[1:2] != ["doubts"]:
         return overrides(words[2 if command in ("data", "tune") else 1 :], begun)
     return run_folders(begun)
 

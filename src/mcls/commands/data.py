@@ -1,14 +1,15 @@
-"""`mcls data check`: look at a data set without training."""
+"""`mcls data`: look at a data set without training, or at its labels with the runs of a k-fold sweep."""
 
 import argparse
 import hashlib
 import itertools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcls.commands.options import Parser, override, path
+from mcls.commands.options import DATA_KEYS, Parser, add_device, check_effective, override, path
 from mcls.config.compose import checker
-from mcls.errors import DataError, RequestError
+from mcls.errors import DataError, FolderError, RequestError
 from mcls.runs.folder import relative
 from mcls.system import text
 from mcls.system.console import console, say, say_table
@@ -22,6 +23,9 @@ EXAMPLES = 3  # of doubles
 GRID = 40  # images in the grid
 UNEVEN = 10  # largest class to smallest, from which on weights are suggested
 AUGMENTED_ROWS, AUGMENTED_EPOCHS = 6, 7  # images in the grid of augmented ones, and how often each
+DOUBTS_FILE = "label-doubts.csv"
+DOUBTS_HEADER = ["sample", "label", "its probability", "suggested", "probability of that"]
+DOUBTS_LISTED = 10  # on the terminal
 HASH_CHUNK = 256  # samples read at a time
 
 
@@ -29,25 +33,38 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = Parser(
         prog="mcls data",
-        description="Check a data set without training: samples of each class, unreadable images, samples in two "
-        "splits, a grid of images. Takes the overrides of mcls train. The exit status is 3 if something is "
-        "wrong.",
+        description="check: look at a data set without training: samples of each class, unreadable images, samples in "
+        "two splits, a grid of images. Takes the overrides of mcls train. The exit status is 3 if something is "
+        "wrong. doubts SWEEP: after mcls train -m dataset.folds=5 dataset.fold=0,1,2,3,4, list the training samples "
+        "whose label is likely wrong, as runs see it that were not trained on them.",
     )
-    command.add_argument("what", choices=["check"], help="the action; only check is available")
+    command.add_argument("what", choices=["check", "doubts"], help="the action")
     command.add_argument(
-        "overrides", nargs="*", type=override, metavar="key=value", help="for example dataset=csv dataset.path=FILE"
+        "overrides",
+        nargs="*",
+        type=override,
+        metavar="SWEEP or key=value",
+        help="for example dataset=csv dataset.path=FILE; of doubts the sweep's folder first",
     )
     command.add_argument(
         "--augment", action="store_true", help="also draw a grid of training images as augment=... changes them"
     )
-    command.add_argument("--output", type=path, metavar="DIR", help="folder for the grid (image data only)")
+    command.add_argument(
+        "--output",
+        type=path,
+        metavar="DIR",
+        help="folder for the grid (image data only); of doubts for the list too, default SWEEP",
+    )
+    add_device(command)
     command.add_argument("--config-dir", type=path, metavar="DIR", help="folder with configuration files of your own")
     return command
 
 
 def run(arguments: list[str]) -> int:
-    """Check one data set. Returns the exit status."""
+    """Check one data set, or its labels. Returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
+    if options.what == "doubts":
+        return doubt_labels(options)
     if options.augment and options.output is None:
         raise RequestError("--augment: draws a grid of images. Name its folder: --output DIR.")
     with checker(options.config_dir) as check:
@@ -221,3 +238,41 @@ def draw_samples(dataset: "Dataset", output: Path) -> None:
     make_folder(output)
     publish(path, figures.png(figure))
     say(f"pictures    {relative(path)}")
+
+
+def doubt_labels(options: argparse.Namespace) -> int:
+    """List the training samples whose label is likely wrong, by the best setting of a k-fold sweep."""
+    from mcls.sweep.plan import read_sweep
+    from mcls.sweep.table import read_settings
+
+    if not options.overrides:
+        raise RequestError("SWEEP: missing. Name the folder of a k-fold sweep: mcls data doubts SWEEP")
+    if options.augment or options.config_dir:
+        raise RequestError("mcls data doubts: takes neither --augment nor --config-dir. Omit them.")
+    folder, *changes = options.overrides
+    check_effective(changes, DATA_KEYS, "mcls data doubts")
+    if not (Path(folder) / "sweep.json").is_file():
+        raise FolderError(f"{folder}: not the folder of a sweep, it has no sweep.json.")
+    settings = read_settings(plan := read_sweep(Path(folder)))
+    best = settings[0] if settings else None
+    if best is None or any(job.status != "finished" for job in best.repeats):
+        raise FolderError(f"{folder}: no setting has all its jobs finished. Continue with: {plan.resume_command}")
+    with console():
+        from mcls.inference import labels
+
+        logging.getLogger("mcls").setLevel(logging.WARNING)  # each fold would say how its data are read
+        labels.check_cleanlab()
+        found = labels.cross_validated([job.folder for job in best.repeats], changes, options.device)
+        order = labels.in_doubt(found)
+        rows, target = labels.doubt_rows(found, order), options.output or Path(folder)
+        make_folder(target)
+        publish(target / DOUBTS_FILE, text.comma_separated(DOUBTS_HEADER, rows).encode())
+        picture = labels.draw_doubts(found, order, f"Labels in doubt: the label, and what the runs say\n{target.name}")
+        if picture:
+            publish(target / DOUBTS_FILE.replace(".csv", ".png"), picture)
+    say(f"{len(rows):,} of {len(found.names):,} labels are in doubt; all are in {relative(target / DOUBTS_FILE)}")
+    if best.values:
+        say(f"judged by the best setting on val, {' '.join(f'{key}={value}' for key, value in best.values.items())}")
+    if rows:
+        say_table(DOUBTS_HEADER, rows[:DOUBTS_LISTED], names=(0,))
+    return 0
