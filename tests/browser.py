@@ -65,6 +65,7 @@ class Tab:
         os.close(there)
         os.close(back)
         self.number, self.rest, self.session = 0, b"", {}
+        self.seen: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", url=url)["targetId"]
         self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
 
@@ -89,6 +90,11 @@ class Tab:
             if (found := json.loads(message)).get("id") == self.number:
                 assert "error" not in found, found
                 return dict(found["result"])
+            self.seen.append(found)
+
+    def events(self, method: str) -> list[dict[str, Any]]:
+        """What the domains that were enabled have said so far."""
+        return [event for event in self.seen if event.get("method") == method]
 
     def gone(self) -> bytes:
         """Chromium has ended."""

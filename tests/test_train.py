@@ -85,7 +85,8 @@ def test_what_is_in_a_run_folder(dataset: str, mcls: Main, tmp_path: Path, capsy
     assert run.parent.relative_to(tmp_path) == Path("outputs") / f"{dataset}-mlp"
     names = {path.name for path in run.iterdir() if "tfevents" not in path.name}
     assert names - {"previous.pt", "lock"} == {
-        "config.yaml", "run.json", "metrics.jsonl", "result.json", "best.pt", "last.pt", "figures", "train.log"
+        "config.yaml", "run.json", "metrics.jsonl", "result.json", "best.pt", "last.pt", "figures", "train.log",
+        "test_openings.jsonl",
     }  # fmt: skip
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
     figures = {

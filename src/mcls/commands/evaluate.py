@@ -97,7 +97,7 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     else:
         asked = any(change.startswith("dataset.download=") for change in options.changes)
         dataset = evaluate.rebuild_dataset(loaded, download=asked)
-        split, name, openings = evaluate.open_split(folder, dataset, options.split or "test")
+        split, name, openings = evaluate.open_split(folder, dataset, options.split or "test", "mcls evaluate")
         val, other = dataset.val, {}
     evaluation = evaluate.evaluate(loaded, split, name, val)
     report = {

@@ -17,9 +17,10 @@ def parser() -> argparse.ArgumentParser:
         prog="mcls report",
         description="Write one self-contained HTML file with the result, curves, confusion matrix, per-class "
         "metrics, samples, configuration, environment and the command that reproduces it; of a sweep the table of its "
-        "settings, its pictures and the best command. It runs no script.",
+        "settings, its pictures and the best command. Its one script sorts tables; it loads nothing.",
     )
     command.add_argument("run", type=path, metavar="RUN|SWEEP", help="folder of a run or of a sweep")
+    command.add_argument("--full", action="store_true", help="with the name of the machine and whole paths")
     command.add_argument("--output", type=path, metavar="FILE", help="default: report.html in that folder")
     return command
 
@@ -32,15 +33,17 @@ def run(arguments: list[str]) -> int:
     target = options.output or folder.path / "report.html"
     if options.output is None and target.is_symlink():
         raise FolderError(f"{target}: refused, a link. Name another file with --output.")
-    content = (sweep_page(options.run) if swept else page(folder)).encode("utf-8", "backslashreplace")
+    content = (sweep_page(options.run, options.full) if swept else page(folder, options.full)).encode(
+        "utf-8", "backslashreplace"
+    )
     publish(target, content)
     say(f"{relative(target)}, {len(content) / 1e6:.1f} MB, self-contained")
     return 0
 
 
-def sweep_page(path: Path) -> str:
+def sweep_page(path: Path, full: bool) -> str:
     """The page of a sweep."""
     from mcls.sweep.plan import read_sweep
     from mcls.sweep.summary import sweep_report
 
-    return sweep_report(read_sweep(path))
+    return sweep_report(read_sweep(path), full)

@@ -49,10 +49,10 @@ def split_of(first: LoadedRun, second: LoadedRun, name: str) -> tuple[Split, tup
         raise RequestError(f"classes: {unequal(first.classes, second.classes)}. The runs can't be compared.")
     if first.encoder != second.encoder:
         raise RequestError("dataset: each run encodes the table by its own train split, so the runs can't be compared.")
-    split, _, openings = open_split(first.folder, data, name)
+    split, _, openings = open_split(first.folder, data, name, "mcls compare")
     if same_place and name == "test":
         other = replace(data, open_test=lambda: split)  # it has been read already
-    theirs, _, other_openings = open_split(second.folder, other, name)
+    theirs, _, other_openings = open_split(second.folder, other, name, "mcls compare")
     if not same_samples(split, theirs):
         raise RequestError(
             f"dataset: {first.folder.path} and {second.folder.path} have different {name} samples, "

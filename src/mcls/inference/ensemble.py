@@ -117,7 +117,7 @@ def open_common(
             dataset = rebuild_dataset(member, download)
             datasets[key] = replace(dataset, open_test=cache(dataset.open_test))
         check_trained_on(member, datasets[key])
-        opened.append(open_split(member.folder, datasets[key], name))
+        opened.append(open_split(member.folder, datasets[key], name, "mcls evaluate --ensemble"))
     splits = [split for split, _, _ in opened]
     for member, split in zip(members, splits, strict=True):
         if split.names != splits[0].names or not torch.equal(split.targets, splits[0].targets):

@@ -23,6 +23,7 @@ from mcls.ranks import intervals
 from mcls.report import figures
 from mcls.report.run_figures import draw_measures, draw_ranks, fingerprint_difference
 from mcls.runs.folder import RunFolder, read_json, shell_path
+from mcls.runs.ledger import record_opening
 from mcls.system.files import make_folder, publish
 from mcls.training.restore import as_trained_on
 
@@ -69,8 +70,10 @@ def check_trained_on(loaded: LoadedRun, dataset: Dataset) -> None:
         raise DataError(f"dataset: its classes, shape or statistics differ from those of {loaded.folder.path}.")
 
 
-def open_split(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, str, int]:
+def open_split(folder: RunFolder, dataset: Dataset, name: str, by: str = "mcls evaluate") -> tuple[Split, str, int]:
     """Split `name`, what it is to be called, and how often the test set has been opened, this time included.
+
+    The ledger of the run says that it was opened `by` a command.
 
     Where the data are elsewhere now and not the samples that the run was measured on, it is called `other-NAME`, and no
     opening is counted.
@@ -93,6 +96,7 @@ def open_split(folder: RunFolder, dataset: Dataset, name: str) -> tuple[Split, s
         openings = int(result.get("test_openings", 0)) + 1
         if name == "test" and writable:
             folder.write_json(folder.result, {**result, "test_openings": openings})
+            record_opening(folder, by)
     return split, name, openings if name == "test" and writable else 0
 
 

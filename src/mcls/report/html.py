@@ -1,26 +1,44 @@
-"""A run as one page of HTML that needs nothing else: no script, no file from elsewhere, everything escaped."""
+"""A run as one page of HTML that needs nothing else: no file from elsewhere, no script but its own, all escaped."""
 
 import base64
 import hashlib
 import math
+import re
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mcls.errors import FolderError
-from mcls.report.summary import epoch_records, most_confused
+from mcls.report.matrix import (
+    NAMED,
+    class_sizes,
+    confused_pairs,
+    near_diagonal,
+    nonzero_cells,
+    share_grid,
+    transparent_png,
+)
+from mcls.report.summary import epoch_records
 from mcls.report.svg import Curve, chart
 from mcls.runs.folder import RunFolder, own_command, read_json, read_text, unfinished
-from mcls.runs.table import REMARKS
+from mcls.runs.ledger import read_ledger
 from mcls.system.text import clean, comma_separated, decimals
 
 PICTURE = 8_000_000  # bytes of a figure that is embedded
 PNG = b"\x89PNG\r\n\x1a\n"
 LATIN = 0x52F  # up to here are Latin, Greek and Cyrillic, which matplotlib's own font has
 MORE_MEASURES = {"mcc": "Matthews correlation", "auroc": "AUROC", "average_precision": "average precision"}
-CURVE_COLOURS = {"train": "#8a94a6", "val": "#2563eb"}
+CURVE_COLOURS = {"train": "var(--train)", "val": "var(--val)"}
+HEATS = (0.02, 0.1, 0.3, 0.6, 0.9)  # shares of a true class between which its cells change their colour
+PAIRS = 20  # of classes that are listed as confused
+CLASS_ROWS = 1000  # classes in the table, at most
+# an absolute path, or one in the home folder; its last name
+PATH = re.compile(
+    r"""(?<![\w.…</\\])(?:~?/|[A-Za-z]:[\\/]|\\\\)(?:[^\s'",:;=<>\[\]/\\]+[/\\])*([^\s'",:;=<>\[\]/\\]+)"""
+)
 FIGURES = {
     "surest": "The best: right, and the model was most sure of them.",
     "mistakes": "The worst: mistakes that the model was most sure of.",
@@ -31,33 +49,50 @@ FIGURES = {
 }
 
 
-def page(folder: RunFolder) -> str:
-    """The page of a run. Raises FolderError when the folder holds none or is damaged."""
+def page(folder: RunFolder, full: bool = False) -> str:
+    """The page of a run. Raises FolderError when the folder holds none or is damaged.
+
+    Args:
+        full: with the name of the machine and whole paths.
+    """
     about, result = read_json(folder.about), folder.finished() or folder.read_result() or {}
     try:
         label = unfinished(folder, result or None)
         measured = {} if label else result["test"] or result["val"]
+        remarks = about.get("hyperparameters", {})
         values = {
             "title": f"{about['choices']['dataset']} · {about['choices']['model']}",
             "name": folder.name,
             "started": about["started"],
-            "remarks": [str(said) for key in REMARKS if (said := about.get("hyperparameters", {}).get(key))],
             "unfinished": progress(folder, result, label) if label else None,
             "summary": None if label else summary(result),
+            "tags": [*filter(None, str(remarks.get("tags", "")).split(","))],
+            "note": remarks.get("note", ""),
             "charts": curve_charts(folder, result),
+            "lines": [(split, colour, False) for split, colour in CURVE_COLOURS.items()],
             "best_epoch": result.get("best_epoch"),
-            "classes": classes(measured) if measured else None,
+            "classes": matrix(measured) if measured else None,
+            "per_class": per_class(measured) if measured else [],
             "figures": embed_images(folder),
             "legend": legend(folder, measured),
             "choices": list(about["choices"].items()),
             "config": read_text(folder.config).splitlines(),
-            "machine": machine(about),
+            "warnings": about.get("warnings", []),
+            "ledger": ledger(folder, result),
+            "machine": machine(about, full),
             "command": own_command(about),
         }
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         reason = clean(f"{type(error).__name__}: {error}")
         raise FolderError(f"{folder.path}: damaged, its files do not have mcls's format ({reason}).") from error
-    return rendered("page.html", values)
+    return rendered("page.html", values, full)
+
+
+def ledger(folder: RunFolder, result: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """When the test set was opened, by what, and how often."""
+    rows = [(line["at"], line["by"], line["times"]) for line in read_ledger(folder)]
+    rest = int(result.get("test_openings", 0)) - sum(times for *_, times in rows)
+    return [*rows, *([("", "not recorded", rest)] if rest > 0 else [])]
 
 
 def template(name: str) -> str:
@@ -65,10 +100,27 @@ def template(name: str) -> str:
     return files("mcls.report").joinpath(f"{name}.j2").read_text("utf-8")
 
 
-def rendered(name: str, values: dict[str, Any]) -> str:
-    """The page that a template makes of `values`, in the style of all pages."""
-    environment = Environment(autoescape=True, finalize=printable_value, undefined=StrictUndefined)
-    return environment.from_string(template(name)).render(values, style=Markup(template("style.css")))
+def rendered(name: str, values: dict[str, Any], full: bool = True) -> str:
+    """The page that a template makes of `values`, in the style of all pages.
+
+    Args:
+        full: with whole paths, of which otherwise the last name is shown.
+    """
+    environment = Environment(
+        autoescape=True,
+        finalize=partial(printable_value, full=full),
+        undefined=StrictUndefined,
+        loader=FunctionLoader(template),
+    )
+    fixed = {"style": Markup(template("style.css")), **own_script("page.js"), "full": full}
+    return environment.get_template(name).render({**fixed, **values})
+
+
+def own_script(name: str) -> dict[str, str]:
+    """A script of this package, and its digest, by which a browser knows it."""
+    script = files("mcls.report").joinpath(name).read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "digest": digest}
 
 
 def try_html(name: str, about: str, image: bool, example: list[list[str]]) -> str:
@@ -78,21 +130,21 @@ def try_html(name: str, about: str, image: bool, example: list[list[str]]) -> st
         about: what the model takes.
         image: whether that is a picture, else it is rows such as `example`.
     """
-    script = files("mcls.report").joinpath("try.js").read_text("utf-8")
     values = {
         "title": name,
         "about": about,
         "image": image,
         "example": Markup(escape(comma_separated(example[0], example[1:], safe=False))) if example else "",
-        "script": Markup(script),
-        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **own_script("try.js"),
     }
     return rendered("try.html", values)
 
 
-def printable_value(value: object) -> object:
+def printable_value(value: object, full: bool) -> object:
     """What the template shows: markup as it is, anything else as text in one line, which it escapes."""
-    return value if isinstance(value, Markup) else clean(str(value))
+    if isinstance(value, Markup):
+        return value
+    return clean(str(value)) if full else PATH.sub(r"…/\1", clean(str(value)))
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
@@ -146,46 +198,63 @@ def curve_charts(folder: RunFolder, result: dict[str, Any]) -> list[Markup]:
     charts = []
     for name in ("loss", "accuracy"):
         lines = [Curve(split, colour, points.get((name, split), [])) for split, colour in CURVE_COLOURS.items()]
-        charts.append(Markup(chart(name, "epoch", lines, best or None)))  # which escapes its names
+        charts.append(Markup(chart(name, "epoch", lines, [best] if best else [])))  # which escapes its names
     return charts if any(charts) else []
 
 
-def classes(test: dict[str, Any]) -> dict[str, Any]:
-    """Confusion matrix and the measures of each class."""
-    measured = test["per_class"]
-    matrix, names, shown = most_confused(test["confusion"], [str(row["class"]) for row in measured])
-    fewer = f"; the {len(shown)} of {len(measured):,} classes that are confused most"
-    return {
-        "names": names,
-        "matrix": [
-            (name, [cell(int(count), count / max(sum(counts), 1)) for count in counts])
-            for name, counts in zip(names, matrix, strict=True)
-        ],
-        "rest": fewer if len(shown) < len(measured) else "",
-        "rows": [
-            [row["class"], *(decimals(row[key]) for key in ("precision", "recall", "f1")), f"{row['support']:,}"]
-            for row in (measured[label] for label in shown)
-        ],
-    }
+def matrix(measured: dict[str, Any]) -> dict[str, Any]:
+    """The confusion matrix: up to NAMED classes its counts, of more a picture and the pairs that are confused most."""
+    names = [str(row["class"]) for row in measured["per_class"]]
+    cells, count = nonzero_cells(measured["confusion"]), len(names)
+    rest = f"the {CLASS_ROWS:,} of {count:,} classes with the lowest F1" if count > CLASS_ROWS else ""
+    if count > NAMED:
+        pairs = confused_pairs(cells, count, PAIRS)
+        png = transparent_png(share_grid(cells, near_diagonal(cells, count)))
+        return {
+            "rows": [],
+            "count": f"{count:,}",
+            "png": embedded(png),
+            "pairs": [(names[truth], names[guess], f"{n:,}", f"{share:.1%}") for truth, guess, n, share in pairs],
+            "rest": rest,
+        }
+    sizes, counts = class_sizes(cells, count), {(truth, guess): n for truth, guess, n in cells}
+    rows = [
+        (name, [(n := counts.get((truth, guess), 0), heat(n / max(sizes[truth], 1))) for guess in range(count)])
+        for truth, name in enumerate(names)
+    ]
+    return {"names": names, "rows": rows, "rest": rest}
 
 
-def cell(count: int, share: float) -> dict[str, Any]:
-    """A cell of the confusion matrix, the bluer the larger its share of the row."""
-    colour = "white" if share > 0.5 else "inherit" if count else "#c3cad5"
-    return {"count": count, "share": f"{min(max(share, 0), 1):.3f}", "colour": colour}
+def heat(share: float) -> int:
+    """The number of a cell's colour: 0 of none, the larger the larger its share of the true class."""
+    return 1 + sum(share > bound for bound in HEATS) if share else 0
 
 
-def embed_images(folder: RunFolder) -> list[tuple[str, str, str]]:
+def per_class(measured: dict[str, Any]) -> list[list[str]]:
+    """The measures of each class; of more than CLASS_ROWS those with the lowest F1."""
+    rows = measured["per_class"]
+    if len(rows) > CLASS_ROWS:
+        rows = sorted(rows, key=lambda row: 2 if row["f1"] is None else row["f1"])[:CLASS_ROWS]
+    keys = ("precision", "recall", "f1")
+    return [[row["class"], *(decimals(row[key]) for key in keys), f"{row['support']:,}"] for row in rows]
+
+
+def embedded(content: bytes) -> Markup:
+    """A file in base64, for a data URL."""
+    return Markup(base64.b64encode(content).decode())
+
+
+def embed_images(folder: RunFolder) -> list[tuple[str, str, Markup]]:
     """Name, caption and base64 of each figure of samples that is a plain PNG file of a sane size."""
-    embedded = []
+    images = []
     for name, words in FIGURES.items():
         path = folder.figures / f"{name}.png"
         if folder.figures.is_symlink() or path.is_symlink() or not path.is_file() or path.stat().st_size > PICTURE:
             continue
         content = path.read_bytes()
         if content.startswith(PNG):
-            embedded.append((name, words, base64.b64encode(content).decode()))
-    return embedded
+            images.append((name, words, embedded(content)))
+    return images
 
 
 def legend(folder: RunFolder, measured: dict[str, Any]) -> str:
@@ -195,9 +264,10 @@ def legend(folder: RunFolder, measured: dict[str, Any]) -> str:
     return ", ".join(named) if folder.figures.is_dir() else ""
 
 
-def machine(about: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Device, environment and versions."""
-    environment = about["environment"]
+def machine(about: dict[str, Any], full: bool) -> list[tuple[str, Any]]:
+    """Device, environment and versions; the name of the machine only where `full`."""
+    hidden = {"packages"} if full else {"packages", "host"}
     keys = ("device", "device_name", "precision", "channels_last", "seed")
-    values = {key: about.get(key) for key in keys} | {k: v for k, v in environment.items() if k != "packages"}
-    return [(key, value) for key, value in (values | environment["packages"]).items() if value is not None]
+    own = {key: about.get(key) for key in keys}
+    values = own | {key: value for key, value in about["environment"].items() if key not in hidden}
+    return [(key, value) for key, value in (values | about["environment"]["packages"]).items() if value is not None]

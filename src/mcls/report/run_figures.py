@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +60,12 @@ def draw_run_figures(
             split.inputs[:].numpy(), split.targets.numpy(), classify, classes, f"Decision regions, test\n{name}"
         )
     return {kind: figures.png(figure) for kind, figure in drawn.items()}
+
+
+@torch.inference_mode()
+def classify_points(model: torch.nn.Module, device: torch.device, points: figures.Array) -> figures.Array:
+    """Predicted class indices of points (N, 2) in the plane."""
+    return np.asarray(model(torch.from_numpy(points).to(device)).argmax(1).cpu())
 
 
 def draw_measures(name: str, split: str, measures: Metrics, names: Sequence[str]) -> dict[str, "Figure"]:

@@ -1,4 +1,4 @@
-"""Line charts as SVG, small enough to stand inside a page: no library, no script."""
+"""Line charts as SVG, small enough to stand inside a page: no library, no script; its colours are the page's."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 250  # pixels
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 34  # pixels around the plot
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 30, 38  # pixels around the plot
 POINTS = 400  # of a curve that are drawn, at most
 
 
@@ -15,14 +15,16 @@ class Curve:
     """A named line.
 
     Args:
-        name: for the legend.
+        name: for the legend, which the page shows.
         colour: as CSS writes it.
         points: (x, y), finite.
+        dashed: whether it is.
     """
 
     name: str
     colour: str
     points: Sequence[tuple[float, float]]
+    dashed: bool = False
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -40,13 +42,13 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [*points[:-1:step], *points[-1:]]
 
 
-def chart(title: str, across: str, curves: Sequence[Curve], mark: float | None = None) -> str:
+def chart(title: str, across: str, curves: Sequence[Curve], marks: Sequence[float] = ()) -> str:
     """An SVG element with the curves, or nothing when none has a point.
 
     Args:
         title: above the plot.
         across: name of the horizontal axis.
-        mark: where to draw a dashed vertical line.
+        marks: where to draw dashed vertical lines.
     """
     everything = [point for curve in curves for point in curve.points]
     if not everything:
@@ -69,28 +71,23 @@ def chart(title: str, across: str, curves: Sequence[Curve], mark: float | None =
         x = to_pixels(value, low)[0]
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{value:g}</text>')
     parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(across)}</text>')
-    if mark is not None and left <= mark <= right:
+    for mark in (mark for mark in marks if left <= mark <= right):
         x = to_pixels(mark, low)[0]
         parts.append(f'<line class="mark" x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}"/>')
-    for index, curve in enumerate(curves):
-        parts += line(curve, [to_pixels(*point) for point in thinned(curve.points)], index)
+    for curve in curves:
+        parts += line(curve, [to_pixels(*point) for point in thinned(curve.points)])
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
 
-def line(curve: Curve, places: Sequence[tuple[float, float]], index: int) -> list[str]:
-    """SVG of one curve through `places` (pixels) and of its entry, number `index`, in the legend."""
+def line(curve: Curve, places: Sequence[tuple[float, float]]) -> list[str]:
+    """SVG of one curve through `places` (pixels)."""
     if not places:
         return []
-    colour = escape(curve.colour)
+    style = f'style="--line:{escape(curve.colour)}"'
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     x, y = places[-1]
-    start = WIDTH - RIGHT - 60 * (2 - index)
-    return [
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>',
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>',
-        f'<line x1="{start}" y1="12" x2="{start + 18}" y2="12" stroke="{colour}" stroke-width="3"/>',
-        f'<text class="tick" x="{start + 23}" y="16">{escape(curve.name)}</text>',
-    ]
+    dashed = ' class="dashed"' if curve.dashed else ""
+    return [f'<polyline points="{path}" {style}{dashed}/>', f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" {style}/>']
 
 
 def bounds(values: Sequence[float], margin: float) -> tuple[float, float]:

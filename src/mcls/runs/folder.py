@@ -45,8 +45,18 @@ class RunFolder:
         self.best = path / "best.pt"  # the selected weights
         self.figures = path / "figures"  # PNG files
         self.log = path / "train.log"  # the log, with times
+        self.ledger = path / "test_openings.jsonl"  # when the test set was opened, and by which command
         checkpoints = [self.last, self.previous, self.best]
-        self.files = [*checkpoints, self.config, self.about, self.metrics, self.result, self.log, path / "lock"]
+        self.files = [
+            *checkpoints,
+            self.config,
+            self.about,
+            self.metrics,
+            self.result,
+            self.log,
+            self.ledger,
+            path / "lock",
+        ]
         self.name = f"{path.parent.name}/{path.name}"  # as TensorBoard shows it
 
     @contextlib.contextmanager

@@ -58,13 +58,14 @@ FINISHED = {
 ABOUT = {
     **FINGERPRINTS,
     **{f"{key}?": "text" for key in ("command", "started", "device", "device_name", "precision")},
-    "overrides?": ["text"],
+    **{f"{key}?": ["text"] for key in ("overrides", "warnings")},
     "choices?": {"*": "text"},
     "seed?": "count",
     "channels_last?": "bool",
     "environment?": {"threads?": "count", "packages?": {"*": "text|null"}, "*": "text|float|bool|null"},
     "hyperparameters?": {"*": "text|float|bool|null"},
 }
+OPENING = {"at": "text", "by": "text", "times": "count"}  # a line of test_openings.jsonl
 EPOCH = {"epoch": "count", "*": ("float|null", NUMBER_OR_NULL)}  # a line of metrics.jsonl
 FILES: dict[str, Any] = {
     "run.json": ABOUT,

@@ -262,6 +262,23 @@ class LogFile(logging.Handler):
 
 
 @contextlib.contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """The warnings that are logged in the body, each in one line."""
+    lines: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            lines.append(" ".join(record.getMessage().split()))
+        return True
+
+    log.addFilter(collect)
+    try:
+        yield lines
+    finally:
+        log.removeFilter(collect)
+
+
+@contextlib.contextmanager
 def log_to_folder(folder: RunFolder) -> Iterator[None]:
     """Write the log to a file in `folder` too; if the body fails, record that in result.json."""
     handler = LogFile(folder)

@@ -1,6 +1,5 @@
 """What a sweep leaves for people: its table on the terminal, its picture, and its page."""
 
-import base64
 import statistics
 import sys
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from typing import Any
 
 from mcls.errors import FolderError, RunError
 from mcls.report.figures import png
-from mcls.report.html import rendered
+from mcls.report.html import embedded, rendered
 from mcls.report.summary import epoch_records
 from mcls.report.sweep_figures import SweptSetting, sweep_figure
 from mcls.runs.folder import relative, shell_path
@@ -77,8 +76,8 @@ def curve_of(repeat: Repeat) -> tuple[list[int], list[float]] | None:
     return ([*accuracies], [*accuracies.values()]) if accuracies else None
 
 
-def sweep_report(plan: Sweep) -> str:
-    """The page of a sweep."""
+def sweep_report(plan: Sweep, full: bool = False) -> str:
+    """The page of a sweep, with whole paths if it is to be `full`."""
     settings = write_table(plan)
     drawn = draw_sweep(plan, settings)
     columns, cells = table_of(settings)
@@ -91,7 +90,7 @@ def sweep_report(plan: Sweep) -> str:
         "header": header,
         "rows": [["" if cell is None else cell for cell in row] for row in rows],
         "legend": LEGEND,
-        "picture": base64.b64encode((plan.path / PICTURE).read_bytes()).decode() if drawn else None,
+        "picture": embedded((plan.path / PICTURE).read_bytes()) if drawn else None,
         "others": [
             [
                 job.number,
@@ -105,7 +104,7 @@ def sweep_report(plan: Sweep) -> str:
         ],
         "command": plan.command,
     }
-    return rendered("sweep.html", values)
+    return rendered("sweep.html", values, full)
 
 
 def best_card(plan: Sweep, best: Setting) -> dict[str, Any]:

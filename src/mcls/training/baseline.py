@@ -6,7 +6,7 @@ Their inputs are what a network is given: standardised numbers of tables, normal
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from mcls.models import LinearBaseline, TreeBaseline
 from mcls.report import run_figures
 from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, as_yaml, claim, timestamp
+from mcls.runs.ledger import record_opening, utc_now
 from mcls.runs.tracking import RunLogger, log_to_folder
 from mcls.system.device import device_name, environment
 from mcls.system.distributed import SINGLE_PROCESS
 from mcls.training.precision import evaluate_loader
-from mcls.training.run import classify_points
 from mcls.training.setup import data_state, hyperparameters, open_dataset, prepare_machine
 
 log = logging.getLogger("mcls")
@@ -162,7 +162,7 @@ def record(
     about = {
         **origin,
         "baseline": origin["choices"]["model"],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": utc_now(),
         "seed": config["seed"],
         "device": "cpu",
         "device_name": device_name(CPU),
@@ -181,6 +181,7 @@ def record(
         folder.write_config(config)
         folder.write_json(folder.about, about)
         folder.write_json(folder.result, {"status": "running", "test_openings": 1})
+        record_opening(folder, "mcls baseline")
         checkpoint.save(folder.best, {"model": model.state_dict(), "data": data_state(data), "epoch": 1})
         test = data.open_test()
         answers = measure(test)
@@ -199,9 +200,8 @@ def record(
         recorder.setting(about, as_yaml(config))
         recorder.scalars(1, run_figures.final_scalars(result, False))
         if config["trainer"]["figures"]:
-            drawn = run_figures.draw_run_figures(
-                folder.name, test, answers, measures, classes, lambda points: classify_points(model, CPU, points)
-            )
+            classify = partial(run_figures.classify_points, model, CPU)
+            drawn = run_figures.draw_run_figures(folder.name, test, answers, measures, classes, classify)
             run_figures.save_run_figures(drawn, folder.figures, recorder, 1)
         recorder.end(succeeded=True)
         recorder.close()

@@ -6,14 +6,8 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from mcls.config.saved import without_pretrained
 from mcls.data.loader import Loader, worker_errors
@@ -23,7 +17,8 @@ from mcls.metrics import EvalAccumulator, ranks_kept
 from mcls.report import run_figures
 from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, as_yaml, read_yaml, relative
-from mcls.runs.tracking import RunLogger, log_to_folder, next_event
+from mcls.runs.ledger import record_opening, utc_now
+from mcls.runs.tracking import RunLogger, collect_warnings, log_to_folder, next_event
 from mcls.system.device import device_name, environment
 from mcls.system.distributed import World
 from mcls.system.files import move
@@ -77,12 +72,14 @@ def train_new(
     """
     started = time.monotonic()
     config = with_expected_input(config)
-    parts = build_components(config)
+    with collect_warnings() as warnings:
+        parts = build_components(config)
     if origin.get("test_closed"):
         check_selection(config, parts.val is not None)
     about = {
         **origin,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": utc_now(),
+        **({"warnings": warnings} if warnings else {}),
         "seed": config["seed"],
         "device": str(parts.device),
         "device_name": device_name(parts.device),
@@ -255,7 +252,9 @@ def train_in_processes(run: RunContext, recorder: RunLogger, openings: int) -> t
             ended = restore_and_fit(trainer, parts, run.config, run.state)
         finally:
             if followed:  # every epoch opens the test set, those before a kill -9 did too
-                openings = max(openings, begun) + max(0, trainer.progress.epoch - begun)
+                opened = max(0, trainer.progress.epoch - begun)
+                openings = max(openings, begun) + opened
+                record_opening(folder, "mcls train, after each epoch", opened)
                 folder.write_json(folder.result, {"status": "running", "test_openings": openings})
     return trainer, ended, openings
 
@@ -279,6 +278,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
     if not run.about.get("test_closed") and ended != "pruner":
         openings += 1
         folder.write_json(folder.result, {"status": "running", "test_openings": openings})
+        record_opening(folder, "mcls train, at its end")
         split = parts.dataset.open_test()
         accumulator = measure_ranked(parts.load(split), split)
         test = accumulator.measure()
@@ -312,14 +312,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
         parts.train.release()  # matplotlib takes as much memory as MNIST
         run_figures.save_curves(folder, progress.best_epoch)
     if settings["figures"] and split and test:
-        drawn = run_figures.draw_run_figures(
-            folder.name, split, accumulator, test, classes, partial(classify_points, parts.model, parts.device)
-        )
+        classify = partial(run_figures.classify_points, parts.model, parts.device)
+        drawn = run_figures.draw_run_figures(folder.name, split, accumulator, test, classes, classify)
         run_figures.save_run_figures(drawn, folder.figures, recorder, end)
     return result
-
-
-@torch.inference_mode()
-def classify_points(model: nn.Module, device: torch.device, points: NDArray[Any]) -> NDArray[Any]:
-    """Predicted class indices of points (N, 2) in the plane."""
-    return np.asarray(model(torch.from_numpy(points).to(device)).argmax(1).cpu())

@@ -1,0 +1,31 @@
+"""When the test set of a run was opened, and by which command: a line of test_openings.jsonl each time."""
+
+import contextlib
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+from mcls.runs.folder import RunFolder, parse_json, read_text
+from mcls.runs.formats import OPENING
+from mcls.system.files import open_plain, to_json
+
+
+def utc_now() -> str:
+    """Now, as files of a run folder write it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def record_opening(folder: RunFolder, by: str, times: int = 1) -> None:
+    """Add a line; where that can't be written, the number in result.json still counts."""
+    line = to_json({"at": utc_now(), "by": by, "times": times}, indent=None)
+    with contextlib.suppress(OSError):
+        descriptor = open_plain(folder.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+
+def read_ledger(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines, except one that a kill cut off; none of a run of an older version."""
+    text = read_text(folder.ledger) if folder.ledger.exists() else ""
+    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [parse_json(line, folder.ledger, OPENING) for line in whole]
