@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile  # a process for each core, a file of tests at a time
 
 .PHONY: help setup train test test-slow test-all reliability check bench bench-gpu gpu-check clean
 
@@ -20,13 +21,13 @@ train: $(READY) ## train the default (blobs, mlp) on the CPU
 	@$(BIN)/mcls train
 
 test: $(READY) ## the tests, without the slow ones and those on real data
-	$(BIN)/pytest -m 'not slow and not real'
+	$(BIN)/pytest $(PARALLEL) -m 'not slow and not real'
 
 test-slow: $(READY) ## the others: the slow ones and those on real data
-	$(BIN)/pytest -m 'slow or real'
+	$(BIN)/pytest $(PARALLEL) -m 'slow or real'
 
 test-all: $(READY) ## all tests, the slow ones and those on real data too
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 reliability: $(READY) ## every promise of RELIABILITY.md with its full number of cases; writes that page
 	MCLS_RELIABILITY=full $(BIN)/pytest tests/reliability
