@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 BUDGETS = {
     "commands": 1800,
     "sweep": 1070,
-    "inference": 1715,
+    "inference": 1785,
     "training": 2110,
     "config": 1430,
     "report": 880,

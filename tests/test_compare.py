@@ -1,7 +1,9 @@
 """`mcls compare`: the test against scipy's, what flipped, what is refused, and how often the test set was opened."""
 
 import csv
+import html
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +119,7 @@ def test_output_folder_and_data_without_pictures(mcls: Main, runs: Path, tmp_pat
     a, b = runs / "blobs" / "a", runs / "blobs" / "b"
     assert mcls("compare", str(a), str(b), "--output", "new/place") == 0
     assert "which: new/place/test_flipped.csv\n" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "new" / "place").iterdir()] == ["test_flipped.csv"]
+    assert sorted(path.name for path in (tmp_path / "new" / "place").iterdir()) == ["test.json", "test_flipped.csv"]
     assert not (a / "compare").exists()
 
 
@@ -129,7 +131,33 @@ def test_a_copy_flips_nothing(mcls: Main, runs: Path, capsys: Capture) -> None:
     assert "the same configuration\n" in out
     assert "A alone is right on 0 samples, B alone on 0, of 100.\n" in out
     assert "p = 1, not significant at the 5 % level: no evidence that either is better.\n" in out
-    assert [path.name for path in (a / "compare" / "mnist_copy").iterdir()] == ["test_flipped.csv"]
+    left = sorted(path.name for path in (a / "compare" / "mnist_copy").iterdir())
+    assert left == ["test.json", "test_flipped.csv"]
+
+
+def test_the_page_of_two_runs_says_what_compare_says(mcls: Main, runs: Path, capsys: Capture) -> None:
+    """It opens no test set: McNemar's test is that of val, and that of test once `mcls compare` has made it."""
+    a, b = runs / "blobs" / "a", runs / "blobs" / "b"
+    before = result(a), result(b)
+    assert mcls("report", str(a), str(b)) == 0
+    path = a / "report-b.html"
+    page = html.unescape(path.read_text())
+    assert (result(a), result(b)) == before and "On test" not in page
+    assert "<td>model.hidden_units</td><td>[128, 64]</td><td>[4]</td>" in page and "model.dropout" not in page
+    assert page.count("<polyline") == 8 and page.count("<caption") == 2
+    counts = [str(count) for each in before for row in each["test"]["confusion"] for count in row]
+    assert re.findall(r'<td class="h\d">(\d+)</td>', page) == counts
+    for split, line in (("val", "On val, on which both were selected: "), ("test", "On test: ")):
+        capsys.readouterr()
+        assert mcls("compare", str(a), str(b), "--split", split, "--device", "cpu") == 0
+        told = capsys.readouterr().out
+        assert mcls("report", str(a), str(b)) == 0
+        page = html.unescape(path.read_text())
+        said = " ".join(row for row in told.splitlines() if row.startswith(("A alone", "McNemar")))
+        assert f"<p>{line}{said}</p>" in page
+        row = next(row for row in told.splitlines() if row.startswith(f"{split}/loss"))
+        assert "".join(f"<td>{cell}</td>" for cell in row.split()) in page
+    assert mcls("report", str(a), str(a)) == mcls("report", str(runs), str(a)) - 3 == 2
 
 
 def test_the_same_data_in_another_place(mcls: Main, runs: Path, tmp_path: Path, data_root: Path) -> None:

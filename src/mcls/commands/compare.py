@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from mcls.commands.options import DATA_KEYS, Parser, add_device, check_effective, override, path
 from mcls.config.saved import saved_config
-from mcls.config.schema import leaves, yaml_text
+from mcls.config.schema import differing_keys, leaves, yaml_text
 from mcls.errors import FolderError, RequestError
-from mcls.report.summary import percent
-from mcls.runs.folder import RunFolder, find_run, relative, slug
+from mcls.runs.folder import RunFolder, find_run, relative
 from mcls.system.console import say, say_table
 from mcls.system.files import make_folder
 
 if TYPE_CHECKING:
-    from mcls.metrics import Metrics
+    pass
 
 ELSEWHERE = ("dataset.root", "dataset.path", "dataset.download")  # where the data are; what they are is looked at later
 # how val is cut from train, which leaves the test set as it is
 VAL = ("dataset.val_fraction", "dataset.val_seed", "dataset.folds", "dataset.fold")
-COMPARED_METRICS = ("loss", "f1_macro", "ece")
 
 
 def run(arguments: list[str]) -> int:
@@ -67,12 +65,6 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys with unequal values, None for a key that is not there."""
-    keys = dict.fromkeys([*first, *second])
-    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
-
-
 def check_same_data(differ: dict[str, tuple[Any, Any]], split: str) -> None:
     """Raise RequestError when the keys that differ make other data, or another cut where it matters to `split`."""
     free = ELSEWHERE + VAL if split == "test" else ELSEWHERE
@@ -84,7 +76,9 @@ def check_same_data(differ: dict[str, tuple[Any, Any]], split: str) -> None:
 
 def make_target(options: argparse.Namespace) -> Path:
     """The folder for what flipped, made. Raises MachineError, or FolderError for a link in a run's folder."""
-    target: Path = options.output or options.a / "compare" / slug(RunFolder(options.b.resolve()).name)
+    from mcls.inference.two_runs import comparison_folder
+
+    target: Path = options.output or comparison_folder(options.a, options.b)
     if options.output is None and (target.is_symlink() or target.parent.is_symlink()):
         raise FolderError(f"{target}: refused, it is outside the run's folder. Name another with --output.")
     make_folder(target)
@@ -93,7 +87,7 @@ def make_target(options: argparse.Namespace) -> Path:
 
 def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
     """Let both runs classify the split; say how they do, and leave what flipped in a folder."""
-    from mcls.inference.compare import mcnemar, predictions_of, split_of, write_flips
+    from mcls.inference.compare import mcnemar_lines, metric_rows, predictions_of, split_of, write_flips
     from mcls.inference.load import load_run
 
     first, second = (load_run(folder, device=options.device, changes=options.changes) for folder in folders)
@@ -101,33 +95,17 @@ def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
     split, openings = split_of(first, second, options.split)
     mine, theirs = predictions_of(first, split), predictions_of(second, split)
     say()
-    say_table(["measure", "A", "B", "B - A"], metric_rows(options.split, mine.measures, theirs.measures, first.classes))
+    reports = [each.measures.report(first.classes) for each in (mine, theirs)]
+    say_table(["measure", "A", "B", "B - A"], metric_rows(options.split, reports))
     say()
     only_first = int((mine.right & ~theirs.right).sum())
     only_second = int((theirs.right & ~mine.right).sum())
-    p = mcnemar(only_first, only_second)
-    say(f"A alone is right on {only_first:,} samples, B alone on {only_second:,}, of {len(split):,}.")
-    say(f"McNemar's exact test: p = {p:.2g}, {verdict(only_first, only_second, p)}")
+    for line in mcnemar_lines(only_first, only_second, len(split)):
+        say(line)
+    counts = {"samples": len(split), "only_first": only_first, "only_second": only_second}
+    folders[0].write_json(target / f"{options.split}.json", counts)
     title = f"A {folders[0].name}   B {folders[1].name}"
     written = write_flips(target / f"{options.split}_flipped", split, mine, theirs, first.classes, title)
     say(f"which: {', '.join(relative(path) for path in written)}")
     if any(openings):
         say(f"Evaluations of the test set so far: {openings[0]} for A, {openings[1]} for B.")
-
-
-def metric_rows(split: str, first: "Metrics", second: "Metrics", classes: tuple[str, ...]) -> list[list[str]]:
-    """The measures of both, and by how much B is above A."""
-    reports = [first.report(classes), second.report(classes)]
-    gained = (reports[1]["accuracy"] - reports[0]["accuracy"]) * 100
-    rows = [[f"{split}/accuracy", *map(percent, reports), f"{gained:+.2f} points"]]
-    for name in COMPARED_METRICS:
-        one, two = (report[name] for report in reports)
-        rows.append([f"{split}/{name}", f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}"])
-    return rows
-
-
-def verdict(only_first: int, only_second: int, p: float) -> str:
-    """The test in words."""
-    if p >= 0.05:
-        return "not significant at the 5 % level: no evidence that either is better."
-    return f"significant at the 5 % level: {'A' if only_first > only_second else 'B'} is better on this data."

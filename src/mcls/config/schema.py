@@ -129,6 +129,12 @@ def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def differing_keys(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys of two flat configurations with unequal values, None for a key that is not there."""
+    keys = dict.fromkeys([*first, *second])
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
 def put(node: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key of a nested dictionary."""
     *parents, last = key.split(".")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,12 @@ from mcls.inference.evaluate import accumulate, logit_batches, open_split, rebui
 from mcls.inference.load import LoadedRun
 from mcls.metrics import Metrics
 from mcls.report import figures
+from mcls.report.summary import percent
 from mcls.system import text
 from mcls.system.files import publish
 from mcls.system.text import quote_names
 
+COMPARED_METRICS = ("loss", "f1_macro", "ece")
 FLIPS_SHOWN = 10  # samples a way in the grid of pictures
 
 
@@ -97,6 +100,26 @@ def mcnemar(only_first: int, only_second: int) -> float:
         term = term * (count - index) // (index + 1)
         total += term
     return min(1.0, 2 * total / (1 << count))
+
+
+def mcnemar_lines(only_first: int, only_second: int, samples: int) -> list[str]:
+    """McNemar's test in words, of runs called A and B on `samples`."""
+    p = mcnemar(only_first, only_second)
+    told = f"significant at the 5 % level: {'A' if only_first > only_second else 'B'} is better on this data."
+    if p >= 0.05:
+        told = "not significant at the 5 % level: no evidence that either is better."
+    counts = f"A alone is right on {only_first:,} samples, B alone on {only_second:,}, of {samples:,}."
+    return [counts, f"McNemar's exact test: p = {p:.2g}, {told}"]
+
+
+def metric_rows(split: str, reports: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The measures of the two `reports`, and by how much the second is above the first."""
+    gained = (reports[1]["accuracy"] - reports[0]["accuracy"]) * 100
+    rows = [[f"{split}/accuracy", *map(percent, reports), f"{gained:+.2f} points"]]
+    for name in COMPARED_METRICS:
+        one, two = (report[name] for report in reports)
+        rows.append([f"{split}/{name}", f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}"])
+    return rows
 
 
 def write_flips(

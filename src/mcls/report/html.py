@@ -1,9 +1,11 @@
 """A run as one page of HTML that needs nothing else: no file from elsewhere, no script but its own, all escaped."""
 
 import base64
+import contextlib
 import hashlib
 import math
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -31,7 +33,6 @@ PICTURE = 8_000_000  # bytes of a figure that is embedded
 PNG = b"\x89PNG\r\n\x1a\n"
 LATIN = 0x52F  # up to here are Latin, Greek and Cyrillic, which matplotlib's own font has
 MORE_MEASURES = {"mcc": "Matthews correlation", "auroc": "AUROC", "average_precision": "average precision"}
-CURVE_COLOURS = {"train": "var(--train)", "val": "var(--val)"}
 HEATS = (0.02, 0.1, 0.3, 0.6, 0.9)  # shares of a true class between which its cells change their colour
 PAIRS = 20  # of classes that are listed as confused
 CLASS_ROWS = 1000  # classes in the table, at most
@@ -56,9 +57,11 @@ def page(folder: RunFolder, full: bool = False) -> str:
         full: with the name of the machine and whole paths.
     """
     about, result = read_json(folder.about), folder.finished() or folder.read_result() or {}
-    try:
+    with checked_format(folder):
         label = unfinished(folder, result or None)
         measured = {} if label else result["test"] or result["val"]
+        best = result.get("best_epoch")
+        charts, lines = curve_charts([(folder, "", "var(--val)")], [best] if best else [])
         remarks = about.get("hyperparameters", {})
         values = {
             "title": f"{about['choices']['dataset']} · {about['choices']['model']}",
@@ -68,9 +71,9 @@ def page(folder: RunFolder, full: bool = False) -> str:
             "summary": None if label else summary(result),
             "tags": [*filter(None, str(remarks.get("tags", "")).split(","))],
             "note": remarks.get("note", ""),
-            "charts": curve_charts(folder, result),
-            "lines": [(split, colour, False) for split, colour in CURVE_COLOURS.items()],
-            "best_epoch": result.get("best_epoch"),
+            "charts": charts,
+            "lines": lines,
+            "best_epoch": best,
             "classes": matrix(measured) if measured else None,
             "per_class": per_class(measured) if measured else [],
             "figures": embed_images(folder),
@@ -82,10 +85,17 @@ def page(folder: RunFolder, full: bool = False) -> str:
             "machine": machine(about, full),
             "command": own_command(about),
         }
+    return rendered("page.html", values, full)
+
+
+@contextlib.contextmanager
+def checked_format(folder: RunFolder) -> Iterator[None]:
+    """Raise FolderError, naming `folder`, for what the body can't make of the content of its files."""
+    try:
+        yield
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         reason = clean(f"{type(error).__name__}: {error}")
         raise FolderError(f"{folder.path}: damaged, its files do not have mcls's format ({reason}).") from error
-    return rendered("page.html", values, full)
 
 
 def ledger(folder: RunFolder, result: dict[str, Any]) -> list[tuple[str, str, int]]:
@@ -185,21 +195,28 @@ def progress(folder: RunFolder, result: dict[str, Any], label: str) -> dict[str,
     }
 
 
-def curve_charts(folder: RunFolder, result: dict[str, Any]) -> list[Markup]:
-    """Charts of loss and accuracy from epoch to epoch; those that have points."""
-    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for record in epoch_records(folder):
-        for split in CURVE_COLOURS:
-            for name in ("loss", "accuracy"):
-                value = (record.get(split) or {}).get(name)
-                if value is not None and math.isfinite(value):
-                    points.setdefault((name, split), []).append((int(record["epoch"]), float(value)))
-    best = float(result.get("best_epoch", 0))
-    charts = []
-    for name in ("loss", "accuracy"):
-        lines = [Curve(split, colour, points.get((name, split), [])) for split, colour in CURVE_COLOURS.items()]
-        charts.append(Markup(chart(name, "epoch", lines, [best] if best else [])))  # which escapes its names
-    return charts if any(charts) else []
+def curve_charts(
+    runs: Sequence[tuple[RunFolder, str, str]], marks: Iterable[int]
+) -> tuple[list[Markup], list[tuple[str, str, bool]]]:
+    """Charts of loss and accuracy from epoch to epoch, if there are any, and their legend: name, colour, dashed.
+
+    Args:
+        runs: folder, what is before the names of its curves, colour of val; where several are drawn, train is dashed.
+        marks: epochs where a dashed line is drawn.
+    """
+    curves: dict[str, list[Curve]] = {"loss": [], "accuracy": []}
+    for folder, before, colour in runs:
+        records = epoch_records(folder)
+        for split, shown in (("train", colour if before else "var(--train)"), ("val", colour)):
+            for measure, drawn in curves.items():
+                pairs = [(record["epoch"], (record.get(split) or {}).get(measure)) for record in records]
+                points = [(int(x), float(y)) for x, y in pairs if y is not None and math.isfinite(y)]
+                drawn.append(Curve(f"{before}{split}", shown, points, bool(before) and split == "train"))
+    charts = [
+        Markup(chart(measure, "epoch", drawn, [*marks])) for measure, drawn in curves.items()
+    ]  # names are escaped
+    legend = [(curve.name, curve.colour, curve.dashed) for curve in curves["loss"]]
+    return (charts if any(charts) else []), legend
 
 
 def matrix(measured: dict[str, Any]) -> dict[str, Any]:
