@@ -18,7 +18,7 @@ BUDGETS = {
     "inference": 1785,
     "training": 2110,
     "config": 1430,
-    "report": 880,
+    "report": 935,
     "data": 2420,
     "runs": 1145,
     "metrics": 210,

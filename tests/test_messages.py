@@ -181,7 +181,12 @@ def test_printed_commands_can_be_copied(mcls: Main, tmp_path: Path, capsys: pyte
     quick = ("trainer.epochs=2", "trainer.figures=false", "threads=1")
 
     def printed() -> list[str]:
-        return shlex.split(capsys.readouterr().out.splitlines()[-1].rpartition("mcls ")[2])
+        lines = capsys.readouterr().out.splitlines()
+        *others, last = (shlex.split(line.rpartition("mcls ")[2]) for line in lines if "mcls " in line)
+        if not others:
+            return last
+        assert last[0] == "predict" and last[2] == "FILE" and (tmp_path / last[1] / "run.json").is_file()
+        return others[-1]
 
     def refused() -> list[str]:
         return shlex.split(capsys.readouterr().err.rpartition("mcls ")[2].rstrip(".\n"))

@@ -10,7 +10,7 @@ from typing import Any
 from mcls.commands.options import Parser, override, path
 from mcls.config.saved import RESUMABLE_KEYS, check_length, saved_config
 from mcls.errors import FolderError, RequestError
-from mcls.report.summary import print_result
+from mcls.report.ending import print_result
 from mcls.runs.folder import RunFolder, find_run, read_json, read_yaml, shell_path
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.system.console import console, say

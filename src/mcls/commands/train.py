@@ -16,7 +16,7 @@ from mcls.config.compose import NONE, Request, checker
 from mcls.config.explain import explain_command
 from mcls.config.overrides import as_path, at_home, first
 from mcls.errors import RequestError, RunError
-from mcls.report.summary import print_result
+from mcls.report.ending import print_result
 from mcls.runs.folder import claim, find_run, named_folder, timestamp
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.sweep.plugins import launch

@@ -1,36 +1,19 @@
-"""The summary of a run: the lines it prints at its end, its epochs, its most confused classes."""
+"""The summary of a run: its accuracy in words, its epochs, its most confused classes."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from mcls.runs.folder import RunFolder, parse_json, read_text, relative, shell_path
+from mcls.runs.folder import RunFolder, parse_json, read_text
 from mcls.runs.formats import EPOCH
-from mcls.system.console import say
 
 CURVES = 64_000_000  # bytes of metrics.jsonl that are read
 MOST_EPOCHS = 100_000  # that are read of it
-STAMP = r"\d{4}-\d\d-\d\d_\d\d-"  # begins the name of a run that lies two levels below the folder of all runs
 
 
 def percent(report: dict[str, Any]) -> str:
     """The accuracy of a report with its interval, `92.50 % [88.00, 95.40] of 200`, if it has one."""
     bounds = ", ".join(f"{bound * 100:.2f}" for bound in report.get("interval") or ())
     return f"{report['accuracy'] * 100:.2f} % {f'[{bounds}]' if bounds else '(selected on val)'} of {report['n']:,}"
-
-
-def print_result(folder: RunFolder, result: dict[str, Any]) -> None:
-    """Print the result of a run."""
-    if result["val"]:
-        val = {**result["val"], "interval": None}  # older versions wrote one
-        say(f"val   {percent(val)}, best of epoch {result['best_epoch']}")
-    if test := result["test"]:
-        say(f"test  {percent(test)}, loss {test['loss']:.4f}, F1 {test['f1_macro']:.4f}")
-    else:
-        say("test  not evaluated by this job, see sweep.test")
-    say(f"done in {result['total_seconds']:.1f} s; everything is in {relative(folder.path)}")
-    watched = folder.path.parent.parent if re.match(STAMP, folder.path.name) else folder.path
-    say(f"curves and figures: mcls board {shell_path(relative(watched))}")
 
 
 MATRIX_ROWS = 30  # rows of a confusion matrix that is shown, at most
