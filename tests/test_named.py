@@ -189,23 +189,21 @@ def test_a_restart_without_a_name_is_refused(mcls: Main, monkeypatch: pytest.Mon
     assert mcls("train", *QUICK, "name=x") == 0
 
 
+def two_machines() -> tuple[str, ...]:
+    """How torchrun is told, on each of two machines that are both this one, where they meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
+    each = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=t")
+    return (*each, place, "--local-addr=127.0.0.1")
+
+
 @pytest.mark.slow
 def test_two_machines_train_as_one(tmp_path: Path) -> None:
     """Two agents of torchrun, one process each, on the loopback: the weights of one machine's two processes."""
     with torchrun(tmp_path, TEAM, *QUICK, "name=one") as process:
         assert process.communicate(timeout=120) and process.returncode == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = f"--rdzv-endpoint=127.0.0.1:{port}"
-    machine = (
-        "--nnodes=2",
-        "--nproc-per-node=1",
-        "--rdzv-backend=c10d",
-        "--rdzv-id=t",
-        place,
-        "--local-addr=127.0.0.1",
-    )
+    machine = two_machines()
     with (
         torchrun(tmp_path, machine, *QUICK, "name=two") as first,
         torchrun(tmp_path, machine, *QUICK, "name=two") as other,
@@ -215,3 +213,31 @@ def test_two_machines_train_as_one(tmp_path: Path) -> None:
     one, two = (result_of(tmp_path / "outputs" / name)["weights_sha256"] for name in ("one", "two"))
     assert one == two
     assert sum("\n  2/2  " in text for text in texts) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for child processes")
+@pytest.mark.slow
+def test_two_machines_go_on_when_a_process_of_one_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in turn loses its process: one folder, with the weights of the run that was not disturbed."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # see docs/multi-gpu.md
+    lines = (*LONG, "trainer.epochs=20")
+    with torchrun(tmp_path, TEAM, *lines, "name=whole") as process:
+        assert process.communicate(timeout=120) and process.returncode == 0
+    machine, folder = ("--max-restarts=3", *two_machines()), tmp_path / "outputs" / "two"
+    with (
+        torchrun(tmp_path, machine, *lines, "name=two") as first,
+        torchrun(tmp_path, machine, *lines, "name=two") as other,
+    ):
+        for agent in (other, first):
+            before = (folder / "last.pt").stat().st_mtime_ns if (folder / "last.pt").exists() else 0
+            deadline = time.monotonic() + 60
+            while not (folder / "last.pt").exists() or (folder / "last.pt").stat().st_mtime_ns == before:
+                assert time.monotonic() < deadline and agent.poll() is None
+                time.sleep(0.01)
+            [child] = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            os.kill(int(child), signal.SIGKILL)
+        texts = [process.communicate(timeout=120)[1] for process in (first, other)]
+        assert (first.returncode, other.returncode) == (0, 0), texts
+    assert sum(text.count("resumed after epoch") for text in texts) >= 2
+    one, two = (result_of(tmp_path / "outputs" / name)["weights_sha256"] for name in ("whole", "two"))
+    assert one == two and len(list((tmp_path / "outputs").glob("*/run.json"))) == 2
