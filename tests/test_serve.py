@@ -179,6 +179,26 @@ def test_numbers_get_the_answers_of_predict(mcls: Main, blobs: Path, tmp_path: P
         same(ask(port, "/predict", b"[1.5, 2]", "application/json"), expected[:1])
 
 
+def test_bodies_and_addresses_that_are_not_what_they_seem(blobs: Path) -> None:
+    """A compressed body is refused by its header; long whole numbers are numbers; no answer leads elsewhere."""
+    with serving(from_run(RunFolder(blobs), "cpu", [])) as port:
+        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        for coding, status in (("gzip", 415), ("br, gzip", 415), ("identity", 200)):
+            headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+            connection.request("POST", "/predict", b"[[1, 2]]", headers)
+            reply = connection.getresponse()
+            assert (reply.status, b"content-encoding: got" in reply.read()) == (status, status == 415)
+        connection.close()
+        whole, real = (ask(port, "/predict", b"[[%s, 1]]" % text, "application/json") for text in (b"9" * 25, b"1e25"))
+        assert whole[0] == 200 and whole == real
+        assert ask(port, "/predict", b"[[%s, 1]]" % (b"9" * 5000), "application/json") == (
+            422,
+            {"error": "inputs, row 0: inf is not a finite number."},
+        )
+        for path in ("/health/", "/predict/", "//evil.example/health"):
+            assert ask(port, path) == (404, {"error": "Not Found"})
+
+
 def test_the_api_is_described(blobs: Path) -> None:
     """Every path that is served is in /openapi.json and the other way round."""
     with serving(from_run(RunFolder(blobs), "cpu", [])) as port:

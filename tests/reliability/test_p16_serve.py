@@ -1,8 +1,11 @@
 """P16: whatever a client sends to `mcls serve`, however slowly: one line, others are answered, memory is bounded."""
 
+import contextlib
+import gzip
 import io
 import json
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -257,6 +260,108 @@ def answered(port: int, content: bytes, repeat: int = 1) -> int | None:
         except ConnectionError:
             return None
         return int(line.split()[1]) if line else None
+
+
+POST = b"POST /predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+JSON = POST + b"Content-Type: application/json\r\n"
+FORM = POST + b"Content-Type: multipart/form-data; boundary=x\r\n"
+ROW = b"[[1.5, 2]]"
+PART = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\n1,2\r\n'
+FIELD = b'--x\r\nContent-Disposition: form-data; name="f"\r\n\r\n1\r\n'
+END = b"\r\n0\r\n\r\n"
+CHUNKED = JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def sized(head: bytes, body: bytes) -> bytes:
+    """A request with the length of its body."""
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+# what is sent, and with which statuses it may be answered besides 4xx; None: the connection is closed without a word
+BROKEN: dict[str, tuple[bytes, tuple[int | None, ...]]] = {
+    "chunk of no size": (CHUNKED + b"zz\r\nabc\r\n", ()),
+    "chunk of a huge size": (CHUNKED + b"F" * 19 + b"\r\nabc\r\n", ()),
+    "chunks without an end": (CHUNKED + b"1\r\n[\r\n" * 999, ()),
+    "chunks and a length": (JSON + b"Content-Length: 3\r\n" + CHUNKED[len(JSON):] + b"a\r\n" + ROW + END, (200,)),
+    "two lengths": (JSON + b"Content-Length: 10\r\nContent-Length: 11\r\n\r\n" + ROW, ()),
+    "a length of other digits": (JSON + "Content-Length: \u0668\r\n\r\n".encode() + ROW, ()),
+    "a length of 5,000 digits": (JSON + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n" + ROW, ()),
+    "a length that is too short": (JSON + b"Content-Length: 4\r\n\r\n" + ROW, ()),
+    "a length that is too long": (JSON + b"Content-Length: 999\r\n\r\n" + ROW, ()),
+    "no boundary": (sized(POST + b"Content-Type: multipart/form-data\r\n", PART + b"--x--\r\n"), ()),
+    "10,000 files": (sized(FORM, PART * 10_000 + b"--x--\r\n"), ()),
+    "10,000 fields": (sized(FORM, FIELD * 10_000 + b"--x--\r\n"), ()),
+    "a field of 3 MB": (sized(FORM, FIELD.replace(b"1", b"1" * 3 * MB) + b"--x--\r\n"), ()),
+    "a part's header of 1 MB": (sized(FORM, b"--x\r\nA: " + b"b" * MB + b"\r\n\r\n1\r\n--x--\r\n"), ()),
+    "a part without a name": (sized(FORM, b"--x\r\nA: b\r\n\r\n1\r\n--x--\r\n"), ()),
+    "a form without an end": (sized(FORM, PART), (200,)),
+    "compressed": (sized(JSON + b"Content-Encoding: gzip\r\n", gzip.compress(ROW)), ()),
+    "compressed in name alone": (sized(JSON + b"Content-Encoding: deflate\r\n", ROW), ()),
+    "a header of 1 MB": (b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"a" * MB + b"\r\n\r\n", (None,)),
+    "20,000 headers": (b"GET /health HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 20_000 + b"\r\n", (None, 200)),
+    "a query of 50 KB": (b"POST /predict?top=" + b"9" * 50_000 + sized(POST[13:], b""), ()),
+    "the begin of TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(200)), (None,)),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", ()),
+    "no version": (b"GET /health\r\n\r\n", ()),
+    "another version": (b"GET /health HTTP/9.9\r\nHost: a\r\nConnection: close\r\n\r\n", (200,)),
+    "a proxy": (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", ()),
+    "a space in the name of a header": (JSON + b"Content-Length : 10\r\n\r\n" + ROW, ()),
+    "a folded header": (JSON + b"A: b\r\n c\r\n" + sized(b"", ROW), (200,)),
+}  # fmt: skip
+
+
+def all_answers(port: int, content: bytes, half: bool) -> list[int]:
+    """The statuses of all answers to bytes as they are; `half` closes this end behind them."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        found = b""
+        with contextlib.suppress(ConnectionError):
+            client.sendall(content)
+        with contextlib.suppress(OSError):
+            if half:
+                client.shutdown(socket.SHUT_WR)
+            while more := client.recv(65536):
+                found += more
+    assert b"Traceback" not in found
+    return [int(line.split()[1]) for line in re.findall(rb"HTTP/1\.1 \d+ ", found)]
+
+
+def test_requests_that_break_the_rules_of_http(served: Any, size: Size, count: Count) -> None:
+    """Lengths and chunks that lie, forms without a boundary, 10,000 parts, other methods and paths, bytes changed."""
+    draw, statuses = random.Random(16), set()
+    with served("numbers") as (child, port):
+        good = ask(port, ROW, "application/json")
+        assert good[0] == 200
+        before = most_memory(child.pid)
+        for name, (content, allowed) in BROKEN.items():
+            first = next(iter(all_answers(port, content, half=False)), None)
+            assert first in allowed or (first is not None and 400 <= first < 500), (name, first)
+        for method in (b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"X"):
+            for path in (
+                b"/predict",
+                b"/",
+                b"/metadata",
+                b"*",
+                b"/../a",
+                b"/%2e%2e/%00",
+                b"/predict%00",
+                b"/%ff",
+                b"//a",
+            ):
+                content = method + b" " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+                [status] = all_answers(port, content, half=False)
+                assert status in (404, 405) or (method == b"HEAD" and status == 200), (method, path, status)
+        one = sized(JSON, ROW)
+        assert all_answers(port, one.replace(b"Connection: close\r\n", b"") * 50 + one, half=False) == [200] * 51
+        for _ in range(size(200, 3000)):
+            changed = bytearray(draw.choice((one, sized(FORM, PART + b"--x--\r\n"), CHUNKED + b"a\r\n" + ROW + END)))
+            for _ in range(draw.randrange(1, 6)):
+                changed[draw.randrange(len(changed))] = draw.choice(b'\r\n\0 :;,="-/0189azA\xff')
+            statuses |= set(all_answers(port, bytes(changed), half=True))
+        assert all(status == 200 or 400 <= status < 500 for status in statuses), statuses
+        assert ask(port, ROW, "application/json") == good
+        grown = most_memory(child.pid) - before
+        assert grown < 300 * MB
+    count(f"{len(BROKEN) + 63} requests against HTTP's rules, {size(200, 3000)} changed ones; {grown / MB:.0f} MB more")
 
 
 def slow_clients(port: int, number: int) -> list[socket.socket]:

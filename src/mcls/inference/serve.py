@@ -94,6 +94,7 @@ class Service:
         ]
         handlers: Any = {HTTPException: refused, Exception: failed}
         self.app = Starlette(routes=routes, exception_handlers=handlers)
+        self.app.router.redirect_slashes = False  # to an address that the client's Host header names
 
     async def predict(self, request: Request) -> Response:
         """POST /predict."""
@@ -160,6 +161,8 @@ class Service:
 
     async def samples(self, request: Request) -> Iterator[Sample]:
         """Name and array of each sample in a request; they are read as they are taken. Raises HTTPException."""
+        if (coding := request.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise HTTPException(415, f"content-encoding: got {coding[:60]!r}. Send the body as it is.")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
             async with request.form(max_files=SAMPLES) as form:
@@ -233,8 +236,9 @@ def json_rows(model: Classifier, body: bytes) -> Iterator[np.ndarray[Any, Any]]:
     def refuse(text: str) -> None:
         raise DataError(f"inputs: {text} is not a finite number.")
 
+    exact = model.encoder is not None  # a category may be a long number
     try:
-        given = json.loads(body, parse_constant=refuse)
+        given = json.loads(body, parse_constant=refuse, parse_int=int if exact else parse_integer)
     except (ValueError, RecursionError) as error:  # ValueError is what UnicodeDecodeError is too
         raise DataError(f"inputs: no JSON ({str(error)[:100]}).") from error
     if not isinstance(given, list | dict) or not given:
@@ -244,6 +248,11 @@ def json_rows(model: Classifier, body: bytes) -> Iterator[np.ndarray[Any, Any]]:
     if model.encoder is not None:
         return table_rows(model.encoder, given)
     return vector_rows(model.input_shape, given)
+
+
+def parse_integer(text: str) -> int | float:
+    """The number in `text`; as a float where numpy has no integer of that size."""
+    return int(text) if len(text) < 19 else float(text)
 
 
 def parse_top(text: str) -> int:
