@@ -1,5 +1,6 @@
 """Steps recorded as CUDA graphs: what can be tested without a GPU. tests/test_gpu.py compares them with plain steps."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -83,3 +84,16 @@ def test_rates_on_the_device_follow_the_plain_ones() -> None:
     for left, right in zip(model.parameters(), graphed.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
     assert optimizer.param_groups[0]["lr"] == 0.1 / 6  # a plain number, as it is saved
+
+
+def test_a_step_that_memory_cannot_hold_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def update(inputs: torch.Tensor, targets: torch.Tensor, size: int, batch_size: int) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **keys: contextlib.nullcontext())
+    optimizer = sgd(MLP((4,), 3, [8], 0.0))
+    step = GraphedStep(raw_step(optimizer), optimizer)
+    with pytest.raises(MachineError, match=r"^trainer\.cuda_graph: cpu has no memory for a recorded step of 5 samples"):
+        step.record(update, torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64), 5, 5)
+    assert not step.recording

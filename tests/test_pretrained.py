@@ -14,10 +14,11 @@ from PIL import Image
 from torch import nn
 
 from mcls.config.compose import checker
+from mcls.config.instantiate import build
 from mcls.config.saved import saved_config
 from mcls.data import image_io
 from mcls.data.image_io import Reading
-from mcls.errors import DataError, MachineError, RequestError, Stopped
+from mcls.errors import DataError, FolderError, MachineError, RequestError, Stopped
 from mcls.inference.inputs import read_images
 from mcls.inference.load import load_run
 from mcls.inference.objects import fail
@@ -27,6 +28,7 @@ from mcls.models.finetuned import FineTuned, stages
 from mcls.models.pretrained import expected_input
 from mcls.runs.folder import RunFolder
 from mcls.training.optim import parameter_groups
+from mcls.training.restore import check_weights_fit
 from mcls.training.setup import build_components, with_expected_input
 from mcls.training.trainer import Trainer
 from trained import train
@@ -441,3 +443,20 @@ def test_a_run_folder_does_not_decide_where_a_cache_is(mcls: Main, tmp_path: Pat
     assert yaml.safe_load((run / "config.yaml").read_text())["cache"] == str(tmp_path / "cache")
     assert saved_config(RunFolder(run))["cache"] is None
     assert saved_config(RunFolder(run), [f"cache={tmp_path}"])["cache"] == str(tmp_path)
+
+
+def test_weights_of_a_network_that_is_not_built_without_values_are_checked() -> None:
+    """A RegNet computes its sizes with tensors. The check leaves the random numbers as they were."""
+    with checker() as check:
+        lines = ["dataset=cifar10", "model=pretrained", "model.name=regnet_x_400mf", "model.weights=null"]
+        config = check.check(lines, False).config
+    weights = build("model", config["model"], input_shape=(3, 32, 32), num_classes=10).state_dict()
+    torch.manual_seed(5)
+    expected, path = torch.rand(3), Path("best.pt")
+    torch.manual_seed(5)
+    assert check_weights_fit(config, (3, 32, 32), 10, weights, path)["name"] == "regnet_x_400mf"
+    assert torch.equal(torch.rand(3), expected)
+    first = next(iter(weights))
+    for other in (weights[first].double(), weights[first][:1]):
+        with pytest.raises(FolderError, match=r"^best\.pt: refused, its weights do not fit the run's model\.$"):
+            check_weights_fit(config, (3, 32, 32), 10, {**weights, first: other}, path)

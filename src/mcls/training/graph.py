@@ -62,15 +62,19 @@ class GraphedStep:
     ) -> torch.cuda.CUDAGraph:
         """The step as a graph that reads `self.inputs` and `self.targets` and writes `self.loss` and `self.logits`.
 
-        Raises RequestError where the model, the loss or the optimizer waits for the device.
+        Raises RequestError where the model, the loss or the optimizer waits for the device, MachineError where memory
+        runs out.
         """
         self.inputs, self.targets = inputs.clone(), targets.clone()
         graph, self.recording = torch.cuda.CUDAGraph(), True
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a thread may pin memory meanwhile
                 self.loss, self.logits = update(self.inputs, self.targets, size, batch_size)
-        except torch.OutOfMemoryError:
-            raise
+        except torch.OutOfMemoryError as error:
+            raise MachineError(
+                f"trainer.cuda_graph: {inputs.device} has no memory for a recorded step of {batch_size} samples beside "
+                "the plain ones. Set it to false, or lower trainer.batch_size."
+            ) from error
         except RuntimeError as error:
             raise RequestError(
                 f"trainer.cuda_graph: a step can't be recorded ({str(error).splitlines()[0]}). Set it to false."

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,16 +169,20 @@ def check_weights_fit(
 ) -> dict[str, Any]:
     """The node of the run's model, but for where its first weights came from.
 
-    Raises FolderError unless `weights`, read from `path`, fit that model; it takes no memory to find out.
+    Raises FolderError unless `weights`, read from `path`, fit that model; to find out takes no memory where it can be
+    built without values.
     """
     node = without_pretrained(config["model"], config["trust"])
     if config["trust"]:  # somebody's own code may need real tensors
         return node
+    make = partial(build, "model", node, input_shape=shape, num_classes=num_classes)
     try:
-        with torch.device("meta"):
-            model = build("model", node, input_shape=shape, num_classes=num_classes)
-    except NotImplementedError:  # of a registry's network that computes its first weights from others
-        return node
+        try:
+            with torch.device("meta"):
+                model = make()
+        except NotImplementedError:  # of a registry's network that computes its sizes with tensors, such as RegNets
+            with torch.random.fork_rng(devices=[]):
+                model = make()
     except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise FolderError(f"{path}: refused, the run's model can't be built for its data ({error}).") from error
     if kinds(model.state_dict()) != kinds(weights):
