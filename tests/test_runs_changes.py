@@ -77,6 +77,11 @@ def test_prune_keeps_the_best_of_each_val(mcls: Main, tmp_path: Path, capsys: Ca
     swept(root / "best in it", {"0": 0.1, "1": 0.95})
     swept(root / "none in it", {"0": 0.1, "1": 0.2})
     shutil.rmtree(swept(root / "a job to come", {"0": 0.1, "1": 0.2}) / "1_seed=1")
+    searching = swept(root / "a search", {"0": 0.1, "1": 0.2}) / "sweep.json"
+    settings = {"kind": "tpe", "trials": 3, "seed": 0}
+    seeds = {"key": "seed", "log": False, "choices": [], "low": 0, "high": 9, "step": 1}
+    search = {"settings": settings, "lines": [], "dimensions": [seeds]}
+    searching.write_text(json.dumps({**json.loads(searching.read_text()), "search": search}))
     with RunFolder(swept(root / "at work", {"0": 0.1, "1": 0.2}) / "0_seed=0").lock():
         (root / "at work" / "0_seed=0" / "result.json").write_text('{"status": "running"}')
         assert mcls("runs", "prune", "--keep-best", "2", "--yes") == 0
@@ -84,7 +89,7 @@ def test_prune_keeps_the_best_of_each_val(mcls: Main, tmp_path: Path, capsys: Ca
     gone = [line.split("  ")[0].strip() for line in out.splitlines()[1:-1]]
     assert sorted(gone) == [f"outputs/{name}" for name in ("a0", "a1", "a2", "b0", "b1", "none in it")]
     assert out.splitlines()[-1].startswith("deleted: 7 runs, ")
-    kept = ["a job to come", "a3", "at work", "b2", "b3", "best in it", "no val", "stopped"]
+    kept = ["a job to come", "a search", "a3", "at work", "b2", "b3", "best in it", "no val", "stopped"]
     assert sorted(path.name for path in root.iterdir()) == kept
     assert len(list((root / "best in it").glob("*/run.json"))) == 2
     assert mcls("runs", "prune", "--keep-best", "2", "--yes") == 0

@@ -10,7 +10,7 @@ from typing import Any
 from mcls.commands.options import Parser, expanded, positive
 from mcls.errors import FolderError, RequestError
 from mcls.runs.folder import REPEATS, find_run, find_runs, relative, run_files
-from mcls.runs.removal import BEST, delete, doomed, not_among_best, sweep_up_deleted
+from mcls.runs.removal import BEST, delete, doomed, is_sweep, not_among_best, sweep_up_deleted
 from mcls.runs.table import (
     FILTER,
     TARGET,
@@ -265,7 +265,14 @@ def prunable(words: Sequence[str], keep: int) -> list[Path]:
     """The runs and sweeps, among those that are chosen as for the table, that are not among the `keep` best."""
     root, filters = folder_and_filters(words)
     everything = all_rows(root)
-    return not_among_best(root, everything, chosen(everything, filters, True), keep)
+    rest = not_among_best(root, everything, chosen(everything, filters, True), keep)
+    return [path for path in rest if not (is_sweep(path) and jobs_to_come(path))]
+
+
+def jobs_to_come(path: Path) -> int:
+    """How many jobs the search of a sweep has not yet asked for."""
+    plan = read_sweep(path)
+    return plan.search.settings["trials"] - len(plan.jobs) if plan.search and plan.samples else 0
 
 
 def delete_runs(paths: Sequence[Path], yes: bool) -> int:
