@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1800,
-    "sweep": 1070,
+    "sweep": 1260,
     "inference": 1785,
     "training": 2110,
     "config": 1430,

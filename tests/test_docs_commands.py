@@ -25,6 +25,8 @@ SHORTER = {
     "search.trials=30": "search.trials=2",
     "optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3": "optimizer.lr=0.01,0.1",
     "launcher.jobs=4": "launcher.jobs=2",
+    "seed=range(0,4)": "seed=0",
+    "launcher=slurm-gpu": "launcher=parallel",  # there is no cluster here
 }
 # what stands for a run of the reader's own, and the folder that the test makes
 PLACES = {

@@ -120,7 +120,7 @@ def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int
                 plan, _ = run_search(plan, plan.search, partial(check.trial, changes), changes, runs)
             else:
                 runner.run_jobs(plan, runner.frozen(plan, changes) if plan.bases else compose, changes, runs)
-        runner.conclude(plan, changes, stop)
+            runner.conclude(plan, changes, runs)
     return 0
 
 

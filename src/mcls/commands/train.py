@@ -146,7 +146,7 @@ def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> No
         plan = replace(plan, jobs=stored.jobs, bases=stored.bases) if plan.samples else plan
     else:
         if plan.jobs:
-            log.info(preflight(plan, parallel))
+            log.info(preflight(plan, parallel, elsewhere=request.launcher["kind"] == "slurm"))
         plan = replace(plan, path=given or claim(parent, timestamp()).path)
         make_folder(plan.path)
         plan.write()
@@ -158,7 +158,7 @@ def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> No
                 plan, failed = run_search(plan, plan.search, partial(check.trial, changes), changes, runs, fresh=True)
         else:
             failed = runner.run_jobs(plan, runner.frozen(plan), changes, runs, fresh=True)
-    runner.conclude(plan, changes, stop)
+        runner.conclude(plan, changes, runs)
     if failed:  # and has left what it found in its folder as it was
         raise RunError(failed[0])
 

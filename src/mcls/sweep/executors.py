@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep run: here one after the other, or several at a time in processes of their own."""
+"""Where the jobs of a sweep run: here one after the other, several at a time in processes of their own, or in SLURM."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ import torch
 
 from mcls.errors import MachineError, RequestError, RunError, Stopped
 from mcls.runs.folder import RunFolder
+from mcls.sweep.slurm import Slurm, check_cluster
 from mcls.sweep.task import Task, record_failure, run_task
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
@@ -33,13 +34,15 @@ class Executor(Protocol):
     """Runs jobs.
 
     Args:
-        capacity: jobs at a time.
+        capacity: jobs that run at a time.
+        accepts: jobs that it takes at a time, those included that wait for others to end.
     """
 
     capacity: int
+    accepts: int
 
     def submit(self, task: Task) -> None:
-        """Start a job; call it only while fewer than `capacity` run."""
+        """Start a job; call it only while there are fewer than `accepts`."""
 
     def running(self) -> int:
         """Jobs that were submitted and have not come out of `wait`."""
@@ -54,7 +57,7 @@ class Executor(Protocol):
 class Inline:
     """Runs one job at a time, in this process."""
 
-    capacity = 1
+    capacity = accepts = 1
 
     def __init__(self, stop: StopRequest) -> None:
         self.stop = stop
@@ -129,7 +132,8 @@ class Parallel:
     """
 
     def __init__(self, capacity: int, logs: Path, gpus: Sequence[str], each: int, stop: StopRequest) -> None:
-        self.capacity, self.logs, self.each, self.stop = capacity, logs, each, stop
+        self.capacity = self.accepts = capacity
+        self.logs, self.each, self.stop = logs, each, stop
         self.environment = {"OMP_NUM_THREADS": str(max(1, cores() // capacity)), **os.environ}
         self.free_gpus = list(gpus)
         self.idle: list[Worker] = []
@@ -201,7 +205,7 @@ def death_of(process: subprocess.Popen[str], task: Task) -> str:
 
 @contextlib.contextmanager
 def executor(settings: dict[str, Any], sweep: Path, config: dict[str, Any], stop: StopRequest) -> Iterator[Executor]:
-    """The executor that `settings`, of configs/launcher, describe; what still runs at the end is stopped.
+    """The executor that `settings`, of configs/launcher, describe; what still runs here at the end is stopped.
 
     Args:
         sweep: its folder.
@@ -212,6 +216,9 @@ def executor(settings: dict[str, Any], sweep: Path, config: dict[str, Any], stop
     made: Executor
     if settings["kind"] == "inline":
         made = Inline(stop)
+    elif settings["kind"] == "slurm":
+        check_cluster(settings, config)
+        made = Slurm(settings, sweep, stop)
     else:
         count, gpus, each = shares(settings["jobs"], config)
         made = Parallel(count, sweep / "logs", gpus, each, stop)
@@ -224,6 +231,9 @@ def executor(settings: dict[str, Any], sweep: Path, config: dict[str, Any], stop
 
 def capacity(settings: dict[str, Any], config: dict[str, Any]) -> int:
     """Jobs that run at a time; arguments and errors as of `executor`."""
+    if settings["kind"] == "slurm":
+        check_cluster(settings, config)
+        return int(settings["jobs"])
     return 1 if settings["kind"] == "inline" else shares(settings["jobs"], config)[0]
 
 

@@ -26,11 +26,12 @@ STEPS, SECONDS = 10, 0.5  # that a model is timed for, at most
 START, OTHER_FILES = 0.5, 100_000  # seconds and bytes of a job besides its steps and checkpoints, roughly
 
 
-def preflight(plan: Sweep, parallel: int = 1) -> str:
+def preflight(plan: Sweep, parallel: int = 1, elsewhere: bool = False) -> str:
     """Push one batch forward and backward for each distinct combination of parts. Returns what the sweep will take.
 
     Args:
         parallel: jobs that run at a time.
+        elsewhere: whether they run on other machines. Then it is tried on the CPU, and no time is told.
 
     Raises RequestError with a line for each combination that does not go together; other errors as a job would.
     """
@@ -50,7 +51,8 @@ def preflight(plan: Sweep, parallel: int = 1) -> str:
             return
         job = plan.jobs[number]
         try:
-            costs[keys[number]] = cost_of(build_components(job.config(plan.bases)))
+            config = job.config(plan.bases)
+            costs[keys[number]] = cost_of(build_components(tried_on_cpu(config) if elsewhere else config))
         except RequestError as error:
             raise RequestError(f"job {number} ({' '.join(plan.changed(job.overrides))}): {error}") from error
         finally:
@@ -66,8 +68,14 @@ def preflight(plan: Sweep, parallel: int = 1) -> str:
     )
     size = sum(costs.get(key, mean_of(costs))[1] for key in keys)
     untried = f"; {len(first) - len(costs)} of its models are checked by their jobs" if len(costs) < len(first) else ""
-    lasting = duration(seconds * math.ceil(len(keys) / parallel))
-    return f"{len(keys):,} {'job' if len(keys) == 1 else 'jobs'}, about {lasting}, {size / 1e6:,.0f} MB{untried}"
+    lasting = "" if elsewhere else f"about {duration(seconds * math.ceil(len(keys) / parallel))}, "
+    return f"{len(keys):,} {'job' if len(keys) == 1 else 'jobs'}, {lasting}{size / 1e6:,.0f} MB{untried}"
+
+
+def tried_on_cpu(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` for one process on the CPU, whatever it is to run on."""
+    trainer = {**config["trainer"], "devices": 1, "cuda_graph": "auto", "compile": False}
+    return {**config, "device": "cpu", "precision": "auto", "trainer": trainer}
 
 
 def share_of(settings: dict[str, Any]) -> float:

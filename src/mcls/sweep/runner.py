@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mcls.config.saved import check_saved, saved_config
-from mcls.errors import Stopped
+from mcls.errors import MclsError, Stopped
 from mcls.report.summary import percent
 from mcls.runs.folder import relative
-from mcls.sweep.executors import Executor
+from mcls.sweep.executors import Executor, Outcome
 from mcls.sweep.halving import rungs_of
 from mcls.sweep.plan import Sweep
 from mcls.sweep.preflight import duration
@@ -18,9 +18,7 @@ from mcls.sweep.summary import summarise
 from mcls.sweep.table import Setting, write_table
 from mcls.sweep.task import Task, record_failure
 from mcls.system.files import make_folder
-from mcls.system.signals import StopRequest
 from mcls.training.restore import read_metadata
-from mcls.training.run import resume
 
 log = logging.getLogger("mcls")
 
@@ -89,7 +87,7 @@ class Driver:
                 self.ended(number, str(error), told)
                 continue
             self.runs.submit(task)
-            while self.runs.running() >= self.runs.capacity:
+            while self.runs.running() >= (self.runs.capacity if self.plan.samples else self.runs.accepts):
                 self.collect(told)
         while self.runs.running():
             self.collect(told)
@@ -108,11 +106,7 @@ class Driver:
 
     def collect(self, told: Callable[[int], object]) -> None:
         """Wait for a job to end. Raises Stopped."""
-        try:
-            ended = self.runs.wait()
-        except Stopped as error:
-            raise Stopped(f"{error}; go on with: {self.plan.resume_command}", error.signal_number) from error
-        for number, reason in ended:
+        for number, reason in wait_for(self.plan, self.runs):
             self.ended(number, reason, told)
 
     def ended(self, number: int, reason: str, told: Callable[[int], object]) -> None:
@@ -148,6 +142,14 @@ class Driver:
         log.info("; ".join(parts))
 
 
+def wait_for(plan: Sweep, runs: Executor) -> list[Outcome]:
+    """Wait for at least one job. Raises Stopped, with what to type to go on."""
+    try:
+        return runs.wait()
+    except Stopped as error:
+        raise Stopped(f"{error}; go on with: {plan.resume_command}", error.signal_number) from error
+
+
 def frozen(plan: Sweep, changes: Sequence[str] | None = None) -> Configure:
     """What gives a job the configuration that was frozen in `plan`.
 
@@ -164,29 +166,44 @@ def frozen(plan: Sweep, changes: Sequence[str] | None = None) -> Configure:
     return configure
 
 
-def conclude(plan: Sweep, changes: Sequence[str], stop: StopRequest) -> None:
+def conclude(plan: Sweep, changes: Sequence[str], runs: Executor) -> None:
     """Open the test set for the jobs of a sweep that `sweep.test` names, then show the table.
 
     What a job lacks is done once more from its last checkpoint: its folder first says that the test set is open.
     """
     settings = write_table(plan)
     jobs = [[job for job in setting.repeats if job.status == "finished"] for setting in settings]
-    closed = [[job.folder for job in each if not job.result.get("test")] for each in jobs]
-    every = [folder for folders in closed for folder in folders]
-    which = saved_config(every[0], changes)["sweep"]["test"] if every else "none"
+    closed = [[job for job in each if not job.result.get("test")] for each in jobs]
+    every = [job for each in closed for job in each]
+    which = saved_config(every[0].folder, changes)["sweep"]["test"] if every else "none"
     if which == "best" and not settings[0].measured("val"):
         which = "none"
-    for folder in {"none": [], "best": closed[0] if closed else [], "all": every}[which]:
-        about = read_metadata(folder)
-        log.info(
-            f"\n{relative(folder.path)}: the test set is opened{', best setting on val' if which == 'best' else ''}"
-        )
+    opened = {"none": [], "best": closed[0] if closed else [], "all": every}[which]
+
+    def collect() -> None:
+        for number, reason in wait_for(plan, runs):
+            result = plan.folder(number).finished() or {}
+            if not reason and result.get("test"):
+                log.info(f"test  {percent(result['test'])}")
+
+    for job in opened:
+        about = read_metadata(job.folder)
+        why = ", best setting on val" if which == "best" else ""
+        log.info(f"\n{relative(job.folder.path)}: the test set is opened{why}")
         try:
-            with folder.lock():
-                folder.write_json(folder.about, {**about, "test_closed": False})
-            log.info(f"test  {percent(resume(folder, saved_config(folder, changes), stop)['test'])}")
-        except Stopped as error:
-            raise plan.stopped(error) from error
-        except Exception as error:
-            record_failure(folder, error, about["overrides"])
+            with job.folder.lock():
+                job.folder.write_json(job.folder.about, {**about, "test_closed": False})
+        except MclsError as error:
+            record_failure(job.folder, error, about["overrides"])
+            continue
+        again = plan.resume_command
+        runs.submit(
+            Task(
+                job.number, job.folder.path, about["overrides"], plan.command, again, None, {}, changes, once_more=True
+            )
+        )
+        while runs.running() >= runs.accepts:
+            collect()
+    while runs.running():
+        collect()
     summarise(plan)

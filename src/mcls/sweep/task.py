@@ -33,6 +33,7 @@ class Task:
         config, choices: its configuration; None where what was begun goes on as its own folder says.
         changes: `key=value` for what was begun: where its data are, which packages to trust.
         pruner: `path` and `settings` of the search that may end it early; nothing where none does.
+        once_more: whether it is resumed though it is finished, as its test set is open now.
         until: the epoch after which it ends for now, in a rung of search=halving; it has fewer so far.
     """
 
@@ -46,6 +47,7 @@ class Task:
     changes: Sequence[str]
     pruner: dict[str, Any] = field(default_factory=dict)
     until: int | None = None
+    once_more: bool = False
 
 
 def run_task(task: Task, stop: StopRequest) -> str:
@@ -72,7 +74,7 @@ def run_task(task: Task, stop: StopRequest) -> str:
             if not folder.begun:
                 origin["test_closed"] = task.config["sweep"]["test"] != "all"
             run_or_resume(task.config, origin, folder, stop, "sweep.name")
-        elif until or not finished:
+        elif until or task.once_more or not finished:
             resume(folder, saved_config(folder, task.changes), stop)
         else:
             log.info("already finished")

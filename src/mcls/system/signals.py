@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from threading import current_thread, main_thread
 from types import FrameType
 
-# those of these that the system has: Windows knows no SIGHUP
-ASKING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# those of these that the system has: Windows knows the first two alone
+ASKING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name))
 UNFINISHED: set[str] = set()  # temporary files that are being written
 main_process = 0  # the one that was started from a command line; those that it forks say nothing
 
@@ -54,7 +54,7 @@ def never(epoch: int, accuracy: float) -> bool:
 
 
 class StopRequest:
-    """While entered, SIGINT, SIGTERM and SIGHUP end the process at once, except where it is `patient`.
+    """While entered, the signals of ASKING end the process at once, except where it is `patient`.
 
     There they are remembered, and what is running asks this object. A signal that the process was started to ignore
     (`nohup`, a script's `&`) stays ignored. A second SIGINT always ends the process at once.
