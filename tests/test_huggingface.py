@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,7 @@ def test_a_name_is_looked_up_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
             r"download user/data --repo-type dataset --local-dir DIR\. Bring DIR, and set dataset",
         ):
             read("user/data", f"dataset.download={key}")
+    assert not logging.getLogger("huggingface_hub").isEnabledFor(logging.WARNING)  # of five tries without a network
     with pytest.raises(RequestError, match=r"^dataset\.name: numbers: Couldn't find cache for numbers for config 'x'"):
         read("numbers", "dataset.name=x")
     with pytest.raises(DataError, match=r"^dataset\.path: \.\./none: no such folder, and no name of a data set"):

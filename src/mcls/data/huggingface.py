@@ -104,6 +104,7 @@ def import_datasets() -> Any:
         raise MachineError(told) from error
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells each try of a network that is not there
     return datasets
 
 
