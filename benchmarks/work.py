@@ -21,7 +21,7 @@ from mcls.config.compose import checker
 from mcls.data.loader import Loader
 from mcls.runs.folder import RunFolder
 from mcls.runs.tracking import RunLogger
-from mcls.training import run, setup
+from mcls.training import restore, run, setup
 from mcls.training.precision import evaluate_loader
 from mcls.training.state import Progress
 from mcls.training.trainer import Trainer
@@ -188,7 +188,7 @@ def make_trainer(parts: setup.Components) -> Trainer:
     """mcls's trainer with its real recorder and checkpoints, in a folder of its own."""
     folder = RunFolder(Path(tempfile.mkdtemp()))
     recorder = RunLogger(folder)
-    return run.make_trainer(parts, recorder, run.checkpoint_writer(folder, parts), stop=int)
+    return run.make_trainer(parts, recorder, restore.checkpoint_writer(folder, parts), stop=int)
 
 
 def mcls_trainer(work: Work, device: str) -> Epoch:

@@ -14,9 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1800,
-    "sweep": 1260,
+    "sweep": 1415,
     "inference": 1785,
-    "training": 2110,
+    "training": 2380,
     "config": 1430,
     "report": 935,
     "data": 2420,

@@ -571,7 +571,7 @@ def test_a_sweep_that_is_killed_after_its_last_job_opens_the_test_set_when_resum
     best = max(jobs, key=lambda job: result_of(job)["val"]["accuracy"])
     if killed == "at the test set":
         with monkeypatch.context() as patch:
-            patch.setattr("mcls.training.run.save_best", lambda *_: None)
+            patch.setattr("mcls.training.restore.save_best", lambda *_: None)
             patch.setattr("mcls.training.run.evaluate_loader", lambda *_: (os.kill(os.getpid(), signal.SIGTERM), 1 / 0))
             assert mcls("resume", "sweep") == 1
         assert result_of(best)["status"] == "failed"

@@ -51,6 +51,12 @@ class RunningLoss:
         if self.numbers >= KEPT:
             self.count()
 
+    def extend(self, losses: Iterable[Tensor], sizes: Iterable[int], hits: Tensor) -> None:
+        """Remember several steps whose correct predictions, `hits`, are counted already."""
+        self.losses += losses
+        self.sizes += sizes
+        self.hits = self.hits + hits
+
     def count(self) -> None:
         """Reduce the pending logits to the number of correct predictions."""
         logits, targets = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))

@@ -62,9 +62,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def on_cpu(value: Any) -> Any:
-    """`value` with every tensor in it, at any depth, on the CPU."""
+    """`value` with every tensor in it, at any depth, on the CPU, and apart from what it is a slice of."""
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
+        tensor = value.detach().cpu()
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
     if isinstance(value, dict):
         return {key: on_cpu(item) for key, item in value.items()}
     return type(value)(map(on_cpu, value)) if isinstance(value, list | tuple) else value

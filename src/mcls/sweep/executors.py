@@ -19,15 +19,14 @@ import torch
 from mcls.errors import MachineError, RequestError, RunError, Stopped
 from mcls.runs.folder import RunFolder
 from mcls.sweep.slurm import Slurm, check_cluster
-from mcls.sweep.task import Task, record_failure, run_task
+from mcls.sweep.stacked import Stacked
+from mcls.sweep.task import Outcome, Task, record_failure, run_task
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
 from mcls.training.setup import DEFAULT_THREADS
 
 POLL = 0.05  # seconds between two looks for a signal
 PATIENCE = 9.0  # seconds that a process has to save its run and end
-
-Outcome = tuple[int, str]  # number of a job that ended, and why it failed
 
 
 class Executor(Protocol):
@@ -219,10 +218,12 @@ def executor(settings: dict[str, Any], sweep: Path, config: dict[str, Any], stop
     elif settings["kind"] == "slurm":
         check_cluster(settings, config)
         made = Slurm(settings, sweep, stop)
+    elif settings["kind"] == "stacked":
+        made = Stacked(settings["jobs"], stop)
     else:
         count, gpus, each = shares(settings["jobs"], config)
         made = Parallel(count, sweep / "logs", gpus, each, stop)
-    with stop.patient() if not isinstance(made, Inline) else contextlib.nullcontext():
+    with stop.patient() if isinstance(made, Parallel) else contextlib.nullcontext():
         try:
             yield made
         finally:
@@ -234,7 +235,7 @@ def capacity(settings: dict[str, Any], config: dict[str, Any]) -> int:
     if settings["kind"] == "slurm":
         check_cluster(settings, config)
         return int(settings["jobs"])
-    return 1 if settings["kind"] == "inline" else shares(settings["jobs"], config)[0]
+    return 1 if settings["kind"] != "parallel" else shares(settings["jobs"], config)[0]
 
 
 def shares(jobs: int | str, config: dict[str, Any]) -> tuple[int, list[str], int]:

@@ -10,13 +10,13 @@ from mcls.config.saved import check_saved, saved_config
 from mcls.errors import MclsError, Stopped
 from mcls.report.summary import percent
 from mcls.runs.folder import relative
-from mcls.sweep.executors import Executor, Outcome
+from mcls.sweep.executors import Executor
 from mcls.sweep.halving import rungs_of
 from mcls.sweep.plan import Sweep
 from mcls.sweep.preflight import duration
 from mcls.sweep.summary import summarise
 from mcls.sweep.table import Setting, write_table
-from mcls.sweep.task import Task, record_failure
+from mcls.sweep.task import Outcome, Task, record_failure
 from mcls.system.files import make_folder
 from mcls.training.restore import read_metadata
 
@@ -84,6 +84,7 @@ class Driver:
             except Exception as error:
                 make_folder(self.plan.folder(number).path)
                 record_failure(self.plan.folder(number), error, self.plan.jobs[number].overrides)
+                self.done += 1
                 self.ended(number, str(error), told)
                 continue
             self.runs.submit(task)
@@ -106,12 +107,13 @@ class Driver:
 
     def collect(self, told: Callable[[int], object]) -> None:
         """Wait for a job to end. Raises Stopped."""
-        for number, reason in wait_for(self.plan, self.runs):
+        ended = wait_for(self.plan, self.runs)
+        self.done += len(ended)
+        for number, reason in ended:
             self.ended(number, reason, told)
 
     def ended(self, number: int, reason: str, told: Callable[[int], object]) -> None:
         """Take note of a job that ended, and write the table, if that does not take long beside the jobs."""
-        self.done += 1
         if reason:
             self.failed.append(reason)
         told(number)

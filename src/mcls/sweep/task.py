@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from mcls.training.run import resume
 from mcls.training.start import run_or_resume
 
 log = logging.getLogger("mcls")
+
+Outcome = tuple[int, str]  # number of a job that ended, and why it failed
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,18 @@ class Task:
     until: int | None = None
     once_more: bool = False
 
+    def origin(self, begun: bool) -> dict[str, Any]:
+        """What run.json says of where the job comes from, unless it was `begun` before."""
+        origin = {"command": self.command, "overrides": list(self.overrides), "choices": self.choices}
+        closed = self.config is not None and self.config["sweep"]["test"] != "all"
+        return origin if begun else {**origin, "test_closed": closed}
+
+    def prune(self) -> Callable[[int, float], bool]:
+        """From an epoch and its val accuracy: whether the run ends there."""
+        if (until := self.until) is not None:
+            return lambda epoch, accuracy: epoch >= until
+        return pruner_of(Path(self.pruner["path"]), self.pruner["settings"], self.number) if self.pruner else never
+
 
 def run_task(task: Task, stop: StopRequest) -> str:
     """Bring a job to its end, if it is not finished. Returns why it failed, which its folder says too.
@@ -60,21 +74,11 @@ def run_task(task: Task, stop: StopRequest) -> str:
         if signal_number := stop():
             raise Stopped("stopped between two jobs", signal_number)
         make_folder(folder.path)
-        if task.pruner:
-            stop.prune = pruner_of(Path(task.pruner["path"]), task.pruner["settings"], task.number)
+        stop.prune = task.prune()
         finished = folder.begun and folder.finished() is not None
-        if (until := task.until) is not None:
-            stop.prune = lambda epoch, accuracy: epoch >= until
-        if task.config is not None and not (finished and until):
-            origin: dict[str, Any] = {
-                "command": task.command,
-                "overrides": list(task.overrides),
-                "choices": task.choices,
-            }
-            if not folder.begun:
-                origin["test_closed"] = task.config["sweep"]["test"] != "all"
-            run_or_resume(task.config, origin, folder, stop, "sweep.name")
-        elif until or task.once_more or not finished:
+        if task.config is not None and not (finished and task.until):
+            run_or_resume(task.config, task.origin(folder.begun), folder, stop, "sweep.name")
+        elif task.until or task.once_more or not finished:
             resume(folder, saved_config(folder, task.changes), stop)
         else:
             log.info("already finished")

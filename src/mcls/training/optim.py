@@ -1,13 +1,13 @@
 """What the trainer needs of an optimizer: its learning rates set before each step, and a step without overhead."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
 from mcls.models.finetuned import FineTuned
 from mcls.schedules import Schedule
@@ -99,3 +99,72 @@ class LRScheduler:
         for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
             group["lr"] = base * factor
         return self.base[0] * factor
+
+
+class StackedOptimizer:
+    """SGD, Adam or AdamW of stacked weights, with a learning rate, momentum and weight decay for each run.
+
+    Args:
+        optimizers: one of each run, of the same kind; their state becomes slices of the stacked one.
+        weights: of each run, in the order of the optimizers' own.
+        stacked: the same, (runs, numbers).
+    """
+
+    def __init__(
+        self, optimizers: Sequence[Optimizer], weights: Sequence[Sequence[nn.Parameter]], stacked: list[Tensor]
+    ) -> None:
+        self.weights, self.groups = stacked, [optimizer.param_groups[0] for optimizer in optimizers]
+        self.adam = isinstance(optimizers[0], Adam)
+        self.decay, self.momentum = self.column("weight_decay"), self.column("momentum")
+        keys = ("exp_avg", "exp_avg_sq") if self.adam else ("momentum_buffer",) if self.momentum is not None else ()
+        self.state: dict[str, list[Tensor]] = {key: [torch.zeros_like(each) for each in stacked] for key in keys}
+        self.steps = stacked[0].new_zeros(len(stacked), len(optimizers), dtype=torch.float32)
+        for run, (optimizer, group) in enumerate(zip(optimizers, self.groups, strict=True)):
+            for index, weight in enumerate(weights[run]):
+                state = optimizer.state[weight] if self.adam or group["momentum"] else {}
+                slices = {key: tensors[index][run].view_as(weight) for key, tensors in self.state.items()}
+                slices |= {"step": self.steps[index, run]} if self.adam else {}
+                for key, tensor in slices.items():
+                    if key in state:
+                        tensor.copy_(state[key])
+                state.update(slices)
+
+    def column(self, key: str) -> Tensor | None:
+        """An option of each run, (runs, 1); None where it is 0 for all."""
+        values = [[float(group.get(key, 0))] for group in self.groups]
+        return self.weights[0].new_tensor(values) if any(value for (value,) in values) else None
+
+    @torch.no_grad()
+    def step(self, gradients: list[Tensor], rates: Tensor) -> None:
+        """One update by `gradients` (runs, numbers), which it changes, with learning rates (runs, 1)."""
+        group = self.groups[0]
+        if self.decay is not None and group.get("decoupled_weight_decay"):
+            torch._foreach_mul_(self.weights, [1 - rates * self.decay] * len(self.weights))
+        elif self.decay is not None:
+            for gradient, weight in zip(gradients, self.weights, strict=True):
+                gradient.addcmul_(weight, self.decay)
+        if self.adam:
+            self.adam_step(gradients, rates)
+            return
+        updates = gradients
+        if self.momentum is not None:
+            updates = self.state["momentum_buffer"]
+            for buffer, gradient in zip(updates, gradients, strict=True):
+                buffer.mul_(self.momentum).add_(gradient)
+            if group["nesterov"]:
+                updates = [torch.addcmul(g, b, self.momentum) for g, b in zip(gradients, updates, strict=True)]
+        for weight, update in zip(self.weights, updates, strict=True):
+            weight.addcmul_(update, -rates)
+
+    def adam_step(self, gradients: list[Tensor], rates: Tensor) -> None:
+        """What is Adam's own: of gradients that have their weight decay."""
+        group, (first, second) = self.groups[0], self.groups[0]["betas"]
+        self.steps += 1
+        means, squares = self.state["exp_avg"], self.state["exp_avg_sq"]
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+        done = self.steps[0, :, None]
+        sizes, roots = -rates / (1 - first**done), (1 - second**done).sqrt()
+        for weight, mean, square in zip(self.weights, means, squares, strict=True):
+            weight.addcmul_(mean / (square.sqrt() / roots + group["eps"]), sizes)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mcls.report.run_figures import fingerprint_difference
 from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, read_json, read_yaml
 from mcls.runs.formats import check
+from mcls.system.files import move
 from mcls.training.optim import planned_steps
 from mcls.training.setup import PARTS, Components
 from mcls.training.state import Progress
@@ -193,3 +195,21 @@ def check_weights_fit(
 def kinds(tensors: dict[str, Any]) -> dict[str, Any]:
     """Shape and type of each tensor, the type of what is none."""
     return {name: (item.shape, item.dtype) if torch.is_tensor(item) else type(item) for name, item in tensors.items()}
+
+
+def checkpoint_writer(folder: RunFolder, parts: Components) -> Callable[[dict[str, Any], bool], None]:
+    """A function that writes a trainer's checkpoints to `folder`."""
+
+    def save(state: dict[str, Any], best_is_new: bool) -> None:
+        if folder.last.exists():
+            move(folder.last, folder.previous)
+        checkpoint.save(folder.last, {**state, "data": parts.data})
+        if best_is_new:
+            save_best(folder, state["best"], state["progress"]["best_epoch"], parts.data)
+
+    return save
+
+
+def save_best(folder: RunFolder, weights: dict[str, Any], epoch: int, data: dict[str, Any]) -> None:
+    """Publish the selected weights without the training state, with what is needed to use them."""
+    checkpoint.save(folder.best, {"model": weights, "data": data, "epoch": epoch})

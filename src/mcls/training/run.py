@@ -21,7 +21,6 @@ from mcls.runs.ledger import record_opening, utc_now
 from mcls.runs.tracking import RunLogger, collect_warnings, log_to_folder, next_event
 from mcls.system.device import device_name, environment
 from mcls.system.distributed import World
-from mcls.system.files import move
 from mcls.system.signals import StopRequest
 from mcls.training import restore
 from mcls.training.checks import check_selection
@@ -76,6 +75,19 @@ def train_new(
         parts = build_components(config)
     if origin.get("test_closed"):
         check_selection(config, parts.val is not None)
+    with stop.patient(), (folder := make_folder()).lock(), log_to_folder(folder):
+        return folder, train_and_record(begin(folder, parts, config, origin, warnings, stop), started)
+
+
+def begin(
+    folder: RunFolder,
+    parts: Components,
+    config: dict[str, Any],
+    origin: dict[str, Any],
+    warnings: list[str],
+    stop: StopRequest,
+) -> RunContext:
+    """Write what is known of a new run, its `warnings` too, to its folder, which is locked; others as `train_new`."""
     about = {
         **origin,
         "started": utc_now(),
@@ -90,12 +102,11 @@ def train_new(
         "fingerprints": run_figures.fingerprints(train=parts.dataset.train),
         "hyperparameters": {**hyperparameters(config, origin["choices"]), "trainer.batch_size": parts.batch_size},
     }
-    with stop.patient(), (folder := make_folder()).lock(), log_to_folder(folder):
-        if folder.begun:
-            raise MachineError(f"{relative(folder.path)}: another process began this run. Say the command again.")
-        folder.write_config(config)
-        folder.write_json(folder.about, about)
-        return folder, train_and_record(RunContext(folder, parts, config, about, None, stop), started)
+    if folder.begun:
+        raise MachineError(f"{relative(folder.path)}: another process began this run. Say the command again.")
+    folder.write_config(config)
+    folder.write_json(folder.about, about)
+    return RunContext(folder, parts, config, about, None, stop)
 
 
 def resume(folder: RunFolder, config: dict[str, Any], stop: StopRequest) -> dict[str, Any]:
@@ -133,13 +144,10 @@ def train_and_record(run: RunContext, started: float) -> dict[str, Any]:
     openings, before = folder.openings(), (folder.finished() or {}).get("total_seconds") or 0.0
     folder.write_json(folder.result, {"status": "running", "test_openings": openings})
     log_summary(run.components, about, folder)
-    progress = {"epoch": 0, "step": 0} if state is None else state["progress"]
-    recorder = RunLogger(folder, progress["epoch"], next_event(progress))
+    recorder = open_recorder(run)
     try:
-        if not progress["step"]:
-            recorder.setting(about, as_yaml(run.config))
         if state is not None:
-            log.info(f"resumed after epoch {progress['epoch']}, step {progress['step']}")
+            log.info(f"resumed after epoch {state['progress']['epoch']}, step {state['progress']['step']}")
         result = train_and_evaluate(run, recorder, openings)
         result["total_seconds"] = before + time.monotonic() - started
         folder.write_json(folder.result, result)
@@ -150,6 +158,15 @@ def train_and_record(run: RunContext, started: float) -> dict[str, Any]:
         raise
     finally:
         recorder.close()
+
+
+def open_recorder(run: RunContext) -> RunLogger:
+    """What writes the metrics of a run, behind those that it has."""
+    progress = {"epoch": 0, "step": 0} if run.state is None else run.state["progress"]
+    recorder = RunLogger(run.folder, progress["epoch"], next_event(progress))
+    if not progress["step"]:
+        recorder.setting(run.about, as_yaml(run.config))
+    return recorder
 
 
 def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> None:
@@ -171,24 +188,6 @@ def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> 
         log.info(f"ema     val, the selected weights and exports are averages, trainer.ema={parts.settings.ema:g}")
     log.info(f"device  {device}; {about['environment']['threads']} threads; seed {about['seed']}")
     log.info(f"folder  {relative(folder.path)}")
-
-
-def checkpoint_writer(folder: RunFolder, parts: Components) -> Callable[[dict[str, Any], bool], None]:
-    """A function that writes a trainer's checkpoints to `folder`."""
-
-    def save(state: dict[str, Any], best_is_new: bool) -> None:
-        if folder.last.exists():
-            move(folder.last, folder.previous)
-        checkpoint.save(folder.last, {**state, "data": parts.data})
-        if best_is_new:
-            save_best(folder, state["best"], state["progress"]["best_epoch"], parts.data)
-
-    return save
-
-
-def save_best(folder: RunFolder, weights: dict[str, Any], epoch: int, data: dict[str, Any]) -> None:
-    """Publish the selected weights without the training state, with what is needed to use them."""
-    checkpoint.save(folder.best, {"model": weights, "data": data, "epoch": epoch})
 
 
 def make_trainer(
@@ -246,7 +245,7 @@ def train_in_processes(run: RunContext, recorder: RunLogger, openings: int) -> t
     parts, folder, followed = run.components, run.folder, run.config["trainer"]["evaluate_test_each_epoch"]
     begun = run.state["progress"]["epoch"] if run.state else 0
     with launch_workers(parts.world, parts.device, "mcls.training.run:worker_main", run.config, run.stop):
-        trainer = make_trainer(parts, recorder, checkpoint_writer(folder, parts), run.stop)
+        trainer = make_trainer(parts, recorder, restore.checkpoint_writer(folder, parts), run.stop)
         trainer.prune = run.stop.prune
         try:
             ended = restore_and_fit(trainer, parts, run.config, run.state)
@@ -287,7 +286,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
     if trainer.best is None:  # no val: the last weights are the selected ones
         progress.best_epoch = progress.epoch
     if trainer.best is None or trainer.best_is_new:  # or they are of an epoch that a limit cut short
-        save_best(folder, parts.model.state_dict(), progress.best_epoch, parts.data)
+        restore.save_best(folder, parts.model.state_dict(), progress.best_epoch, parts.data)
     judged = measure_ranked(parts.val, parts.dataset.val) if parts.val and parts.dataset.val else None
     val = judged.measure() if judged else None
     result: dict[str, Any] = {

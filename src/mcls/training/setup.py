@@ -76,8 +76,8 @@ def data_state(dataset: Dataset) -> dict[str, Any]:
     return state
 
 
-def build_components(config: dict[str, Any], rank: int = 0) -> Components:
-    """Build what `config` describes, for process number `rank` of its `trainer.devices`.
+def build_components(config: dict[str, Any], rank: int = 0, dataset: Dataset | None = None) -> Components:
+    """Build what `config` describes, for process number `rank` of its `trainer.devices`; of `dataset` if it is open.
 
     Raises MclsError when parts do not go together or the machine lacks something.
     """
@@ -85,7 +85,7 @@ def build_components(config: dict[str, Any], rank: int = 0) -> Components:
     device, precision = prepare_machine(config, world)
     settings, trust, seed = config["trainer"], config["trust"], config["seed"]
     # build
-    dataset = open_dataset(config, device, world)
+    dataset = dataset or open_dataset(config, device, world)
     shape, num_classes = dataset.input_shape, len(dataset.classes)
     torch.manual_seed(seed)
     model: nn.Module = build("model", config["model"], trust, input_shape=shape, num_classes=num_classes).to(device)

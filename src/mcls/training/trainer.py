@@ -74,7 +74,7 @@ class Trainer:
         self.step = raw_step(optimizer) if self.graphed is None else self.graphed.optimizer_step
         self.average = None if settings.ema is None else WeightAverage(model, settings.ema)
         self.prune: Callable[[int, float], bool] = never  # from an epoch and its val accuracy: whether to give up
-        self.progress, self.running = Progress(), RunningLoss()
+        self.progress, self.running, self.measure = Progress(), RunningLoss(), evaluate_loader
         self.best: dict[str, Any] | None = None
         self.best_is_new, self.last_loss = False, math.nan
         self.saved_at = self.flushed_at = time.monotonic()
@@ -231,7 +231,7 @@ class Trainer:
         self.agree()
         with self.average.applied() if self.average else contextlib.nullcontext(), contextlib.suppress(Stopped):
             how = (self.precision, self.stop, self.world, self.settings.tta, self.settings.ranked)
-            accumulator = evaluate_loader(self.model, loader, self.num_classes, *how)
+            accumulator = self.measure(self.model, loader, self.num_classes, *how)
         if signal_number := self.world.all_reduce_max(self.stop()):
             raise Stopped("stopped while measuring", signal_number)  # in every process
         return accumulator.measure(self.world)
