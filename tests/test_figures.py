@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mcls.report import figures
+from mcls.report.matrix import near_diagonal
 
 
 def picture_of(figure: Any) -> np.ndarray:
@@ -46,6 +47,37 @@ def test_confusion_has_the_true_class_in_rows() -> None:
     assert written == {(0, 0): "3", (1, 0): "1", (0, 2): "5", (2, 2): "5"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+
+
+@pytest.mark.parametrize("count", [26, 100, 1000])
+def test_many_classes_are_ordered_so_that_confusions_are_near_the_diagonal(count: int) -> None:
+    """Groups of five classes that are confused with each other, in random order."""
+    random = np.random.default_rng(0)
+    label = random.permutation(count)
+    cells = [(int(label[number]), int(label[number]), 30) for number in range(count)]
+    for number in range(count):
+        near = [other for other in range(number // 5 * 5, min(number // 5 * 5 + 5, count)) if other != number]
+        cells += [(int(label[number]), int(label[other]), int(random.integers(3, 9))) for other in near]
+    cells.append((int(label[7]), int(label[20]), 1))
+    order = near_diagonal(cells, count)
+    assert sorted(order) == list(range(count))
+    place = {each: index for index, each in enumerate(order)}
+    distances = [abs(place[truth] - place[guess]) for truth, guess, n in cells if n > 1]
+    assert max(distances) <= 4
+    sparse = dict(zip(("true", "predicted", "count"), map(list, zip(*cells, strict=True)), strict=True))
+    figure = figures.confusion(sparse, names(count), "title\nrun")
+    axes, below, _ = figure.axes
+    grid = np.asarray(axes.images[0].get_array())
+    assert grid.shape == (min(count, 250),) * 2 and (np.diag(grid) > 0).all()
+    (text,) = below.texts
+    top = max((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: cell[2])[2]
+    assert text.get_text().splitlines()[1].startswith(f"{top} (") and len(text.get_text().splitlines()) == 11
+    picture_of(figure)
+
+
+def test_every_figure_is_a_thousand_pixels_wide() -> None:
+    for figure in (figures.rates([], "x", "y", "title"), figures.confusion([[1, 2], [3, 4]], ["a", "b"], "title")):
+        assert Image.open(io.BytesIO(figures.png(figure))).width == 1000
 
 
 def test_confusion_with_long_and_strange_names() -> None:

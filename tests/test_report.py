@@ -257,7 +257,7 @@ def test_of_many_classes_those_that_are_confused_most(mcls: Main, run: Path, cou
     picture = re.search('class="pixels"[^>]*base64,([^"]*)"', page)
     assert picture
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture[1]))).convert("RGBA"))[..., 3]
-    side = 40 if count == 40 else 500
+    side = 40 if count == 40 else 250
     assert pixels.shape == (side, side) and (pixels > 0).sum() == side + 2 * (count == 40)
     near = np.argwhere(pixels > 0)
     assert abs(near[:, 0] - near[:, 1]).max() <= 1, "confused classes are neighbours"

@@ -161,7 +161,10 @@ def flip_grid(
 ) -> bytes:
     """A PNG of up to FLIPS_SHOWN samples that only B classifies correctly, and as many that only A does."""
     fixed, broken = order[second.right[order]][:FLIPS_SHOWN], order[first.right[order]][:FLIPS_SHOWN]
-    chosen, classes = torch.cat([fixed, broken]), figures.legible(tuple(classes))
+    chosen, classes = (
+        torch.cat([fixed, broken]),
+        [figures.shortened(name, 8) for name in figures.legible(tuple(classes))],
+    )
     labels = [
         f"{classes[int(split.targets[index])]}\n{classes[int(first.predicted[index])]} > "
         f"{classes[int(second.predicted[index])]}"

@@ -21,7 +21,7 @@ from mcls.inference.temperature import fit_temperature
 from mcls.metrics import EvalAccumulator, Metrics, brier, ranks_kept
 from mcls.ranks import intervals
 from mcls.report import figures
-from mcls.report.run_figures import draw_measures, draw_ranks, fingerprint_difference
+from mcls.report.run_figures import NAME_IN_GRID, draw_measures, draw_ranks, fingerprint_difference
 from mcls.runs.folder import RunFolder, read_json, shell_path
 from mcls.runs.ledger import record_opening
 from mcls.system.files import make_folder, publish
@@ -193,7 +193,7 @@ def draw_evaluation(evaluation: Evaluation, folder: RunFolder, classes: Sequence
     drawn = draw_measures(folder.name, name, evaluation.measures, names)
     drawn |= draw_ranks(folder.name, name, evaluation.accumulator, names)
     if order is not None and evaluation.split.inputs.ndim == 4 and len(order):
-        chosen, labels = by_class(evaluation, order, names)
+        chosen, labels = by_class(evaluation, order, [figures.shortened(each, NAME_IN_GRID) for each in names])
         pictures = torch.full((len(chosen), *evaluation.split.inputs.shape[1:]), 255, dtype=torch.uint8)
         filled = chosen >= 0
         pictures[filled] = evaluation.split.inputs[chosen[filled]]

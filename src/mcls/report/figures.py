@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcls.data.image_io import MARK
+from mcls.report.matrix import NAMED, Cell, Confusion, confused_pairs, near_diagonal, nonzero_cells, share_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,20 +26,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("mcls")
 
 Array = NDArray[Any]
-DPI = 120  # pixels per inch
+PIXELS = 1000  # width of every figure: its inches only say how large type is
 FONT = "DejaVu Sans"  # matplotlib's own
 RIGHT, WRONG, BLUE, GREY = "#1a7f37", "#c62828", "#2f6fb0", "#888888"
+SOFT = "#566070"  # of small type
 SPLITS = {"train": "#8a94a6", "val": BLUE, "test": "#d9822b"}
-CELLS = 30  # classes up to which a confusion matrix shows its numbers
+PAIRS = 10  # of classes that are listed as confused
+IN_LEGEND = 20  # classes in a legend
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches."""
+    """An empty figure, in inches that are scaled to PIXELS."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
     rcParams["text.parse_math"] = False  # a class may be called $x
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return Figure(figsize=(width, height), dpi=PIXELS / width, layout="constrained")
 
 
 @functools.cache
@@ -114,7 +117,7 @@ def add_title(axes: "Axes", title: str) -> None:
     axes.set_title(first, fontsize=10, pad=20 if rest else 6)
     if rest:
         text = axes.annotate(" ".join(rest), (0.5, 1), (0, 7), xycoords="axes fraction", textcoords="offset points")
-        text.set(ha="center", fontsize=7, color=GREY)
+        text.set(ha="center", fontsize=8, color=SOFT)
 
 
 def curves(epochs: Sequence[dict[str, Any]], best_epoch: int, title: str) -> "Figure":
@@ -126,7 +129,7 @@ def curves(epochs: Sequence[dict[str, Any]], best_epoch: int, title: str) -> "Fi
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = new_figure(7, 6.4)
+    figure = new_figure(6.25, 6)
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.4))
     numbers = [record["epoch"] for record in epochs]
     marker = "o" if len(epochs) == 1 else None
@@ -163,29 +166,54 @@ def rate_curve(rates: Sequence[float], losses: Sequence[float], suggested: float
     return figure
 
 
-def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> "Figure":
-    """Confusion matrix: counts C x C (row the true class), coloured by the part of each true class."""
-    classes = legible(tuple(classes))
-    table = np.asarray(counts, dtype=float)
-    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    size = min(max(4.2, 1.8 + 0.52 * len(classes)), 12)
-    figure = new_figure(size, size)
+def confusion(counts: Confusion, classes: Sequence[str], title: str) -> "Figure":
+    """Confusion matrix, coloured by the part of each true class: up to NAMED classes its counts with names, of more
+    in an order in which classes that are confused are near each other, and the pairs that are confused most.
+
+    Args:
+        counts: C x C (row the true class), or the cells that are not 0, as in result.json.
+    """
+    classes, cells = legible(tuple(classes)), nonzero_cells(counts)
+    if len(classes) > NAMED:
+        return large_confusion(cells, classes, title)
+    figure = new_figure(6.25, 6.25)
     axes = figure.add_subplot()
+    share = np.asarray(share_grid(cells, range(len(classes))))
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    if len(classes) <= CELLS:
-        ticks = range(len(classes))
-        axes.set_xticks(ticks, classes, fontsize=8)
-        if max(map(len, classes)) > 3:
-            axes.tick_params("x", rotation=45)
-            for label in axes.get_xticklabels():
-                label.set(ha="right", rotation_mode="anchor")
-        axes.set_yticks(ticks, classes, fontsize=8)
-        for row, column in np.argwhere(table > 0):
-            colour = "white" if share[row, column] > 0.5 else "black"
-            text = f"{table[row, column]:.0f}"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    ticks, size = range(len(classes)), min(10.0, 150 / len(classes))
+    axes.set_xticks(ticks, classes, fontsize=9)
+    if max(map(len, classes)) * len(classes) > 60:  # they do not fit beside each other
+        axes.tick_params("x", rotation=45)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, classes, fontsize=9)
+    for row, column, count in cells:
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    add_title(axes, title)
+    return figure
+
+
+def large_confusion(cells: Sequence[Cell], classes: Sequence[str], title: str) -> "Figure":
+    """Confusion matrix of many classes, the root of the shares in colour, with the most confused pairs below it."""
+    figure = new_figure(6.25, 8)
+    axes, below = figure.subplots(2, 1, height_ratios=(6, 2))
+    grid = np.sqrt(share_grid(cells, near_diagonal(cells, len(classes))))
+    image = axes.imshow(grid, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.1, 0.3, 0.5**0.5, 1], shrink=0.8)
+    bar.ax.set_yticklabels(["0", "1 %", "9 %", "50 %", "100 %"], fontsize=8)
+    bar.set_label("of the true class", fontsize=9)
+    axes.set(xticks=[], yticks=[], ylabel="true")
+    axes.set_xlabel(f"predicted; {len(classes):,} classes, confused ones near each other")
+    lines = [
+        f"{n:,} ({share:.0%}) {classes[truth]} as {classes[guess]}"
+        for truth, guess, n, share in confused_pairs(cells, len(classes), PAIRS)
+    ]
+    below.set_axis_off()
+    told = "\n".join(["Confused most: samples (of the true class), true as predicted", *lines])
+    below.text(0, 1, told, va="top", fontsize=8.5, linespacing=1.3)
     add_title(axes, title)
     return figure
 
@@ -195,17 +223,26 @@ def reliability(bins: Sequence[Sequence[float]], title: str) -> "Figure":
     count, confidence, correct = (np.asarray(row, dtype=float) for row in bins)
     filled = count > 0
     edges = np.linspace(0, 1, len(count) + 1)
-    figure = new_figure(4.2, 5)
-    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    figure = new_figure(5, 5.8)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     heights = correct[filled] / count[filled]
     axes.bar(edges[:-1][filled], heights, width=1 / len(count), align="edge", color=BLUE, edgecolor="white", alpha=0.85)
     axes.plot(confidence[filled] / count[filled], heights, "o", color="black", markersize=3)
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     below.bar(edges[:-1], count, width=1 / len(count), align="edge", color=GREY, edgecolor="white")
-    below.set(xlabel="confidence", ylabel="samples")
+    below.set(xlabel="confidence", ylabel="samples", yscale="log" if filled.any() else "linear")
+    below.set_ylim(0.5, max(count.max(), 1) * 8)
+    below.yaxis.set_major_formatter("{x:,.0f}")
+    for edge, samples in zip(edges[:-1][filled], count[filled], strict=True):
+        below.text(edge + 0.5 / len(count), samples * 1.2, compact(samples), ha="center", va="bottom", fontsize=7)
     add_title(axes, title)
     return figure
+
+
+def compact(count: float) -> str:
+    """A number of samples in at most four characters, as `870`, `1.2k` and `15k`."""
+    return f"{count:.0f}" if count < 1000 else f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:.0f}k"
 
 
 def rates(lines: Sequence[tuple[str, Any, Any]], across: str, up: str, title: str) -> "Figure":
@@ -221,8 +258,8 @@ def rates(lines: Sequence[tuple[str, Any, Any]], across: str, up: str, title: st
         axes.plot(x, y, linewidth=1.2, label=name)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=across, ylabel=up)
     if lines:
-        axes.legend(fontsize=7, loc="lower center" if up == "precision" else "lower right")
-    axes.set_title(title, fontsize=10)
+        axes.legend(fontsize=8, loc="lower center" if up == "precision" else "lower right")
+    add_title(axes, title)
     return figure
 
 
@@ -232,14 +269,14 @@ def image_grid(images: Array, labels: Sequence[str], right: Sequence[bool], titl
     rows = -(-count // columns)
     gap = max(height // 3, 6)
     sheet = np.full((rows * (height + gap), columns * (width + 2), 3), 255, dtype=np.uint8)
-    figure = new_figure(1.35 * columns, 0.5 + 1.35 * rows * (height + gap) / (width + 2))
+    figure = new_figure(6.25, 0.5 + 6.25 / columns * rows * (height + gap) / (width + 2))
     axes = figure.add_subplot()
     for index, image in enumerate(images):
         top, left = index // columns * (height + gap), index % columns * (width + 2)
         sheet[top : top + height, left : left + width] = image[:3].transpose(1, 2, 0)
         colour = RIGHT if right[index] else WRONG
         position = (left + width / 2, top + height + gap * 0.42)
-        axes.text(*position, labels[index], ha="center", va="center", fontsize=7, color=colour, linespacing=1.0)
+        axes.text(*position, labels[index], ha="center", va="center", fontsize=8, color=colour, linespacing=1.0)
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
     add_title(axes, title)
@@ -273,6 +310,8 @@ def regions(
         axes.scatter(
             chosen[:, 0], chosen[:, 1], s=10, color=[palette[label]], label=name, edgecolors="white", linewidths=0.3
         )
-    figure.legend(fontsize=8, loc="outside right upper")
+    handles, labels = axes.get_legend_handles_labels()
+    more = f"{IN_LEGEND} of {len(labels)} classes" if len(labels) > IN_LEGEND else None
+    figure.legend(handles[:IN_LEGEND], labels[:IN_LEGEND], title=more, fontsize=8, loc="outside right upper")
     add_title(axes, title)
     return figure

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 Cell = tuple[int, int, int]  # true class, predicted class, samples
 Confusion = Sequence[Sequence[int]] | dict[str, list[int]]
 NAMED = 25  # classes up to which a matrix shows names and counts
-SIDE = 500  # pixels of a matrix without names, at most
+SIDE = 250  # pixels of a matrix without names, at most
 BLUE = (59, 130, 246)
 
 

@@ -13,7 +13,7 @@ from mcls.data.types import Split
 from mcls.metrics import EvalAccumulator, Metrics
 from mcls.ranks import rank_curves
 from mcls.report import figures
-from mcls.report.summary import epoch_records, most_confused
+from mcls.report.summary import epoch_records
 from mcls.runs.folder import RunFolder
 from mcls.runs.tracking import RunLogger
 from mcls.system.files import make_folder, publish
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CURVES = 10  # classes in a figure of ROC curves
+NAME_IN_GRID = 14  # characters of a class below a picture
 GRID_SAMPLES = 20  # samples in a grid of pictures
 TENSORBOARD_METRICS = ("accuracy", "loss", "f1_macro", "ece")
 
@@ -54,7 +55,8 @@ def draw_run_figures(
         }
         for kind, (numbers, caption) in chosen.items():
             if len(numbers):
-                drawn[kind] = prediction_grid(split, predicted, confidence, classes, numbers[:GRID_SAMPLES], caption)
+                title = f"{caption}: true name, then predicted\n{name}"
+                drawn[kind] = prediction_grid(split, predicted, confidence, classes, numbers[:GRID_SAMPLES], title)
     elif split.inputs.shape[1:] == (2,):
         drawn["regions"] = figures.regions(
             split.inputs[:].numpy(), split.targets.numpy(), classify, classes, f"Decision regions, test\n{name}"
@@ -70,11 +72,10 @@ def classify_points(model: torch.nn.Module, device: torch.device, points: figure
 
 def draw_measures(name: str, split: str, measures: Metrics, names: Sequence[str]) -> dict[str, "Figure"]:
     """Confusion matrix and reliability diagram of what was measured on `split`; `names` of the classes are legible."""
-    matrix, shown, _ = most_confused(measures.confusion, names)
     accuracy = f"{split} accuracy {measures.accuracy * 100:.2f} %"
     error = f"{split} calibration error {measures.ece:.3f}"
     return {
-        "confusion": figures.confusion(matrix, shown, f"Confusion matrix, {accuracy}\n{name}"),
+        "confusion": figures.confusion(measures.confusion, names, f"Confusion matrix, {accuracy}\n{name}"),
         "reliability": figures.reliability(measures.bins, f"Reliability, {error}\n{name}"),
     }
 
@@ -150,10 +151,12 @@ def prediction_grid(
     """Pictures of the chosen samples, each over its true and its predicted name."""
     labels, right, classes = [], [], figures.legible(tuple(classes))
     for index in chosen.tolist():
-        truth, guess = classes[int(split.targets[index])], classes[int(predicted[index])]
+        truth, guess = (
+            figures.shortened(classes[int(label[index])], NAME_IN_GRID) for label in (split.targets, predicted)
+        )
         labels.append(f"{truth}\n{guess} {confidence[index]:.0%}")
         right.append(int(split.targets[index]) == int(predicted[index]))
-    return figures.image_grid(split.inputs[chosen].numpy(), labels, right, f"{title}: true name, then predicted")
+    return figures.image_grid(split.inputs[chosen].numpy(), labels, right, title)
 
 
 def final_scalars(result: dict[str, Any], test_followed: bool) -> dict[str, float]:

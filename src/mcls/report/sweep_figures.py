@@ -113,7 +113,7 @@ def sweep_figure(settings: Sequence[SweptSetting], title: str) -> "Figure":
     cells = len(keys) + (len(keys) == 2) + 1
     columns = min(2, cells)
     rows = -(-cells // columns) + (len(keys) > 2)
-    figure = new_figure(4.6 * columns if columns > 1 else 6, 0.3 + 3.4 * rows)
+    figure = new_figure(4 * columns if columns > 1 else 6, 0.3 + 3.2 * rows)
     figure.suptitle(title, fontsize=11)
     grid = figure.add_gridspec(rows, columns)
     for index, axis in enumerate(axes_of):
