@@ -13,12 +13,12 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1800,
+    "commands": 1810,
     "sweep": 1415,
-    "inference": 1785,
+    "inference": 1855,
     "training": 2380,
     "config": 1430,
-    "report": 935,
+    "report": 955,
     "data": 2420,
     "runs": 1145,
     "metrics": 210,

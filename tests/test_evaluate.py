@@ -1,5 +1,6 @@
 """`mcls evaluate` against scikit-learn, its counting of openings, and runs that it refuses."""
 
+import base64
 import csv
 import hashlib
 import json
@@ -8,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from mcls.commands.evaluate import ordinal, print_class_metrics
 from mcls.data.types import Split
 from mcls.inference import evaluate
 from mcls.inference.evaluate import EACH, Evaluation, accumulate, by_class, doubted
-from mcls.inference.load import load_run
+from mcls.inference.explain import covered, in_red, occlusion
+from mcls.inference.load import LoadedRun, load_run
 from mcls.inference.predict import from_run
 from mcls.inference.temperature import fit_temperature
 from mcls.metrics import brier
@@ -282,6 +285,36 @@ def test_a_number_in_a_figure_of_the_most_confused_classes_is_that_of_all(
     monkeypatch.setattr(figures, "confusion", lambda *given: (drawn.extend(given[1]), confusion(*given))[1])
     evaluate.draw_evaluation(found, RunFolder(tmp_path), [*map(str, range(37)), chr(0x10FFF0), "38", "39"], None)
     assert drawn[-3:] == ["#37", "38", "11 others"]
+
+
+def test_what_a_prediction_rests_on_is_where_covering_it_matters() -> None:
+    """A model that looks at the brightness of the upper left quarter alone, and one picture where there is none."""
+
+    def logits(inputs: torch.Tensor) -> torch.Tensor:
+        seen = inputs[:, 0, :8, :8].mean(dim=(1, 2))
+        return torch.stack([seen, 1 - seen], dim=1)
+
+    model = SimpleNamespace(logits=logits, normalise=lambda pictures: pictures / 255, device="cpu")
+    pictures = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+    pictures[0, :, :8, :8] = 255
+    heat = occlusion(cast("LoadedRun", model), pictures, torch.tensor([0, 1]))
+    assert heat.shape == (2, 16, 16) and heat[0].max() == 1 and heat[0, :8, :8].mean() > 0.4
+    assert heat[0, 11:].max() == heat[0, :, 11:].max() == 0 and heat[1].max() == 0
+    shown = in_red(pictures, heat)
+    assert (shown[1] == 0).all() and (shown[0, 0] > shown[0, 2])[:6, :6].all()
+    assert [covered(part, 5) for part in (0, 7)] == [slice(0, 1), slice(4, 6)]
+
+
+def test_mistakes_are_explained_in_a_picture_and_on_the_page(mcls: Main, mnist: Path, blobs: Path) -> None:
+    assert mcls("evaluate", str(mnist), "--explain", "--device", "cpu") == 0
+    path = mnist / "figures" / "evaluation-test-explain.png"
+    with Image.open(path) as drawn:
+        assert drawn.width == 1000
+    assert mcls("report", str(mnist)) == 0
+    assert base64.b64encode(path.read_bytes()).decode() in (mnist / "report.html").read_text()
+    before = json.loads((blobs / "result.json").read_text())["test_openings"]
+    assert mcls("evaluate", str(blobs), "--explain") == 2
+    assert json.loads((blobs / "result.json").read_text())["test_openings"] == before
 
 
 def test_the_grid_of_mistakes_has_a_row_for_each_class_the_most_doubted_first() -> None:

@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     whole = "measure the mean of the probabilities of the runs of a sweep's best setting, its seeds or folds"
     command.add_argument("--ensemble", action="store_true", help=whole)
     command.add_argument("--mistakes", action="store_true", help="list the samples with the most doubtful labels")
+    shown = "draw the most doubtful mistakes, and what of each picture the prediction rests on"
+    command.add_argument("--explain", action="store_true", help=f"{shown} (image models)")
     return command
 
 
@@ -72,6 +74,8 @@ def run(arguments: list[str]) -> int:
     folder = RunFolder(options.run) if sweep else find_run(options.run)
     if options.data and options.split:
         raise RequestError("--data: not with --split, which names data of the run. Omit one.")
+    if options.explain and options.ensemble:
+        raise RequestError("--explain: not with --ensemble. Name one of the runs of the sweep.")
     check_effective(options.changes, ("trust",) if options.data else DATA_KEYS, "mcls evaluate")
     with console():
         (measure_ensemble if options.ensemble else measure)(folder, options)
@@ -80,7 +84,7 @@ def run(arguments: list[str]) -> int:
 
 def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     """Open the run and its data, measure, print and write."""
-    from mcls.inference import evaluate
+    from mcls.inference import evaluate, explain
     from mcls.inference.labelled import labelled_split
     from mcls.inference.load import load_run
 
@@ -90,6 +94,8 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     only, tta = options.data is not None, options.tta
     loaded = load_run(folder, options.checkpoint, options.device, options.changes, model_only=only, tta=tta)
     classes = loaded.classes
+    if options.explain:
+        explain.check_explainable(loaded)
     folder.refuse_links()
     if options.data:
         split, name, other = labelled_split(loaded, options.data)
@@ -108,6 +114,8 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     }
     print_evaluation(report, openings, classes)
     keep(folder, evaluation, report, options.mistakes, classes)
+    if options.explain and os.access(folder.path, os.W_OK) and not explain.draw_explanations(loaded, evaluation):
+        say("no mistake to explain")
 
 
 def measure_ensemble(folder: RunFolder, options: argparse.Namespace) -> None:

@@ -46,6 +46,10 @@ FIGURES = {
     "regions": "What the model says everywhere in the plane, and the test samples.",
     "roc": "One class against the rest: how many of it are found, at how many false alarms; areas in the legend.",
     "precision-recall": "One class against the rest: how many of it are found, and how many of those found are it.",
+    **{
+        f"evaluation-{split}-explain": f"Mistakes ({split}); covering what is red makes the model less sure."
+        for split in ("test", "val")
+    },
     "reliability": "How often the model is right when it is that sure. On the line it is as sure as it should be.",
 }
 
