@@ -20,7 +20,7 @@ from mcls.sweep.task import Task
 from mcls.system.signals import StopRequest
 
 Main = Callable[..., int]
-LINE = ("train", "-m", "trainer.figures=false", "sweep.name=s", "launcher=slurm")
+LINE = ("train", "-m", "trainer.figures=false", "sweep.name=s", "launcher=slurm", "launcher.cpus=1")
 SETTINGS: dict[str, Any] = {
     **{"kind": "slurm", "jobs": 2, "partition": None, "time": 60, "cpus": 1, "gpus": 0, "mem": None},
     **{"sbatch": [], "setup": [], "requeues": 3},
@@ -98,7 +98,7 @@ def test_gpus_are_those_of_the_trainer(cluster: Path, mcls: Main, capsys: Any) -
     check_cluster({**SETTINGS, "gpus": 4}, {"trainer": {"devices": 4}})
     with pytest.raises(RequestError, match=r"^launcher\.gpus: 4, but trainer\.devices=1\. Set both"):
         check_cluster({**SETTINGS, "gpus": 4}, {"trainer": {"devices": 1}})
-    assert mcls(*LINE[:-1], "launcher=slurm-multi-gpu", "seed=0,1") == 2
+    assert mcls(*LINE[:-2], "launcher=slurm-multi-gpu", "seed=0,1") == 2
     assert "launcher.gpus: 4, but trainer.devices=1" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ def test_a_job_is_requeued_unless_it_was_cancelled(
 
 def until(holds: Callable[[], bool]) -> None:
     """Wait until something holds."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -175,7 +175,7 @@ def test_jobs_in_the_cluster_are_those_of_one_process(
     assert mcls(*LINE[:3], *keys, "sweep.name=here") == 1
     inline = results(tmp_path / "outputs" / "sweeps" / "here")
     capsys.readouterr()
-    assert mcls(*LINE, *keys, "launcher.cpus=1") == 1
+    assert mcls(*LINE, *keys) == 1
     err = capsys.readouterr().err
     sweep = tmp_path / "outputs" / "sweeps" / "s"
     found = results(sweep)
@@ -184,12 +184,12 @@ def test_jobs_in_the_cluster_are_those_of_one_process(
     }
     assert found["0"]["test"] == inline["0"]["test"] and found["1"]["reason"] == inline["1"]["reason"]
     assert "in SLURM's queue: 1000, 2 jobs" in err and "job 1: failed: step" in err and "2 of 2 jobs done" in err
-    assert "epoch 1/1" in (sweep / "logs" / "0.txt").read_text() and "epoch 1/1" not in err
+    assert "\n  1/1  " in (sweep / "logs" / "0.txt").read_text() and "\n  1/1  " not in err
 
 
 @pytest.mark.slow
 def test_jobs_that_are_asked_to_go_save_and_come_back(cluster: Path, mcls: Main, tmp_path: Path) -> None:
-    keys = ("dataset.n_samples=10000", "trainer.epochs=12", "seed=0,1", "trainer.batch_size=64", "sweep.test=none")
+    keys = ("dataset.n_samples=4000", "trainer.epochs=30", "seed=0,1", "trainer.batch_size=64", "sweep.test=none")
     assert mcls(*LINE[:3], *keys, "sweep.name=here") == 0
     inline = results(tmp_path / "outputs" / "sweeps" / "here")
     watching = subprocess.Popen(
@@ -204,7 +204,8 @@ def test_jobs_that_are_asked_to_go_save_and_come_back(cluster: Path, mcls: Main,
     watching.send_signal(signal.SIGINT)  # which ends the watching alone
     err = watching.communicate(timeout=60)[1]
     assert watching.returncode == 130
-    assert "the jobs go on in SLURM, scancel 1000 ends them; go on with: mcls resume outputs/sweeps/s" in err
+    told = "the jobs go on in SLURM, scancel 1000 ends them; go on with: mcls resume outputs/sweeps/s launcher=slurm"
+    assert told in " ".join(err.split())
     assert mcls("resume", "outputs/sweeps/s", "launcher=slurm") == 0
     assert len(list(cluster.glob("*.sh"))) == 1  # found again, not submitted twice
     for job in (0, 1):
@@ -213,3 +214,49 @@ def test_jobs_that_are_asked_to_go_save_and_come_back(cluster: Path, mcls: Main,
     assert {key: job["weights_sha256"] for key, job in results(sweep).items()} == {
         key: job["weights_sha256"] for key, job in inline.items()
     }
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page_on_several_gpus_goes_on_when_it_is_requeued(
+    mcls: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run as SLURM does: twice, the first time with SIGTERM to all processes of the step."""
+    page = (Path(__file__).parents[1] / "docs" / "multi-gpu.md").read_text("utf-8")
+    text = "\n".join(line[4:] for line in page.partition("    #!")[2].splitlines() if line.startswith("    "))
+    keys = [
+        "dataset.n_samples=20000",
+        "trainer.batch_size=32",
+        "trainer.epochs=3",
+        "trainer.figures=false",
+        "threads=1",
+    ]
+    assert text.count("threads=4 dataset=cifar10 model=resnet18") == text.count(":29500") == 1
+    text = text.replace("threads=4 dataset=cifar10 model=resnet18", " ".join(keys)).replace(":29500", ":0")
+    (tmp_path / "job.sh").write_text(f"#!{text}\n")
+    subprocess.run(["bash", "-n", "job.sh"], check=True)
+    (tmp_path / "bin").mkdir()
+    scripts = {
+        "srun": 'shift; echo $$ > step; exec setsid "$@"',
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+        "scontrol": 'test "$1" = show && echo localhost || echo "$@" >> requeued',
+    }
+    for name, body in scripts.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    values = {"JOB_NODELIST": "n1", "JOB_NUM_NODES": "1", "GPUS_ON_NODE": "2", "JOB_ID": "7", "CPUS_PER_TASK": "1"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    batch = subprocess.Popen(["bash", "job.sh"])
+    run = tmp_path / "outputs" / "base"
+    until((run / "metrics.jsonl").exists)
+    os.killpg(int((tmp_path / "step").read_text()), signal.SIGTERM)
+    batch.wait(timeout=120)
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert json.loads((run / "result.json").read_text())["status"] == "stopped"
+    subprocess.run(["bash", "job.sh"], timeout=200, check=False)
+    whole = json.loads((run / "result.json").read_text())
+    assert whole["status"] == "finished" and (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert mcls("train", "name=alone", "trainer.devices=2", *keys) == 0
+    alone = json.loads((tmp_path / "outputs" / "alone" / "result.json").read_text())
+    assert whole["weights_sha256"] == alone["weights_sha256"]
