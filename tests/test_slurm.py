@@ -116,8 +116,12 @@ def test_jobs_are_one_array_and_found_again(cluster: Path, tmp_path: Path, monke
     assert [each["number"] for each in json.loads((tmp_path / "s" / "slurm" / "0.json").read_text())] == [0, 7]
     again = Slurm(SETTINGS, tmp_path / "s", StopRequest())
     again.submit(task(7, tmp_path / "s"))
-    again.flush()
-    assert again.running() == 1 and len(list(cluster.glob("*.sh"))) == 1
+    done = RunFolder(tmp_path / "s" / "5")
+    done.path.mkdir()
+    done.write_json(done.result, {"status": "finished"})
+    again.submit(task(5, tmp_path / "s"))
+    assert again.running() == 2 and again.wait() == [(5, "")] and again.running() == 1
+    assert len(list(cluster.glob("*.sh"))) == 1
     (cluster / "down").touch()
     assert again.queue() is None  # and no job is taken to have ended
 

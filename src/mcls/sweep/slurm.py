@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mcls.errors import MachineError, RequestError, RunError, Stopped
+from mcls.errors import FolderError, MachineError, RequestError, RunError, Stopped
 from mcls.runs.folder import RunFolder, parse_json, read_text
 from mcls.sweep.task import Task, record_failure, run_task
 from mcls.system.console import console
@@ -69,6 +69,7 @@ class Slurm:
         self.folder = self.sweep / "slurm"
         make_folder(self.folder)
         make_folder(self.sweep / "logs")
+        self.ended: list[tuple[int, str]] = []  # that were finished before
         self.waiting: list[Task] = []
         self.watched: dict[int, Task] = {}
         self.absent: dict[int, int] = {}
@@ -82,21 +83,32 @@ class Slurm:
         return None if listed is None else set(listed.split())
 
     def submit(self, task: Task) -> None:
-        """Have the job in the next array, unless it is in the queue already."""
+        """Have the job in the next array, unless it is in the queue already, or finished."""
         if (name := self.names.get(str(task.number))) in self.found:
             log.info(f"already in SLURM's queue, as {name}")
             self.found.discard(name)
             self.watched[task.number] = task
+        elif not task.once_more and task.until is None and self.status_of_job(task) == "finished":
+            self.ended.append((task.number, ""))
         else:
             self.waiting.append(task)
 
+    def status_of_job(self, task: Task) -> str:
+        """What the job's folder says; nothing where it can't be read, which the job will say."""
+        with contextlib.suppress(FolderError):
+            return str((RunFolder(task.folder).read_result() or {}).get("status"))
+        return ""
+
     def running(self) -> int:
         """Jobs that were submitted and have not come out of `wait`."""
-        return len(self.waiting) + len(self.watched)
+        return len(self.ended) + len(self.waiting) + len(self.watched)
 
     def wait(self) -> list[tuple[int, str]]:
         """Wait for at least one job. Raises Stopped after a signal; the jobs go on."""
         self.flush()
+        if self.ended:
+            before, self.ended = self.ended, []
+            return before
         while True:
             next_look = time.monotonic() + LOOK
             while time.monotonic() < next_look:
