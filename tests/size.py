@@ -13,10 +13,10 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1810,
+    "commands": 1830,
     "sweep": 1425,
     "inference": 1855,
-    "training": 2380,
+    "training": 2395,
     "config": 1430,
     "report": 955,
     "data": 2420,
@@ -28,7 +28,7 @@ BUDGETS = {
     "augmentations": 130,
     "mixing": 50,
     "ranks": 100,
-    "system": 615,
+    "system": 635,
     "cli": 110,
 }
 BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

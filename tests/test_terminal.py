@@ -1,7 +1,12 @@
 """What a run says on the terminal: its epochs, its end, and what is wrong with it."""
 
+import contextlib
 import csv
+import os
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -148,3 +153,51 @@ def test_how_long_an_epoch_takes_decides_how_many_lines_there_are(
             table.add(record(epoch, "train"), 1.0, best=False, last=epoch == 200)
         counts.append(len(caplog.messages) - before - 1)
     assert counts == [12, 58, 200, 200]
+
+
+def in_a_terminal(*arguments: str, columns: int = 80, **environment: str) -> tuple[str, int]:
+    """What `.venv/bin/mcls ARGUMENTS` prints in a terminal, and its exit status; it is not on the PATH."""
+    import pty
+    import termios
+
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, columns))
+    variables = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+    variables |= {"TERM": "xterm-256color", "PATH": "/usr/bin:/bin", **environment}
+    script = str(Path(sys.executable).with_name("mcls"))
+    with subprocess.Popen([script, *arguments], stdin=its, stdout=its, stderr=its, env=variables) as process:
+        os.close(its)
+        text = b""
+        with contextlib.suppress(OSError):  # which says on Linux that nobody writes any more
+            while part := os.read(ours, 4096):
+                text += part
+    os.close(ours)
+    return text.decode().replace("\r\n", "\n"), process.returncode
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a pseudo-terminal of Linux")
+@pytest.mark.parametrize(
+    ("environment", "coloured", "cleared"),
+    [({}, True, True), ({"NO_COLOR": "1"}, False, True), ({"TERM": "dumb"}, False, False)],
+)
+def test_colour(environment: dict[str, str], coloured: bool, cleared: bool) -> None:
+    script = Path(sys.executable).with_name("mcls")
+    text, status = in_a_terminal("trian", columns=1000, **environment)
+    assert status == 2
+    assert ("\x1b[36mDid you mean" in text, "\x1b[31mmcls: " in text) == (coloured, coloured)
+    assert ("\r\x1b[K" in text) == cleared
+    plain = re.sub(r"\x1b\[\d*[mK]|\r", "", text)
+    assert plain.startswith(f"mcls: trian: no such command. Did you mean {script} train? There are train, ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a pseudo-terminal of Linux")
+def test_progress_is_shown_and_cleared_in_a_terminal(tmp_path: Path) -> None:
+    """The first word comes before torch is there; nothing of it is left at the end."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    text, status = in_a_terminal("evaluate", str(tmp_path / "run"))
+    assert status == 5
+    first, *others = text.split("\r\x1b[K")[1:]
+    assert first.startswith("reading /") and first.endswith(" ...") and len(first) < 80
+    assert all(part == "" or part.endswith("\n") for part in others)

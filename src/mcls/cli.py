@@ -101,6 +101,8 @@ def run(command: str, arguments: list[str], debug: bool) -> int:
         complain(f"a bug in mcls: {type(error).__name__}: {error}. Run it again with --debug for the traceback.")
         return 1
     finally:
+        if console := sys.modules.get("mcls.system.console"):
+            console.say_progress()  # clears the line
         if "triton" not in sys.modules:  # which complains of what is never freed
             gc.freeze()  # or the interpreter's end walks all that torch made, for half a second
 

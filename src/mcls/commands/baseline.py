@@ -8,7 +8,7 @@ from mcls.config.compose import checker
 from mcls.errors import RequestError
 from mcls.report.summary import percent
 from mcls.runs.folder import relative, shell_path
-from mcls.system.console import console, say, say_table
+from mcls.system.console import console, say, say_progress, say_table
 
 METHODS = ("majority", "nearest-centroid", "logistic-regression", "gradient-boosting")
 
@@ -39,6 +39,7 @@ def run(arguments: list[str]) -> int:
             request = check.check(options.overrides, False)
         if request.sweep:
             raise RequestError("hydra.mode: mcls baseline makes no sweep. Give each key one value.")
+        say_progress(f"reading {request.choices['dataset']}")
         from mcls.training.baseline import fit_baselines
 
         command = shlex.join(["mcls", "baseline", *arguments])

@@ -9,7 +9,7 @@ from mcls.config.saved import saved_config
 from mcls.config.schema import differing_keys, leaves, yaml_text
 from mcls.errors import FolderError, RequestError
 from mcls.runs.folder import RunFolder, find_run, relative
-from mcls.system.console import say, say_table
+from mcls.system.console import say, say_progress, say_table
 from mcls.system.files import make_folder
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def make_target(options: argparse.Namespace) -> Path:
 
 def predict(folders: list[RunFolder], options: argparse.Namespace) -> None:
     """Let both runs classify the split; say how they do, and leave what flipped in a folder."""
+    say_progress("reading both runs")
     from mcls.inference.compare import mcnemar_lines, metric_rows, predictions_of, split_of, write_flips
     from mcls.inference.load import load_run
 

@@ -12,7 +12,7 @@ from mcls.config.compose import checker
 from mcls.errors import DataError, FolderError, RequestError
 from mcls.runs.folder import relative
 from mcls.system import text
-from mcls.system.console import console, say, say_table
+from mcls.system.console import console, say, say_progress, say_table
 from mcls.system.files import make_folder, publish
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def run(arguments: list[str]) -> int:
 
 def read_dataset(config: dict[str, Any], faults: list[str]) -> "Dataset":
     """The data set; without its unreadable images, which are listed, if they are few enough to skip."""
+    say_progress("reading the data")
     from mcls.system.device import resolve_device
     from mcls.training.setup import open_dataset
 

@@ -21,7 +21,7 @@ from mcls.errors import RequestError
 from mcls.report.summary import percent
 from mcls.runs.folder import RunFolder, find_run, read_json, relative, shell_path, unfinished
 from mcls.system import text
-from mcls.system.console import console, say, say_table
+from mcls.system.console import console, say, say_progress, say_table
 from mcls.system.files import publish
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def run(arguments: list[str]) -> int:
 
 def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     """Open the run and its data, measure, print and write."""
+    say_progress(f"reading {folder.path}")
     from mcls.inference import evaluate, explain
     from mcls.inference.labelled import labelled_split
     from mcls.inference.load import load_run
@@ -120,6 +121,7 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
 
 def measure_ensemble(folder: RunFolder, options: argparse.Namespace) -> None:
     """Measure the runs of a sweep's best setting, and the mean of their probabilities; print and write."""
+    say_progress(f"reading {folder.path}")
     from mcls.inference import ensemble, evaluate
     from mcls.inference.labelled import labelled_split
     from mcls.inference.load import load_run
@@ -174,6 +176,7 @@ def keep(
     if not os.access(folder.path, os.W_OK):
         log.warning(f"{relative(folder.path)}: not writable; the results are neither saved nor counted.")
         return
+    say_progress("drawing the figures")
     evaluate.draw_evaluation(evaluation, folder, classes, order)
     path = folder.path / "evaluation.json"
     folder.write_json(path, {**(read_json(path) if path.exists() else {}), name: report})

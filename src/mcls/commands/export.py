@@ -4,7 +4,7 @@ import argparse
 
 from mcls.commands.options import Parser, add_checkpoint, add_temperature, check_effective, override, path
 from mcls.runs.folder import find_run, read_json, relative
-from mcls.system.console import say
+from mcls.system.console import say, say_progress
 from mcls.system.files import publish
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -36,6 +36,7 @@ def run(arguments: list[str]) -> int:
     options = parser().parse_intermixed_args(arguments)
     folder = find_run(options.run)
     check_effective(options.changes, ("trust",), "mcls export")
+    say_progress(f"exporting as {options.format}")
     from mcls.inference.calibration import at_temperature
     from mcls.inference.export import export, input_type
     from mcls.inference.load import load_run

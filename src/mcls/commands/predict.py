@@ -24,7 +24,7 @@ from mcls.commands.options import (
 )
 from mcls.errors import DataError, RequestError
 from mcls.system import text as system_text
-from mcls.system.console import console
+from mcls.system.console import console, say_progress
 from mcls.system.files import replacing
 from mcls.system.text import composed
 
@@ -42,6 +42,7 @@ def run(arguments: list[str]) -> int:
     """Classify everything that is named. Returns the exit status."""
     options = parse_options(arguments)
     with console():
+        say_progress("reading the run")
         model = open_classifier(
             options.run, options.device, options.changes, options.tta, options.temperature, options.reject_below
         )
@@ -56,6 +57,7 @@ def run(arguments: list[str]) -> int:
                 raise DataError(nothing(model, options, counter))
             predictions = chain(begun, batches)
             classes = ("", *model.classes) if model.least else model.classes
+            say_progress()
             for text in WRITERS[options.format](predictions, classes, options.top, options.id or "file"):
                 file.write(text)
                 file.flush()

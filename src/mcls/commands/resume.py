@@ -13,7 +13,7 @@ from mcls.errors import FolderError, RequestError
 from mcls.report.ending import print_result
 from mcls.runs.folder import RunFolder, find_run, read_json, read_yaml, shell_path
 from mcls.sweep.plan import Sweep, read_sweep
-from mcls.system.console import console, say
+from mcls.system.console import console, say, say_progress
 from mcls.system.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
@@ -49,6 +49,7 @@ def run(arguments: list[str]) -> int:
     if (result := folder.finished()) and (said := complete(result, folder, config["trainer"])):
         say(said)
         return 0
+    say_progress(f"reading {options.run}")
     from mcls.inference.load import pointing
     from mcls.system.signals import StopRequest
     from mcls.training import run as training_run

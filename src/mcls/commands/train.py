@@ -20,7 +20,7 @@ from mcls.report.ending import print_result
 from mcls.runs.folder import claim, find_run, named_folder, timestamp
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.sweep.plugins import launch
-from mcls.system.console import columns, console, say_table
+from mcls.system.console import columns, console, say_progress, say_table
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
 from mcls.system.torchrun import check_restart, rank_and_size
@@ -109,6 +109,7 @@ def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
 def single(request: Request, command: str, stop: StopRequest) -> None:
     """One run: train, then print its result."""
     check_restart(request.config["name"])
+    say_progress(f"reading {request.choices['dataset']}")
     from mcls.training.launch import joined
     from mcls.training.run import worker_main
     from mcls.training.start import train_request
@@ -123,6 +124,7 @@ def single(request: Request, command: str, stop: StopRequest) -> None:
 
 def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> None:
     """Many runs in one folder, then a table of them, best first."""
+    say_progress("preparing the sweep")
     from mcls.sweep import runner
     from mcls.sweep.executors import capacity, executor
     from mcls.sweep.preflight import preflight

@@ -9,7 +9,7 @@ from mcls.commands.options import Parser, override, path, positive
 from mcls.config.compose import checker
 from mcls.errors import RequestError
 from mcls.runs.folder import relative
-from mcls.system.console import console, say
+from mcls.system.console import console, say, say_progress
 from mcls.system.files import make_folder, publish
 from mcls.system.signals import StopRequest
 
@@ -52,6 +52,7 @@ def run(arguments: list[str]) -> int:
             request = check.check(options.overrides, False)
         if request.sweep:
             raise RequestError("hydra.mode: mcls tune lr makes no sweep. Give each key one value.")
+        say_progress(f"reading {request.choices['dataset']}")
         from mcls.report import figures
         from mcls.training.rate_test import range_test
 

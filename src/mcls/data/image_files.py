@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from mcls.data import image_io
 from mcls.data.packed_image import PackedImage
 from mcls.errors import DataError
+from mcls.system.console import progress_bar
 
 CHUNK = 64  # files a thread reads at a time
 READER_THREADS = 16  # at most
@@ -150,7 +150,7 @@ def threaded(function: Callable[[Any], Any], items: Sequence[Any], verb: str) ->
     with (
         warnings.catch_warnings(action="ignore"),  # Pillow's, about files that are reported anyway
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(items), desc=f"{verb} images", leave=False, delay=0.5, disable=None) as bar,
+        progress_bar(f"{verb} images", len(items)) as bar,
     ):
         parts_done = []
         for part in pool.map(lambda chunk: [function(item) for item in chunk], chunks):

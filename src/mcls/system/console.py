@@ -1,19 +1,24 @@
 """What people read on the terminal: the log on stderr, results on stdout."""
 
 import contextlib
+import functools
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from mcls.system.layout import WHOLE, plain_table, wrapped
+from mcls.system.layout import WHOLE, cut_in_the_middle, plain_table, wrapped
 from mcls.system.text import Row, clean
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 log = logging.getLogger("mcls")
 
@@ -43,6 +48,15 @@ def obeys_codes(stream: TextIO) -> bool:
     return stream.isatty() and able
 
 
+@functools.cache
+def called_as() -> str:
+    """What to type for `mcls`, where the shell does not find it: what was typed."""
+    typed = Path(sys.argv[0])
+    if shutil.which("mcls"):
+        return "mcls"
+    return shlex.quote(sys.argv[0]) if typed.stem == "mcls" else "python -m mcls"
+
+
 def style(colour: str, stream: TextIO) -> str:
     """The code that begins `colour`, nothing where `stream` has none or NO_COLOR is set."""
     return f"\x1b[{colour}m" if obeys_codes(stream) and not os.environ.get("NO_COLOR") else ""
@@ -50,12 +64,36 @@ def style(colour: str, stream: TextIO) -> str:
 
 def for_stream(text: str, stream: TextIO, colour: str = "") -> str:
     """`text` for `stream`: without control characters, its lines broken where the terminal ends, in `colour`."""
-    text = wrapped(printable(text), line_width(stream))
+    name, commands = called_as(), Path(__file__).parents[1] / "commands"
+    if stream.isatty() and name != "mcls":  # a command that is printed can be copied
+        words = "|".join(path.stem for path in commands.glob("*.py"))
+        text = re.sub(rf"(?<![\w./-])mcls (?=(?:{words})\b)", lambda _: f"{name} ", text)
+    # a Python with readline gives COLUMNS to all that it starts: what programs read is not broken by it
+    text = wrapped(printable(text), line_width(stream) if stream.isatty() else WHOLE)
     code = style(colour, stream) if colour else ""
     text = f"{code}{text}\x1b[0m" if code else text
     if hint := style(HINT, stream):
         text = re.sub(r"Did you mean [^?]*\?", lambda match: f"{hint}{match[0]}\x1b[0m{code}", text)
     return f"\r\x1b[K{text}" if obeys_codes(stream) else text  # over what may be left of a line of progress
+
+
+def say_progress(what: str = "") -> None:
+    """Say on the terminal what is being done, in a line that whatever is printed next takes; nothing clears it."""
+    if obeys_codes(sys.stderr):
+        shown = cut_in_the_middle(f"{what} ..." * bool(what), line_width(sys.stderr) - 1)
+        print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
+
+
+def progress_bar(title: str, total: int, done: int = 0, quiet: bool = False) -> "tqdm[Any]":
+    """A bar for what takes longer than half a second, on a terminal, that is gone afterwards.
+
+    It leaves room for the ^C that the terminal shows: in a line of its own the bar above it would stay.
+    """
+    from tqdm import tqdm
+
+    width = None if quiet or not sys.stderr.isatty() else max(20, line_width(sys.stderr) - 3)
+    off = True if quiet else None  # None is without a terminal
+    return tqdm(total=total, initial=done, desc=title, leave=False, delay=0.5, disable=off, ncols=width)
 
 
 def say(text: str = "", colour: str = "") -> None:
@@ -72,7 +110,7 @@ def say_error(reason: str) -> None:
     """Say on stderr what is wrong, in lines that say whose they are."""
     text = for_stream("\n".join(f"mcls: {line}" for line in reason.split("\n")), sys.stderr)
     if code := style(BAD, sys.stderr):
-        text = re.sub(r"\bmcls: ", f"{code}mcls: \x1b[0m", text, count=1)
+        text = re.sub("mcls: ", f"{code}mcls: \x1b[0m", text, count=1)
     print(text, file=sys.stderr)
 
 
@@ -117,6 +155,7 @@ def console() -> Iterator[None]:
     try:
         yield
     finally:
+        say_progress()
         log.removeHandler(handler)
         log.setLevel(before[0])
         log.propagate = before[1]

@@ -43,8 +43,9 @@ def leave(number: int, again: str = "") -> None:
                 os.unlink(path)  # noqa: PTH108, as little as possible happens here
         reason = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
         text = f"mcls: {reason}; go on with: {again}\n" if again else f"mcls: {reason}.\n"
+        clear = "\r\x1b[K" if os.isatty(2) and os.environ.get("TERM", "dumb") != "dumb" else ""
         with contextlib.suppress(OSError):
-            os.write(2, text.encode("utf-8", "backslashreplace"))
+            os.write(2, (clear + text).encode("utf-8", "backslashreplace"))
     os._exit(128 + number)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mcls.data.loader import Loader
 from mcls.data.types import Split
 from mcls.models.finetuned import FineTuned
 from mcls.runs.checkpoint import weights_digest
+from mcls.system.console import progress_bar
 from mcls.system.files import make_folder, replacing
 from mcls.training.precision import autocast
 
@@ -46,9 +46,11 @@ def with_features(split: Split, model: FineTuned, pictures: Loader, precision: s
         return Split(features.to(pictures.device), split.targets, split.names)
     model.eval()
     started, made = time.monotonic(), []
-    for inputs, _ in tqdm(pictures.epoch(), "features", len(pictures), leave=False, delay=0.5, disable=None):
-        with autocast(pictures.device, precision):
-            made.append(model.features(inputs).float())
+    with progress_bar("features", len(pictures)) as bar:
+        for inputs, _ in pictures.epoch():
+            with autocast(pictures.device, precision):
+                made.append(model.features(inputs).float())
+            bar.update()
     features = torch.cat(made)
     log.info(f"model   features of {len(split):,} pictures computed once, in {time.monotonic() - started:.1f} s")
     if file is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mcls.data.loader import Loader, worker_errors
 from mcls.errors import MachineError, RequestError, Stopped
 from mcls.metrics import EvalAccumulator
+from mcls.system.console import progress_bar
 from mcls.system.distributed import SINGLE_PROCESS, World
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,13 +58,15 @@ def evaluate_loader(
     """Measure `model` on this process's share of what `loader` serves. Raises Stopped when `stop` tells of a signal."""
     model.eval()
     accumulator = EvalAccumulator(num_classes, loader.device, top_k)
-    for inputs, targets in loader.epoch(world=world):
-        with autocast(loader.device, precision):
-            logits = eval_logits(model, inputs, tta)
-        del inputs  # or the next batch takes memory that is not in the cache
-        accumulator.add(logits, targets)
-        if signal_number := stop():
-            raise Stopped("stopped while measuring", signal_number)
+    with progress_bar("measuring", len(loader), quiet=world.rank > 0) as bar:
+        for inputs, targets in loader.epoch(world=world):
+            with autocast(loader.device, precision):
+                logits = eval_logits(model, inputs, tta)
+            del inputs  # or the next batch takes memory that is not in the cache
+            accumulator.add(logits, targets)
+            bar.update()
+            if signal_number := stop():
+                raise Stopped("stopped while measuring", signal_number)
     return accumulator
 
 

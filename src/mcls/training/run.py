@@ -19,6 +19,7 @@ from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, as_yaml, read_yaml, relative
 from mcls.runs.ledger import record_opening, utc_now
 from mcls.runs.tracking import RunLogger, collect_warnings, log_to_folder, next_event
+from mcls.system.console import say_progress
 from mcls.system.device import device_name, environment
 from mcls.system.distributed import World
 from mcls.system.signals import StopRequest
@@ -308,6 +309,7 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
     end = progress.step + 1  # behind the last step: a resumed run drops what is there, and writes it once more
     recorder.scalars(end, run_figures.final_scalars(result, settings["evaluate_test_each_epoch"]))
     if settings["figures"]:
+        say_progress("drawing the figures")
         parts.train.release()  # matplotlib takes as much memory as MNIST
         run_figures.save_curves(folder, progress.best_epoch)
     if settings["figures"] and split and test:

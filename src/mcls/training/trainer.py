@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mcls.data.loader import Loader
 from mcls.errors import RunError, Stopped
 from mcls.losses import is_log_loss
 from mcls.metrics import Metrics, RunningLoss
+from mcls.system.console import progress_bar
 from mcls.system.device import rng_states, set_rng_states
 from mcls.system.distributed import SINGLE_PROCESS, World, loss_mass
 from mcls.system.signals import never
@@ -106,8 +106,8 @@ class Trainer:
         train_mode(self.model, progress.epoch)
         self.flushed_at = time.monotonic()
         title = f"epoch {progress.epoch + 1}/{settings.epochs}"
-        batches, quiet = train.epoch(progress.epoch, progress.batch, self.world), True if self.world.rank else None
-        with tqdm(total=len(train), initial=progress.batch, desc=title, leave=False, delay=0.5, disable=quiet) as bar:
+        batches = train.epoch(progress.epoch, progress.batch, self.world)
+        with progress_bar(title, len(train), progress.batch, quiet=self.world.rank > 0) as bar:
             for inputs, targets in batches:
                 self.rates.set(progress.step)
                 size = train.size(progress.batch)
