@@ -14,13 +14,13 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1830,
-    "sweep": 1425,
+    "sweep": 1445,
     "inference": 1855,
     "training": 2395,
     "config": 1430,
     "report": 955,
     "data": 2420,
-    "runs": 1145,
+    "runs": 1155,
     "metrics": 210,
     "models": 385,
     "losses": 80,
@@ -29,6 +29,7 @@ BUDGETS = {
     "mixing": 50,
     "ranks": 100,
     "system": 635,
+    "significance": 40,
     "cli": 110,
 }
 BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

@@ -21,7 +21,7 @@ ROWS = [
     ["config", "report"],
     ["datasets"],
     ["data", "runs", "metrics"],
-    ["mixing", "ranks"],
+    ["mixing", "ranks", "significance"],
     ["models", "losses", "schedules", "augmentations"],
     ["system"],
     ["errors", "version"],

@@ -17,9 +17,10 @@ from scipy.stats import binomtest
 
 from browser import busy_parts
 from mcls.config.instantiate import build
-from mcls.inference.compare import mcnemar, unequal
+from mcls.inference.compare import unequal
 from mcls.inference.load import load_run
 from mcls.runs.folder import RunFolder
+from mcls.significance import mcnemar
 from trained import train
 
 Main = Callable[..., int]

@@ -17,6 +17,7 @@ from mcls.config.compose import checker
 from mcls.config.instantiate import build
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
+from mcls.significance import paired_t
 from mcls.sweep import table
 from mcls.sweep.plan import read_sweep
 
@@ -215,7 +216,7 @@ def test_the_paired_test_is_the_corrected_one() -> None:
     differences = [0.02, 0.01, 0.03, 0.015, 0.01]
     plain = float(stats.ttest_1samp(differences, 0).pvalue)
     t = np.mean(differences) / math.sqrt((1 / 5 + 1 / 4) * np.var(differences, ddof=1))
-    assert table.paired_t(differences, 0.0) == pytest.approx(plain)
-    assert table.paired_t(differences, 0.25) == pytest.approx(2 * float(stats.t.sf(t, 4)))
-    assert plain < table.paired_t(differences, 0.25)
-    assert table.paired_t([0.01, 0.01], 0.0) == 0.5  # equal differences are no proof
+    assert paired_t(differences, 0.0) == pytest.approx(plain)
+    assert paired_t(differences, 0.25) == pytest.approx(2 * float(stats.t.sf(t, 4)))
+    assert plain < paired_t(differences, 0.25)
+    assert paired_t([0.01, 0.01], 0.0) == 0.5  # equal differences are no proof

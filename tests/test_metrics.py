@@ -11,8 +11,9 @@ from sklearn import metrics
 from torch import Tensor
 from torch.nn import functional
 
-from mcls.metrics import BINS, EvalAccumulator, Metrics, RunningLoss, ratio, wilson
+from mcls.metrics import BINS, EvalAccumulator, Metrics, RunningLoss, ratio
 from mcls.report.matrix import confused_pairs, nonzero_cells
+from mcls.significance import wilson
 from mcls.system.distributed import World
 from mcls.system.files import to_json
 

@@ -60,14 +60,42 @@ def test_real_runs_best_first(mcls: Main, tmp_path: Path, data_root: Path, capsy
     assert mcls("runs") == 0
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
-    header = ["run", "val/accuracy", "test/accuracy", "status", "optimizer.lr", "epochs", "seconds"]
-    assert lines[0] == header
+    header = ["run", "val/accuracy", "test/accuracy", "status", "optimizer.lr"]
+    assert lines[0] == [*header, "val/interval", "against_best", "test/interval", "epochs", "seconds"]
     assert [line[4] for line in lines[1:]] == ["0.1", "1e-09"]
     assert [line[0] for line in lines[1:]] == ["outputs/blobs-mlp/b", "outputs/blobs-mlp/a"]
     result = RunFolder(tmp_path / "outputs" / "blobs-mlp" / "b").read_result()
     assert result is not None
     assert lines[1][1:4] == [f"{result['val']['accuracy']:.4f}", f"{result['test']['accuracy']:.4f}", "finished"]
     assert err == f"2 of 2 runs in outputs{SELECTED}\n"
+
+
+def test_runs_are_compared_as_in_the_table_of_their_sweep(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    line = ("train", "-m", "trainer=debug", "trainer.figures=false", "sweep.test=all", "dataset.n_samples=300")
+    assert mcls(*line, "optimizer.lr=0.1,1e-5,1e-6", "seed=0,1,2", "sweep.name=s") == 0
+    assert mcls(*line, "optimizer.lr=0.1,1e-5", "dataset.val_seed=1", "sweep.name=other") == 0
+    for name in ("s", "other"):
+        with (tmp_path / "outputs" / "sweeps" / name / "sweep.csv").open() as file:
+            swept = list(csv.DictReader(file))
+        listed = {
+            str(row["hyperparameters"]["optimizer.lr"]): row for row in table(mcls, capsys, f"outputs/sweeps/{name}")
+        }
+        for row in swept:
+            values = listed[str(float(row["optimizer.lr"]))]["values"]
+            assert values["val/interval"] == row["val interval"] and values["test/interval"] == row["test interval"]
+            assert values["against_best"] == row["against the best"]
+    words = [row["values"]["against_best"] for row in table(mcls, capsys)]
+    assert words.count("best") == 2  # one for each val
+    assert {row["values"]["against_best"] for row in table(mcls, capsys, "--all")} == {None}
+
+
+def test_a_pruned_run_is_no_repeat_of_a_finished_one(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
+    for seed in range(3):
+        folder = make(tmp_path / "outputs" / f"a{seed}", seed=seed)
+        if seed == 2:
+            result = read_json(folder / "result.json") | {"ended_by": "search.pruner"}
+            (folder / "result.json").write_text(json.dumps(result))
+    assert sorted((row["n"], row["status"]) for row in table(mcls, capsys)) == [(1, "pruned"), (2, "finished")]
 
 
 def test_seeds_are_averaged(mcls: Main, tmp_path: Path, capsys: Capture) -> None:

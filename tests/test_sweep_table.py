@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mcls.config.jobs import Job
-from mcls.inference.compare import mcnemar
+from mcls.significance import holm, mcnemar
 from mcls.sweep import table
 from mcls.sweep.plan import Sweep, read_sweep
 
@@ -74,7 +74,7 @@ def test_a_seed_that_failed_ranks_its_setting_behind_and_is_named(tmp_path: Path
 
 
 def test_holm_corrects_for_the_number_of_comparisons() -> None:
-    assert table.holm({1: 0.04, 2: 0.01, 3: 0.03}) == pytest.approx({1: 0.06, 2: 0.03, 3: 0.06})
+    assert holm({1: 0.04, 2: 0.01, 3: 0.03}) == pytest.approx({1: 0.06, 2: 0.03, 3: 0.06})
 
 
 def test_the_table_exists_after_every_job_and_its_command_trains_the_best_again(

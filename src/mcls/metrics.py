@@ -1,6 +1,5 @@
 """Measures of a classifier: sums and counts on the device, divided once at the end."""
 
-import math
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mcls.ranks import KEPT_PROBABILITIES, matrix_measures, rank_measures, sparse_matrix
+from mcls.significance import wilson
 from mcls.system.distributed import SINGLE_PROCESS, World
 
 BINS = 15  # of the expected calibration error
@@ -170,17 +170,6 @@ class EvalAccumulator:
         whole = world.sum(torch.bincount(codes, minlength=self.num_classes**2))
         cells = whole.nonzero()[:, 0]
         return cells, whole[cells]
-
-
-def wilson(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a proportion; z = 1.96 makes it the 95 % one."""
-    if count == 0:
-        return 0.0, 1.0
-    share = correct / count
-    middle = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def ratio(part: float, whole: float) -> float:

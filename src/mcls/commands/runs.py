@@ -24,6 +24,7 @@ from mcls.runs.table import (
     sort_key,
 )
 from mcls.sweep.plan import read_sweep
+from mcls.sweep.standing import STANDING, with_standing
 from mcls.system import text as system_text
 from mcls.system.console import BAD, GOOD, line_width, say, say_aside, say_table
 from mcls.system.files import to_json
@@ -37,7 +38,7 @@ ACTIONS = {
     "tag": "mcls runs tag RUN a,b",
 }
 WIDTH = 60  # characters of a cell on the terminal
-OTHERS = ("epochs", "seconds", "reason")  # columns that come behind the hyper-parameters
+OTHERS = (*STANDING, "epochs", "seconds", "reason")  # columns that come behind the hyper-parameters
 TROUBLED = ("failed", "killed", "damaged")
 
 
@@ -62,7 +63,7 @@ def print_runs(words: Sequence[str], options: argparse.Namespace) -> int:
     """Print the table. Returns the exit status."""
     root, words = folder_and_filters(words)
     everything = all_rows(root)
-    rows = chosen(everything, words, options.all)
+    rows = with_standing(chosen(everything, words, options.all), not options.all)
     rows.sort(key=sort_key("run"))
     rows.sort(key=sort_key(full_key(options.sort, everything)))
     keys = [key for key in differing_columns(rows) if key not in REPEATS or options.all]
@@ -198,7 +199,8 @@ def readable_table(rows: Sequence[RunRow], keys: Sequence[str]) -> tuple[list[st
     """Header and cells for people."""
     seeds = any(len(row.folders) > 1 for row in rows)
     reasons = any(row.reason for row in rows)
-    header = ["run", *MEASURED, *(["n"] if seeds else []), "status", *keys, *OTHERS[:2]]
+    standing = [key for key in STANDING if any(row.get(key) for row in rows)]
+    header = ["run", *MEASURED, *(["n"] if seeds else []), "status", *keys, *standing, "epochs", "seconds"]
     columns, cells = [column_of(rows, key) for key in keys], []
     for index, row in enumerate(rows):
         count = len(row.folders)
@@ -206,7 +208,9 @@ def readable_table(rows: Sequence[RunRow], keys: Sequence[str]) -> tuple[list[st
         line += [measured(row, key, 4) for key in MEASURED]
         line += [count] if seeds else []
         line += [row.status, *(short(column[index]) for column in columns)]
-        line += [short(row.get("epochs")), short(row.get("seconds") and round(row.get("seconds"), 1))]
+        line += [short(row.get(key)) for key in (*standing, "epochs")] + [
+            short(row.get("seconds") and round(row.get("seconds"), 1))
+        ]
         cells.append(line + ([short(row.reason)] if reasons else []))
     return [short(name) for name in header + (["reason"] if reasons else [])], cells
 
@@ -237,12 +241,12 @@ def short(value: Any) -> str:
 def exact(rows: Sequence[RunRow], keys: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
     """Header and cells for other programs."""
     header = ["run", "status", "n", *(part for key in MEASURED for part in (key, f"{key}_std"))]
-    header += ["epochs", "seconds", "started", *map(system_text.clean, keys), "reason"]
+    header += [*STANDING, "epochs", "seconds", "started", *map(system_text.clean, keys), "reason"]
     cells = []
     for row in rows:
         line = [row.get("run"), row.status, len(row.folders)]
         line += [part for key in MEASURED for part in (row.get(key), row.deviation.get(key))]
-        line += [row.get(key) for key in ("epochs", "seconds", "started")]
+        line += [row.get(key) for key in (*STANDING, "epochs", "seconds", "started")]
         cells.append([*line, *(row.settings.get(key) for key in keys), row.reason])
     return header, cells
 

@@ -15,6 +15,7 @@ from mcls.inference.load import LoadedRun
 from mcls.metrics import Metrics
 from mcls.report import figures
 from mcls.report.summary import percent
+from mcls.significance import mcnemar
 from mcls.system import text
 from mcls.system.files import publish
 from mcls.system.text import quote_names
@@ -86,20 +87,6 @@ def predictions_of(loaded: LoadedRun, split: Split) -> Predictions:
     accumulator = accumulate(logit_batches(loaded, split), split.targets, len(loaded.classes))
     predicted, confidence = accumulator.predictions()
     return Predictions(predicted, confidence, predicted == split.targets, accumulator.measure())
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p of McNemar's exact test (1947): a fair coin thrown once for each sample that one run alone has right.
-
-    Args:
-        only_first, only_second: how many samples the first run alone, and the second alone, has right.
-    """
-    count = only_first + only_second
-    term = total = 1
-    for index in range(min(only_first, only_second)):
-        term = term * (count - index) // (index + 1)
-        total += term
-    return min(1.0, 2 * total / (1 << count))
 
 
 def mcnemar_lines(only_first: int, only_second: int, samples: int) -> list[str]:

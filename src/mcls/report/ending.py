@@ -8,6 +8,7 @@ from typing import Any
 from mcls.errors import FolderError
 from mcls.report.summary import epoch_records, percent
 from mcls.runs.folder import RunFolder, read_yaml, relative, shell_path
+from mcls.significance import wilson
 from mcls.system.console import BOLD, WARNING, say
 
 GAP = 0.1  # by which train accuracy is above the 95 % interval of val accuracy where a run overfits
@@ -38,8 +39,6 @@ def print_result(folder: RunFolder, result: dict[str, Any]) -> None:
 
 def signs_of_trouble(folder: RunFolder, result: dict[str, Any]) -> list[str]:
     """A line for each thing that the measures of a finished run say is wrong with it."""
-    from mcls.metrics import wilson  # with torch, which a wrong command line does without
-
     config, val = read_yaml(folder.config), result["val"]
     node, signs = config["model"], []
     frozen = node.get("freeze") not in (None, False, "none") and node.get("unfreeze_epoch") is None

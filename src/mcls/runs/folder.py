@@ -24,6 +24,7 @@ YAML_LIMIT = 100_000  # of YAML, which takes a second to read then
 TAIL = 4096  # bytes at the end of metrics.jsonl that are looked at
 REPEATS = ("seed", "dataset.fold")  # keys whose values are repeats of one method, over which its measures are averaged
 DELETED = ".deleted"  # ends the name of a folder that is being deleted
+PRUNED = "search.pruner"  # what result.json says has ended a job that its search gave up
 STATUSES = ("running", "finished", "stopped", "failed", "killed", "never started", "damaged")
 
 

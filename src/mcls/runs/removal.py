@@ -104,7 +104,7 @@ def not_among_best(root: Path, everything: Sequence[RunRow], chosen: Sequence[Ru
         chosen: those that may go. One that is not finished, or not measured on val, is kept.
         keep: how many runs of each question are the best.
     """
-    measured = [row for row in chosen if row.status == "finished" and row.get(BEST) is not None]
+    measured = [row for row in chosen if row.status in ("finished", "pruned") and row.get(BEST) is not None]
     left: dict[str, int] = {}
     best: set[Path] = set()
     rest: set[Path] = set()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError, RequestError
-from mcls.runs.folder import REPEATS, RunFolder, epochs_done, read_json, read_text, relative, status_of
+from mcls.runs.folder import PRUNED, REPEATS, RunFolder, epochs_done, read_json, read_text, relative, status_of
+from mcls.runs.formats import WHOLE
 from mcls.runs.renamed import KEYS, target
 
 TABLE_METRICS = ("accuracy", "loss", "f1_macro", "ece")
@@ -57,6 +58,7 @@ class RunRow:
         reason: why it failed, stopped or can't be read.
         method: what a run is but for its seed; empty where it is not known.
         typed: keys that its command line gave a value.
+        results: of each run, what tells it from the others of its row, and what of result.json comparisons need.
     """
 
     folders: tuple[Path, ...]
@@ -67,6 +69,7 @@ class RunRow:
     reason: str = ""
     method: str = ""
     typed: frozenset[str] = frozenset()
+    results: tuple[dict[str, Any], ...] = ()
 
     def get(self, key: str) -> Any:
         """The value of `key`, None where the row has none."""
@@ -87,7 +90,9 @@ def read_row(folder: RunFolder) -> RunRow:
         values = measures(result or {})
         values["started"] = str(about["started"]) if "started" in about else None
         status = status_of(folder, result)
-        if status != "finished":
+        if (result or {}).get("ended_by") == PRUNED:
+            status = "pruned"
+        elif status != "finished":
             values["epochs"] = epochs_done(folder.metrics)
         method = ""
         if folder.config.is_file():
@@ -99,8 +104,9 @@ def read_row(folder: RunFolder) -> RunRow:
                 {**settings, **targets, "precision": precision},
                 f"{method}precision: {precision}\ndata: {seen}",
             )
-        reason = str((result or {}).get("reason") or "")
-        return RunRow((folder.path,), status, settings, values, {}, reason, method, frozenset(overridden(overrides)))
+        reason, typed = str((result or {}).get("reason") or ""), frozenset(overridden(overrides))
+        kept = comparable(settings, result or {})
+        return RunRow((folder.path,), status, settings, values, {}, reason, method, typed, (kept,))
     except (FolderError, OSError, ValueError, TypeError, AttributeError) as error:
         return RunRow((folder.path,), "damaged", reason=str(error))
 
@@ -145,6 +151,18 @@ def measures(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def comparable(settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """What runs are compared by: their repeat, accuracies, numbers of samples, and which samples were right."""
+    kept: dict[str, Any] = {"repeat": str([settings.get(key) for key in REPEATS])}
+    kept |= {key: result[key] for key in ("val_correct", "fingerprints") if key in result}
+    for split in ("val", "test"):
+        report = result.get(split) or {}
+        accuracy, count = report.get("accuracy"), report.get("n")
+        if accuracy is not None and 0 <= accuracy <= 1 and type(count) is int and 0 < count < WHOLE:
+            kept[split] = {"accuracy": accuracy, "n": count}
+    return kept
+
+
 def finite_number(value: Any) -> float | None:
     """A finite number, None for nothing. Raises TypeError for anything else."""
     if value is None:
@@ -183,9 +201,8 @@ def merge(rows: list[RunRow]) -> RunRow:
         if len(values_of) == len(rows):
             values[key], deviation[key] = statistics.fmean(values_of), statistics.stdev(values_of)
     settings = {key: value for key, value in rows[0].settings.items() if key not in REPEATS}
-    return replace(
-        rows[0], folders=tuple(row.folders[0] for row in rows), settings=settings, values=values, deviation=deviation
-    )
+    folders, results = (tuple(getattr(row, name)[0] for row in rows) for name in ("folders", "results"))
+    return replace(rows[0], folders=folders, settings=settings, values=values, deviation=deviation, results=results)
 
 
 def differing_columns(rows: Iterable[RunRow]) -> list[str]:

@@ -16,8 +16,6 @@ from mcls.system.files import publish, to_json
 
 log = logging.getLogger("mcls")
 
-PRUNED = "search.pruner"  # what result.json says has ended a job that its search gave up
-
 
 @dataclass(frozen=True)
 class Sweep:

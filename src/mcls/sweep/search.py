@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from mcls.config.jobs import Base, Job, Search
+from mcls.runs.folder import PRUNED
 from mcls.sweep.executors import Executor
-from mcls.sweep.plan import PRUNED, Sweep
+from mcls.sweep.plan import Sweep
 from mcls.sweep.runner import Driver, frozen
 from mcls.sweep.study import distribution_of, open_study, sampler_of
 

@@ -1,6 +1,5 @@
 """The table of a sweep: one row per setting, its seeds and folds averaged, and what val can't tell from the best."""
 
-import math
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -9,10 +8,9 @@ from itertools import groupby
 from typing import Any
 
 from mcls.errors import FolderError
-from mcls.inference.compare import mcnemar
-from mcls.metrics import wilson
-from mcls.runs.folder import REPEATS, RunFolder, epochs_done, status_of
-from mcls.sweep.plan import PRUNED, Sweep
+from mcls.runs.folder import PRUNED, REPEATS, RunFolder, epochs_done, status_of
+from mcls.significance import holm, mcnemar, paired_t, student, wilson
+from mcls.sweep.plan import Sweep
 from mcls.system import text
 from mcls.system.files import publish
 
@@ -70,14 +68,9 @@ class Setting:
         """95 % interval of the mean accuracy: Student's t over the jobs, Wilson's where one was measured."""
         accuracies = self.measured(split)
         if len(accuracies) > 1:
-            from scipy.special import stdtrit
-
-            spread = statistics.stdev(accuracies) * math.sqrt(1 / len(accuracies) + self.overlap)
-            half = float(stdtrit(len(accuracies) - 1, 0.975)) * spread
-            return max(0.0, statistics.fmean(accuracies) - half), min(1.0, statistics.fmean(accuracies) + half)
+            return student(accuracies, self.overlap)
         for repeat in self.repeats:
-            if (accuracy := repeat.accuracy(split)) is not None:
-                count = repeat.result[split]["n"]
+            if (accuracy := repeat.accuracy(split)) is not None and (count := repeat.result[split].get("n")):
                 return wilson(round(accuracy * count), count)
         return None
 
@@ -160,35 +153,12 @@ def paired(best: Setting, other: Setting) -> float | None:
     return None
 
 
-def paired_t(differences: Sequence[float], overlap: float) -> float:
-    """Two-sided p of Student's t-test that the mean of two or more differences is 0.
-
-    Folds share most of their training samples, so their spread says too little: 1/n is raised by `overlap`, as in
-    Nadeau and Bengio (2003), "Inference for the generalization error".
-    """
-    count, mean, deviation = len(differences), statistics.fmean(differences), statistics.stdev(differences)
-    if deviation == 0:  # which says nothing about the spread of more: the sign test
-        return 2 * 0.5**count if mean else 1.0
-    from scipy.special import stdtr
-
-    return 2 * float(stdtr(count - 1, -abs(mean) / deviation / math.sqrt(1 / count + overlap)))
-
-
 def correct_bits(result: dict[str, Any]) -> int | None:
     """Which val samples a run had right, a bit each; None of a run that did not record it."""
     try:
         return int(result["val_correct"], 16)
     except (KeyError, ValueError):
         return None
-
-
-def holm(tests: dict[int, float]) -> dict[int, float]:
-    """p-values adjusted by Holm's method for how many there are."""
-    adjusted, largest = {}, 0.0
-    for smaller, (index, p) in enumerate(sorted(tests.items(), key=lambda test: test[1])):
-        largest = max(largest, min(1.0, (len(tests) - smaller) * p))
-        adjusted[index] = largest
-    return adjusted
 
 
 def write_table(plan: Sweep) -> list[Setting]:
