@@ -284,7 +284,7 @@ def test_a_number_in_a_figure_of_the_most_confused_classes_is_that_of_all(
     confusion = figures.confusion
     monkeypatch.setattr(figures, "confusion", lambda *given: (drawn.extend(given[1]), confusion(*given))[1])
     evaluate.draw_evaluation(found, RunFolder(tmp_path), [*map(str, range(37)), chr(0x10FFF0), "38", "39"], None)
-    assert drawn[-3:] == ["#37", "38", "11 others"]
+    assert drawn[-3:] == ["#37", "38", "39"]
 
 
 def test_what_a_prediction_rests_on_is_where_covering_it_matters() -> None:
