@@ -197,7 +197,7 @@ def test_why_a_run_is_not_stacked(key: str, said: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [15, 9])
 def test_a_stack_that_is_stopped_goes_on(number: int, mcls: Main, tmp_path: Path) -> None:
     keys = ("seed=0,1", "optimizer.lr=0.01,0.02", "trainer.checkpoint_every_seconds=0", "model=linear-softmax")
-    line = [*STACKED, *keys, "trainer.epochs=80", "sweep.name=s"]
+    line = [*STACKED, *keys, "trainer.epochs=40", "sweep.name=s"]
     process = subprocess.Popen([sys.executable, "-m", "mcls", *line], stderr=subprocess.PIPE, text=True)
     sweep, deadline = tmp_path / "outputs" / "sweeps" / "s", time.monotonic() + 60
     while time.monotonic() < deadline and len([*sweep.glob("*/last.pt")]) < 4:
@@ -207,11 +207,11 @@ def test_a_stack_that_is_stopped_goes_on(number: int, mcls: Main, tmp_path: Path
     assert process.returncode == (143 if number == 15 else -9)
     if number == 15:
         assert [job["status"] for job in results(sweep).values()] == ["stopped"] * 4
-        assert err.splitlines()[-1].endswith("go on with: mcls resume outputs/sweeps/s launcher=stacked")
+        assert err.splitlines()[-1].endswith("mcls resume outputs/sweeps/s launcher=stacked")
     states = {path.parent.name: checkpoint.load_checkpoint(path) for path in sweep.glob("*/last.pt")}
-    assert all(0 < state["progress"]["epoch"] < 80 for state in states.values())
+    assert all(0 < state["progress"]["epoch"] < 40 for state in states.values())
     assert mcls("resume", "outputs/sweeps/s", "launcher=stacked") == 0
-    assert [(job["status"], job["epochs"]) for job in results(sweep).values()] == [("finished", 80)] * 4
+    assert [(job["status"], job["epochs"]) for job in results(sweep).values()] == [("finished", 40)] * 4
     assert mcls(*line[:-1], "trainer.checkpoint_every_seconds=60", "sweep.name=one") == 0
     for folder in sweep.glob("[0-3]_*"):
         close(
