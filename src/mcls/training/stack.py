@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW
-from tqdm import tqdm
 
 from mcls.data.loader import Loader
 from mcls.losses import CrossEntropy, NegativeLogLikelihood, is_log_loss
@@ -25,6 +24,7 @@ from mcls.metrics import EvalAccumulator
 from mcls.models import MLP
 from mcls.runs.folder import RunFolder
 from mcls.runs.tracking import log_to_folder
+from mcls.system.console import progress_bar
 from mcls.training.epoch_table import FIRST, INTERVAL, EpochTable
 from mcls.training.optim import StackedOptimizer
 from mcls.training.precision import autocast
@@ -188,7 +188,7 @@ class Stack:
             trainer.flushed_at = time.monotonic()
         title = f"epoch {progress.epoch + 1}/{settings.epochs}, {len(self.members)} runs"
         served = zip(*(loader.epoch(progress.epoch, progress.batch) for loader in self.loaders), strict=True)
-        with tqdm(total=len(train), initial=progress.batch, desc=title, leave=False, delay=0.5) as bar:
+        with progress_bar(title, len(train), progress.batch) as bar:
             for shares in served:
                 targets = torch.stack([targets for _, targets in shares])[self.which]
                 factor = rates.schedule(progress.step / rates.total_steps)
