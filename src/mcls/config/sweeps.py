@@ -211,9 +211,9 @@ def halving_of(settings: dict[str, Any], bases: Sequence[Base], jobs: Sequence[J
 def refuse_plugins(hydra: DictConfig) -> None:
     """Raise RequestError for plugins of Hydra's that choose or run the jobs of a sweep."""
     if not hydra.sweeper["_target_"].endswith(".BasicSweeper"):
-        raise RequestError("hydra/sweeper: mcls has its own. Say search=tpe, search=random or search=gp.")
+        raise RequestError("hydra/sweeper: mcls has its own. Say search=tpe, random, gp or halving.")
     if not hydra.launcher["_target_"].endswith(".BasicLauncher"):
-        raise RequestError("hydra/launcher: mcls has its own. Say launcher=parallel.")
+        raise RequestError("hydra/launcher: mcls has its own. Say launcher=parallel, stacked or slurm.")
 
 
 def take_sweeps_own(config: dict[str, Any], choices: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
