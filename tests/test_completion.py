@@ -70,6 +70,7 @@ def test_run_folders_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("mcls train --multi", ["--multirun"]),
         ("mcls data check --o", ["--output"]),
         ("mcls tune ", ["lr"]),
+        ("mcls runs p", ["prune "]),
         ("mcls tune lr optimizer=adamw optimizer.head", ["optimizer.head_lr_factor="]),
         ("mcls nothing ", []),
     ],

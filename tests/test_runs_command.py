@@ -450,4 +450,4 @@ def test_runs_on_other_data_are_kept_apart_and_repeats_are_counted(mcls: Main, t
     assert mcls("runs", "runs") == 0
     out, err = capsys.readouterr()
     assert "runs/other" in out and len(out.strip().splitlines()) == 3
-    assert err.startswith("2 of 3 runs in runs") and "1 older repeats of the same configuration and seed: --all" in err
+    assert err.startswith("2 of 3 runs in runs") and "1 older repeat of the same configuration and seed: --all" in err

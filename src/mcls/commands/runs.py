@@ -79,7 +79,7 @@ def print_runs(words: Sequence[str], options: argparse.Namespace) -> int:
     if not (options.json or options.csv) and any(row.get(MEASURED[0]) is not None for row in rows):
         more += f"; {MEASURED[0]}: selected on val, so too high on average"
     if not options.all and (repeats := len(everything) - sum(len(row.folders) for row in average(everything))):
-        more += f"; {repeats} older repeats of the same configuration and seed: --all"
+        more += f"; {repeats} older repeat{'s' * (repeats > 1)} of the same configuration and seed: --all"
     say_aside(f"{count} of {len(everything)} runs in {relative(root)}{more}")
     return 0
 
