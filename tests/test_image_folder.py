@@ -867,7 +867,7 @@ def test_other_packages_print_nothing(tmp_path: Path) -> None:
     surroundings.pop("MPLCONFIGDIR", None)
     made = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-    starts = ("images", "data", "batch", "model", "device", "folder", "epoch", "figures")
+    starts = ("images", "data", "batch", "model", "device", "folder", "epoch", "  1/1", "figures")
     assert [row for row in made.stderr.splitlines() if not row.startswith(starts)] == []
     sizes, tags = (16, 16), [(256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 13, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
     tags += [(273, 4, 1, 200), (277, 3, 1, 13), (278, 3, 1, 16), (279, 4, 1, sizes[0] * sizes[1] * 26)]

@@ -67,8 +67,8 @@ SYNONYMS = {
     "dataset.root": "data_dir data_path data_root root_dir datadir",
     "dataset.target": "target_column label label_column class_column",
     "dataset.size": "imgsz img_size image_size resolution input_size",
-    "dataset.val_fraction": "val_split validation_split val_size valid_size validation_fraction val_ratio",
-    "dataset.test_fraction": "test_size test_split test_ratio",
+    "dataset.val_fraction": "validation_split val_size valid_size validation_fraction val_ratio",
+    "dataset.test_fraction": "test_size test_ratio",
     "mcls resume RUN": "resume resume_from_checkpoint ckpt_path ckpt checkpoint",
     "--config-dir DIR": "config config_path conf",
 }

@@ -155,9 +155,9 @@ def console() -> Iterator[None]:
     try:
         yield
     finally:
-        say_progress()
         log.removeHandler(handler)
         log.setLevel(before[0])
         log.propagate = before[1]
         logging.root.removeHandler(silence)
         warnings.showwarning = shown
+        say_progress()
