@@ -17,7 +17,7 @@ BUDGETS = {
     "sweep": 1445,
     "inference": 1855,
     "training": 2395,
-    "config": 1430,
+    "config": 1445,
     "report": 955,
     "data": 2420,
     "runs": 1155,

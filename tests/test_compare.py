@@ -159,6 +159,9 @@ def test_the_page_of_two_runs_says_what_compare_says(mcls: Main, runs: Path, cap
         row = next(row for row in told.splitlines() if row.startswith(f"{split}/loss"))
         assert "".join(f"<td>{cell}</td>" for cell in row.split()) in page
     assert mcls("report", str(a), str(a)) == mcls("report", str(runs), str(a)) - 3 == 2
+    capsys.readouterr()
+    assert mcls("report", str(a), str(runs / "mnist" / "a")) == mcls("compare", str(a), str(runs / "mnist" / "a")) == 2
+    assert capsys.readouterr().err.count("Runs on different data can't be compared.") == 2
 
 
 def test_the_same_data_in_another_place(mcls: Main, runs: Path, tmp_path: Path, data_root: Path) -> None:

@@ -81,7 +81,9 @@ def test_synonyms_mean_keys_that_there_are(check: Checker, pages: Pages) -> None
         group, _, choice = meant.partition("=")
         known = meant in keys or meant in check.groups or choice in (pages.choices(group) if choice else [])
         assert known or meant in ("mcls resume RUN", "--config-dir DIR"), meant
-        named = {key.rpartition(".")[2] for key in keys if not key.startswith("launcher.")}  # whose gpus a cluster lends
+        named = {
+            key.rpartition(".")[2] for key in keys if not key.startswith("launcher.")
+        }  # whose gpus a cluster lends
         ours = set(words.split()) & named
         assert ours <= {meant.rpartition(".")[2]}, f"{ours} of {meant} are keys of mcls"
     assert len(MEANINGS) == sum(len(words.split()) for words in SYNONYMS.values())  # no word means two

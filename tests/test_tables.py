@@ -57,7 +57,7 @@ def test_lines_are_broken_between_words_and_commands_stay_whole() -> None:
     command = "mcls resume outputs/blobs-mlp/2026-11-27_09-32-40 trainer.epochs=100 'dataset.root=/my data'"
     assert wrapped(f"mcls: stopped; go on with: {command}", 60) == f"mcls: stopped; go on with:\n      {command}"
     assert wrapped(f"mcls: stopped; go on with: {command}, or not at all", 60).endswith(
-        f"\n      {command},\n      or not at all"
+        f"\n      {command}\n      or not at all"
     )
     assert wrapped("model   mlp: 8,900 weights; loss ce", 24) == "model   mlp: 8,900\n        weights; loss ce"
     assert wrapped("one\ntwo three", 5) == "one\ntwo\nthree"

@@ -2,22 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mcls.commands.options import DATA_KEYS, Parser, add_device, check_effective, override, path
-from mcls.config.saved import saved_config
+from mcls.config.saved import check_same_data, saved_config
 from mcls.config.schema import differing_keys, leaves, yaml_text
 from mcls.errors import FolderError, RequestError
 from mcls.runs.folder import RunFolder, find_run, relative
 from mcls.system.console import say, say_progress, say_table
 from mcls.system.files import make_folder
-
-if TYPE_CHECKING:
-    pass
-
-ELSEWHERE = ("dataset.root", "dataset.path", "dataset.download")  # where the data are; what they are is looked at later
-# how val is cut from train, which leaves the test set as it is
-VAL = ("dataset.val_fraction", "dataset.val_seed", "dataset.folds", "dataset.fold")
 
 
 def run(arguments: list[str]) -> int:
@@ -63,15 +55,6 @@ def parser() -> argparse.ArgumentParser:
     add_device(command)
     command.add_argument("--output", type=path, metavar="DIR", help="for the list and the figures; default A/compare/B")
     return command
-
-
-def check_same_data(differ: dict[str, tuple[Any, Any]], split: str) -> None:
-    """Raise RequestError when the keys that differ make other data, or another cut where it matters to `split`."""
-    free = ELSEWHERE + VAL if split == "test" else ELSEWHERE
-    other = [key for key in differ if key.startswith("dataset.") and key not in free]
-    if other:
-        first, second = map(yaml_text, differ[other[0]])
-        raise RequestError(f"{other[0]}: {first} and {second}. Runs on different data can't be compared.")
 
 
 def make_target(options: argparse.Namespace) -> Path:

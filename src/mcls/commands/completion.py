@@ -62,8 +62,9 @@ def following(line: str) -> list[str]:
             return [choice for one in actions if not one.option_strings for choice in one.choices or []]
     if command in ("train", "baseline", "data", "tune") and words[1:2] != ["doubts"]:
         return overrides(words[2 if command in ("data", "tune") else 1 :], begun)
-    actions = importlib.import_module("mcls.commands.runs").ACTIONS if command == "runs" and len(words) == 1 else ()
-    return [*(f"{action} " for action in actions if action.startswith(begun)), *run_folders(begun)]
+    own: dict[str, str] = importlib.import_module("mcls.commands.runs").ACTIONS if command == "runs" else {}
+    first = [f"{action} " for action in own if len(words) == 1 and action.startswith(begun)]
+    return [*first, *run_folders(begun)]
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:

@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         "--keep-best",
         type=positive,
         metavar="N",
-        help="of prune: keep the N best on val of the runs on the same data set and val, and all that are not finished",
+        help="of prune: keep the N best of the runs on the same data set and val, and all unfinished but the pruned",
     )
     command.add_argument("--yes", action="store_true", help="of rm and prune: delete without asking")
     shape = command.add_mutually_exclusive_group()

@@ -24,6 +24,9 @@ log = logging.getLogger("mcls")
 # schema number: defaults that folders of it and older ones had, where today's would do something else
 THEN: dict[int, dict[str, Any]] = {0: {"dataset.bits": 16, "sweep.test": "all"}, 1: {"trainer.cuda_graph": False}}
 
+ELSEWHERE = ("dataset.root", "dataset.path", "dataset.download")  # where the data are; what they are is looked at later
+# how val is cut from train, which leaves the test set as it is
+VAL = ("dataset.val_fraction", "dataset.val_seed", "dataset.folds", "dataset.fold")
 EXTENDABLE_KEYS = (
     "trainer.epochs",
     "trainer.patience",
@@ -256,3 +259,12 @@ def shipped_defaults(choices: dict[str, str]) -> dict[str, Any]:
                 prefix + key: value for key, value in leaves(node) if key.split(".")[0] not in ("defaults", "hydra")
             }
     return defaults
+
+
+def check_same_data(differ: dict[str, tuple[Any, Any]], split: str) -> None:
+    """Raise RequestError when the keys that differ make other data, or another cut where it matters to `split`."""
+    free = ELSEWHERE + VAL if split == "test" else ELSEWHERE
+    other = [key for key in differ if key.startswith("dataset.") and key not in free]
+    if other:
+        first, second = map(yaml_text, differ[other[0]])
+        raise RequestError(f"{other[0]}: {first} and {second}. Runs on different data can't be compared.")

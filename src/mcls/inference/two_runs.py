@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mcls.config.saved import saved_config
+from mcls.config.saved import check_same_data, saved_config
 from mcls.config.schema import differing_keys, leaves, yaml_text
 from mcls.errors import RequestError
 from mcls.inference.compare import mcnemar_lines, metric_rows
@@ -26,13 +26,15 @@ def two_runs_page(folders: Sequence[RunFolder], full: bool) -> str:
     Args:
         full: with whole paths.
 
-    Raises FolderError when one is not finished or damaged, RequestError when they are the same.
+    Raises FolderError when one is not finished or damaged, RequestError when they are the same or on different data.
     """
     first, second = folders
     if first.path.resolve() == second.path.resolve():
         raise RequestError(f"{first.path} and {second.path}: the same run. Name two.")
     results = [folder.read_finished() for folder in folders]
     configs = [dict(leaves(saved_config(folder))) for folder in folders]
+    differ = differing_keys(*configs)
+    check_same_data(differ, "test")
     drawn = [(folder, f"{letter} ", colour) for folder, letter, colour in zip(folders, "AB", COLOURS, strict=True)]
     with checked_format(first):
         charts, lines = curve_charts(drawn, {result["best_epoch"] for result in results})
@@ -48,8 +50,7 @@ def two_runs_page(folders: Sequence[RunFolder], full: bool) -> str:
             "tests": [*lines_of_test(first, second), *lines_of_val(results)],
             "again": f"mcls compare {shell_path(relative(first.path))} {shell_path(relative(second.path))}",
             "differ": [
-                [key, *("" if value is None else yaml_text(value) for value in pair)]
-                for key, pair in differing_keys(*configs).items()
+                [key, *("" if value is None else yaml_text(value) for value in pair)] for key, pair in differ.items()
             ],
             "charts": charts,
             "lines": lines,

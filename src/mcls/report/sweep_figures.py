@@ -203,7 +203,7 @@ def draw_curves(axes: "Axes", settings: Sequence[SweptSetting]) -> None:
             line.set(linewidth=1.8 if best else 0.8, alpha=1 if best else 0.45)
             line.set_label("the best setting" if best and not index else "_")
     axes.set(xlabel="epoch", ylabel="val accuracy")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

@@ -98,6 +98,8 @@ def progress_bar(title: str, total: int, done: int = 0, quiet: bool = False) -> 
 
 def say(text: str = "", colour: str = "") -> None:
     """Print a result."""
+    if not sys.stdout.isatty():
+        say_progress()  # its line is cleared, for a reader of both
     print(for_stream(text, sys.stdout, colour))
 
 

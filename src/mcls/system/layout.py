@@ -54,7 +54,10 @@ def wrapped(text: str, width: int) -> str:
                 lines.append(filled.rstrip())
                 longer = " " * len(label) + word
             filled = longer
-        lines.append(filled)
+            if longer.strip() == word and word[-1] in ".," and re.match(COMMAND, word):  # what follows is no part of it
+                lines.append(filled.rstrip(".,"))
+                filled = " " * len(label)
+        lines += [filled] if filled.strip() else []
     return "\n".join(lines)
 
 
