@@ -245,6 +245,12 @@ PICTURE = (datasets.Image(), [encoded(Image.new("L", (4, 4), row)) for row in ra
         ),
         (
             {"image": PICTURE, "label": LABEL},
+            ["group=image"],
+            DataError,
+            r"group: .*: column 'image' holds Image\. Name another",
+        ),
+        (
+            {"image": PICTURE, "label": LABEL},
             ["image_column=label"],
             RequestError,
             r"'label' holds no pictures\. These",
@@ -356,3 +362,7 @@ def test_a_test_split_without_labels_and_a_damaged_folder_are_named(tmp_path: Pa
         RequestError, match=r"^dataset\.path: must be set to a folder, or the name of a cached data set"
     ):
         read(None)
+    with pytest.raises(RequestError, match=r"^dataset\.path: must be set to a folder"):
+        read("")
+    alone = read(save(tmp_path / "alone", test=pictures()))  # the only split is train, from which test is split off
+    assert len(alone.train) < 40 and len(alone.open_test()) > 0

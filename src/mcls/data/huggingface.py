@@ -69,7 +69,7 @@ def huggingface(
 
     Raises RequestError, DataError, naming split, row and column, and MachineError where it is neither here nor had.
     """
-    if path is None:
+    if not path:
         raise RequestError("dataset.path: must be set to a folder, or the name of a cached data set, dataset.path=DIR.")
     wanted = {"train": train_split, "val": val_split, "test": test_split}
     parts = choose_splits(open_splits(path, name, download), wanted, path)
@@ -175,13 +175,14 @@ def choose_splits(found: dict[str, Any], wanted: dict[str, str | None], path: st
             name = next(iter(found))
         else:
             name = next((word for word in SPLITS[part] if word in found), "train" if part == "train" else None)
-        if name is None:
+        used = [split.name for split in parts.values()]
+        if name is None or (asked == "auto" and name in used):  # the only one, which is train
             continue
         if name not in found:
             raise RequestError(
                 f"dataset.{part}_split: {path} has no split {quoted(name)}. It has {quote_names(list(found))}."
             )
-        if name in [split.name for split in parts.values()]:
+        if name in used:
             raise RequestError(f"dataset.{part}_split: {quoted(name)} is another split too. Name each once, or null.")
         parts[part] = HubSplit(name, f"{path}, {name}", found[name])
     if unused := [name for name in found if name not in [split.name for split in parts.values()]]:
@@ -197,6 +198,8 @@ def check_column(split: HubSplit, key: str, column: str | None) -> None:
             f"dataset.{key}: {split.source} has no column {quoted(column)}. {did_you_mean(column, there)}It has "
             f"{quote_names(there)}."
         )
+    if key == "group" and column is not None and NESTED.fullmatch(kind := kind_of(split.rows.features[column])):
+        raise DataError(f"dataset.group: {split.source}: column {quoted(column)} holds {kind}. Name another column.")
 
 
 def choose_target(split: HubSplit, asked: str) -> str:
