@@ -85,7 +85,9 @@ def test_two_processes_train_as_one(more: tuple[str, ...], tmp_path: Path) -> No
         )
         done = run(root, "train", *TWO, *keys, *more, f"trainer.devices={devices}")
         assert done.returncode == 0, done.stderr
-        assert len(done.stderr.splitlines()) == 4 + 3  # the others say nothing
+        assert (
+            len(done.stderr.splitlines()) == 4 + 1 + 3
+        )  # what is trained, the heading, the epochs; the others say nothing
         folders.append(only(root))
     one, two = folders
     for before, after in zip(records(one), records(two), strict=True):

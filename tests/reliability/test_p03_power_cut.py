@@ -143,7 +143,7 @@ def after_moving(trace: Trace) -> Iterator[dict[str, bytes]]:
 
 
 def test_a_run_writes_by_this_way_alone(mcls: Callable[..., Any], tmp_path: Path) -> None:
-    """Every file of a run folder is published; the log, the curves and the lock only ever grow."""
+    """Every file of a run folder is published; the log, the curves, the ledger of test and the lock only ever grow."""
     log = tmp_path / "writes"
     child = mcls(*TRAIN, "trainer.figures=true", setup=[["note_writes", str(log)]])
     assert child.status == 0, child.stderr
@@ -152,7 +152,12 @@ def test_a_run_writes_by_this_way_alone(mcls: Callable[..., Any], tmp_path: Path
     mine = [Path(line) for line in log.read_text().splitlines() if f"/{folder.name}/" in line]
     others = {path.name for path in mine if not path.name.endswith(".part")}
     assert len([path for path in mine if path.name.startswith(".last.pt.")]) >= STEPS
-    assert {name for name in others if "tfevents" not in name} <= {"train.log", "metrics.jsonl", "lock"}
+    assert {name for name in others if "tfevents" not in name} <= {
+        "train.log",
+        "metrics.jsonl",
+        "lock",
+        "test_openings.jsonl",
+    }
 
 
 def test_a_failed_sync_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

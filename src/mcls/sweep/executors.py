@@ -223,7 +223,7 @@ def executor(settings: dict[str, Any], sweep: Path, config: dict[str, Any], stop
     else:
         count, gpus, each = shares(settings["jobs"], config)
         made = Parallel(count, sweep / "logs", gpus, each, stop)
-    with stop.patient() if isinstance(made, Parallel) else contextlib.nullcontext():
+    with contextlib.nullcontext() if isinstance(made, Inline | Stacked) else stop.patient():
         try:
             yield made
         finally:
