@@ -102,8 +102,7 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
         split, name, other = labelled_split(loaded, options.data)
         val, openings = None, 0
     else:
-        asked = any(change.startswith("dataset.download=") for change in options.changes)
-        dataset = evaluate.rebuild_dataset(loaded, download=asked)
+        dataset = evaluate.rebuild_dataset(loaded, download=downloads(options))
         split, name, openings = evaluate.open_split(folder, dataset, options.split or "test", "mcls evaluate")
         val, other = dataset.val, {}
     evaluation = evaluate.evaluate(loaded, split, name, val)
@@ -117,6 +116,11 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
     keep(folder, evaluation, report, options.mistakes, classes)
     if options.explain and os.access(folder.path, os.W_OK) and not explain.draw_explanations(loaded, evaluation):
         say("no mistake to explain")
+
+
+def downloads(options: argparse.Namespace) -> bool:
+    """Whether the command line says if the data are downloaded; otherwise they are not."""
+    return any(change.startswith("dataset.download=") for change in options.changes)
 
 
 def measure_ensemble(folder: RunFolder, options: argparse.Namespace) -> None:
@@ -138,8 +142,8 @@ def measure_ensemble(folder: RunFolder, options: argparse.Namespace) -> None:
         split, name, other = labelled_split(whole, options.data)
         val, openings = None, 0
     else:
-        asked = any(change.startswith("dataset.download=") for change in options.changes)
-        split, name, openings, val = ensemble.open_common(members, whole, options.split or "test", asked)
+        wanted = options.split or "test"
+        split, name, openings, val = ensemble.open_common(members, whole, wanted, downloads(options))
         other = {}
     measured = ensemble.measure_members(members, split, selected=name == "val")
     evaluation = evaluate.evaluate(whole, split, name, val)

@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "are one row: mean ± sample standard deviation over n runs, with the name of the best run.",
         epilog="Filters compare with = != > < >= <=, for example: dataset=cifar10 'val/accuracy>0.9' status=finished. "
         "Filters on metrics and status apply to the means. To delete runs, of a sweep all or none, after a question: "
-        f"{ACTIONS['rm']}, {ACTIONS['prune']}. To say something of a run in place of what was said: {ACTIONS['note']}, "
+        f"{ACTIONS['rm']}, {ACTIONS['prune']}. To replace the note or the tags of a run: {ACTIONS['note']}, "
         f"{ACTIONS['tag']}.",
     )
     command.add_argument(

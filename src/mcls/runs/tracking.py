@@ -56,7 +56,7 @@ class RunLogger:
 
     TensorBoard's own writer has a thread that raises its failures wherever the next event is added, and hands its files
     to the children of the process; events are written here instead, one call each and at once, so that a kill loses
-    nothing that was said before.
+    nothing that was recorded before.
 
     Args:
         folder: the run's.

@@ -31,7 +31,7 @@ def preflight(plan: Sweep, parallel: int = 1, elsewhere: bool = False) -> str:
 
     Args:
         parallel: jobs that run at a time.
-        elsewhere: whether they run on other machines. Then it is tried on the CPU, and no time is told.
+        elsewhere: whether they run on other machines. Then the batch is tried on the CPU, and no time is estimated.
 
     Raises RequestError with a line for each combination that does not go together; other errors as a job would.
     """
