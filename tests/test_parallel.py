@@ -148,7 +148,36 @@ def test_processes_wait_for_jobs_and_end_with_the_executor(tmp_path: Path) -> No
         assert sorted(number for number, _ in ended) == [0, 1] and all("config.yaml" in why for _, why in ended)
         assert all(process.poll() is None for process in processes)
         runs.close()
-        assert all(process.poll() is not None for process in processes)
+        assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2  # by themselves
+
+
+WAITING = """
+import sys
+from pathlib import Path
+from mcls.sweep.executors import Parallel
+from mcls.sweep.task import Task
+from mcls.system.signals import StopRequest
+runs = Parallel(2, Path("logs"), [], 1, StopRequest())
+for number in (0, 1):
+    runs.submit(Task(number, Path(str(number)), [], "", "", None, {}, []))
+while runs.running():
+    runs.wait()
+print(*(worker.process.pid for worker in runs.idle), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_wait_for_jobs_end_when_the_sweep_is_killed(tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WAITING], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    waiting = [int(word) for word in parent.stdout.readline().split()]
+    assert len(waiting) == 2 and all(Path(f"/proc/{number}").exists() for number in waiting)
+    parent.kill()
+    parent.communicate()
+    assert gone(waiting)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from mcls.sweep.task import Task, run_task
 from mcls.system.console import console
 from mcls.system.signals import StopRequest
 
+END = ""  # in place of a job: no more will come
+
 
 def run_worker(logs: Path) -> int:
     """Run jobs until a signal comes or standard input ends. Returns the exit status, 128 and the signal's number."""
@@ -26,8 +28,8 @@ def run_worker(logs: Path) -> int:
     lines: SimpleQueue[str] = SimpleQueue()
     with console(), StopRequest() as stop:
         Thread(target=read_jobs, args=(lines,), daemon=True).start()
-        while True:
-            values = json.loads(lines.get())
+        for line in iter(lines.get, END):
+            values = json.loads(line)
             with (logs / f"{values['number']}.txt").open("ab") as file:
                 os.dup2(file.fileno(), 2)
             try:
@@ -37,13 +39,18 @@ def run_worker(logs: Path) -> int:
                 return error.status
             answer.write(json.dumps(failed) + "\n")
             answer.flush()
+    return 128 + signal.SIGTERM
 
 
 def read_jobs(lines: "SimpleQueue[str]") -> None:
-    """Pass on the lines of standard input; at its end ask this process to stop, as SIGTERM does."""
+    """Pass on the lines of standard input; at its end ask this process to stop, as SIGTERM does.
+
+    A job looks for the signal. One that this process waits for does not come: the signal alone would not wake it.
+    """
     for line in sys.stdin:
         lines.put(line)
     _thread.interrupt_main(signal.SIGTERM)
+    lines.put(END)
 
 
 if __name__ == "__main__":
