@@ -257,8 +257,22 @@ def test_a_sweep_in_which_nothing_varies(lines: list[str]) -> None:
 def test_several_values_without_m(line: str) -> None:
     key, value = line.split("=")
     assert refused(line) == (
-        f"{line}: several values make a sweep. Say mcls train -m {line}, or if it is a text \"{key}='{value}'\"."
+        f"{line}: several values make a sweep. Say mcls train -m {shlex.quote(line)}, or if it is a text "
+        f"\"{key}='{value}'\"."
     )
+
+
+def test_the_hint_of_a_sweep_is_the_whole_command(tmp_path: Path) -> None:
+    def said(*lines: str) -> str:
+        with checker(tmp_path) as check, pytest.raises(RequestError) as error:
+            check.check(list(lines), False)
+        return str(error.value)
+
+    flags = shlex.join(["--config-dir", str(tmp_path)])
+    line = f"mcls train -m {flags} dataset=mnist optimizer.lr=0.1,0.2 trainer.epochs=3"
+    assert f"Say {line}, or if" in said("dataset=mnist", "optimizer.lr=0.1,0.2", "trainer.epochs=3")
+    both = said("dataset=mnst", "optimizer.lr=0.1,0.2")  # of the second error too
+    assert "\n" in both and f"Say mcls train -m {flags} dataset=mnst optimizer.lr=0.1,0.2, or" in both
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,8 @@ def test_what_cannot_be_halved(
 
 
 @pytest.mark.parametrize("keep", [1.5, -1, 1e200])
+        (["search.rung=2", "trainer.epochs=3"], "search.rung: no such key. Did you mean search.rungs?"),
+        (["search.rungs=5", "trainer.epoch=90"], "trainer.epoch: no such key. Did you mean trainer.epochs?"),
 def test_settings_that_no_command_can_have(
     keep: float, halved: Path, mcls: Main, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

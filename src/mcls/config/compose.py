@@ -7,6 +7,7 @@ one line each, with the nearest existing name.
 import contextlib
 import logging
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,7 @@ log = logging.getLogger("mcls")
 TYPESET = "typographic minus or quotation marks. Type"
 Checked = tuple[dict[str, Any], dict[str, str]]
 NONE = "experiment=null"  # which Hydra does not take
+TOGETHER = re.compile(r"-m: |search\.rungs: \d+ rungs ")  # errors of several keys, one of which may be left out
 REFERS = re.compile(r"\$\{(?!oc\.env:)")  # a value made of another key's
 
 
@@ -84,35 +86,34 @@ class Checker:
     Args:
         loader: Hydra's.
         name: of the primary configuration.
+        flags: that name its files on the command line.
     """
 
-    def __init__(self, loader: ConfigLoader, name: str) -> None:
-        self.loader, self.name = loader, name
+    def __init__(self, loader: ConfigLoader, name: str, flags: Sequence[str] = ()) -> None:
+        self.loader, self.name, self.flags = loader, name, flags
         self.parser = OverridesParser.create(config_loader=loader)
         self.groups = [group for group in loader.list_groups("") if group != "hydra"]
 
-    def check(self, overrides: list[str], multirun: bool) -> Request:
+    def check(self, overrides: list[str], multirun: bool, typed: Sequence[str] = ()) -> Request:
         """Compose and check a command line, including every choice of a sweep. Raises RequestError, one line per error.
 
-        Overrides that the first errors do not concern are checked again, so that all errors are reported at once.
+        Overrides that the first errors do not concern are checked again, to report all at once; `typed` has them all.
         """
         try:
-            return self.check_once(overrides, multirun)
+            return self.check_once(overrides, multirun, typed or overrides)
         except RequestError as error:
             rest = [line for line in overrides if not blamed(line, str(error))]
             if len(rest) in (0, len(overrides)) or str(error).startswith("experiment"):
                 raise
             try:
-                self.check(rest, multirun)
+                self.check(rest, multirun, typed or overrides)
             except RequestError as other:
-                others = [
-                    line for line in str(other).split("\n") if not line.startswith("-m: ")
-                ]  # of what was left out
+                others = [line for line in str(other).split("\n") if not TOGETHER.match(line)]
                 lines = dict.fromkeys([*str(error).split("\n"), *others])
                 raise RequestError("\n".join(lines)) from error
             raise
 
-    def check_once(self, overrides: list[str], multirun: bool) -> Request:
+    def check_once(self, overrides: list[str], multirun: bool, typed: Sequence[str]) -> Request:
         """`check`, but stops at the first error."""
         overrides = self.renamed(overrides)
         parsed = gather(self.parse, overrides)
@@ -120,10 +121,9 @@ class Checker:
         swept = [override for override in parsed if override.is_sweep_override()]
         mode = {str(override.value()) for override in parsed if override.key_or_group == "hydra.mode"}
         if swept and not multirun and RunMode.MULTIRUN.name not in mode:
-            line = swept[0].input_line or ""
+            line, whole = swept[0].input_line or "", shlex.join(["mcls", "train", "-m", *self.flags, *typed])
             raise RequestError(
-                f"{line}: several values make a sweep. Say mcls train -m {line}, "
-                f"or if it is a text {shell_quoted(line)}."
+                f"{line}: several values make a sweep. Say {whole}, or if it is a text {shell_quoted(line)}."
             )
         own = [override for override in parsed if not override.key_or_group.startswith(("hydra", "launcher"))]
         begin = [line for override in parsed for line in first(override)]
@@ -325,5 +325,6 @@ class Checker:
 @contextlib.contextmanager
 def checker(config_dir: Path | str | None = None, name: str = "train") -> Iterator[Checker]:
     """A Checker over mcls's own configuration files and those in `config_dir`."""
+    flags = ["--config-dir", str(config_dir)] if config_dir else []
     with config_loader(config_dir, name) as loader:
-        yield Checker(loader, name)
+        yield Checker(loader, name, flags if name == "train" else [*flags, "--config-name", name])
