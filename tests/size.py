@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1830,
-    "sweep": 1445,
+    "sweep": 1475,
     "inference": 1855,
     "training": 2395,
     "config": 1445,

@@ -112,6 +112,12 @@ def test_a_sweep_of_one_job_is_its_run(mcls: Main, tmp_path: Path, capsys: Captu
     (tmp_path / "v.csv").write_text("0.5,0.25\n1,2\n")
     whole, alone = (wide(mcls, capsys, str(path), "v.csv") for path in (sweep, run))
     assert whole[0] == alone[0] and np.array_equal(whole[1], alone[1])
+    before = RunFolder(run).openings()
+    capsys.readouterr()
+    assert mcls("evaluate", str(sweep), "--ensemble") == 2
+    told = f"of the best setting one run is finished. Measure it: mcls evaluate {run.relative_to(tmp_path)}"
+    assert capsys.readouterr().err == f"mcls: --ensemble: {told}\n"
+    assert RunFolder(run).openings() == before and not (sweep / "evaluation.json").exists()
 
 
 def test_measured_beside_the_members(folds: Path, copy: Callable[[Path], Path], mcls: Main, capsys: Capture) -> None:
@@ -131,12 +137,29 @@ def test_measured_beside_the_members(folds: Path, copy: Callable[[Path], Path], 
     report = json.loads((sweep / "evaluation.json").read_text())["test"]
     assert report["accuracy"] == pytest.approx(float((mean.argmax(1) == targets).double().mean()))
     assert report["loss"] == pytest.approx(log_loss(targets, mean, labels=range(mean.shape[1])), abs=1e-6)
+    assert report["temperature"] == {"value": None, "reason": "no val"}  # it would be fitted on test
+    assert "not fitted: no val" in out and "log-loss at it" not in out
     assert [each["accuracy"] for each in report["members"]] == [
         (RunFolder(run).read_result() or {})["test"]["accuracy"] for run in runs
     ]
     assert [each["run"] for each in report["members"]] == [run.name for run in runs]
     assert (sweep / "figures" / "evaluation-test-confusion.png").exists() and (sweep / "mistakes-test.csv").exists()
     assert not [folder for folder in find_runs(sweep) if folder.path not in runs and folder.openings()]
+    assert_the_table_has_it(sweep, report, mcls)
+
+
+def assert_the_table_has_it(sweep: Path, report: dict[str, Any], mcls: Main) -> None:
+    """Assert that sweep.md and the page of the sweep say what was measured of the ensemble."""
+    single = np.mean([each["accuracy"] for each in report["members"]])
+    jobs = " ".join(each["run"].partition("_")[0] for each in report["members"])
+    interval = "{:.4f} to {:.4f}".format(*report["interval"])
+    told = f"The ensemble of jobs {jobs}: test accuracy {report['accuracy']:.4f} ({interval}); the mean of its jobs is"
+    assert f"{told} {single:.4f}." in (sweep / "sweep.md").read_text()
+    assert mcls("report", str(sweep)) == 0
+    cells = ("test", jobs, f"{single:.4f}", f"{report['accuracy']:.4f}", interval)
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in (sweep / "report.html").read_text()
+    (sweep / "evaluation.json").write_text('{"test": {"members": 3}}')
+    assert mcls("report", str(sweep)) == 0 and "<h2>Ensemble" not in (sweep / "report.html").read_text()
 
 
 def test_val_is_common_to_seeds_and_not_to_folds(

@@ -340,7 +340,7 @@ def test_no_mistakes_at_all(mcls: Main, tmp_path: Path, data_root: Path, capsys:
     )
     assert mcls("evaluate", str(folder), "--mistakes") == 0
     assert "0 of 200 labels are doubtful" in capsys.readouterr().out
-    assert written(folder, "test")["temperature"]["fitted_on"] == "test"
+    assert written(folder, "test")["temperature"] == {"value": None, "reason": "no val"}
     assert mcls("evaluate", str(folder), "--split", "val") == 2
     message = "mcls: --split val: the run has no validation split. Use --split test.\n"
     assert capsys.readouterr().err == message

@@ -105,7 +105,7 @@ def measure(folder: RunFolder, options: argparse.Namespace) -> None:
         dataset = evaluate.rebuild_dataset(loaded, download=downloads(options))
         split, name, openings = evaluate.open_split(folder, dataset, options.split or "test", "mcls evaluate")
         val, other = dataset.val, {}
-    evaluation = evaluate.evaluate(loaded, split, name, val)
+    evaluation = evaluate.evaluate(loaded, split, name, split if options.data else val)
     report = {
         "checkpoint": options.checkpoint,
         **({"unfinished": label} if label else {}),
@@ -130,11 +130,13 @@ def measure_ensemble(folder: RunFolder, options: argparse.Namespace) -> None:
     from mcls.inference.labelled import labelled_split
     from mcls.inference.load import load_run
     from mcls.sweep.members import best_members
+    from mcls.sweep.plan import read_sweep
+    from mcls.sweep.table import write_table
 
     only, tta = options.data is not None, options.tta
     members: list[LoadedRun] = [
         load_run(each, options.checkpoint, options.device, options.changes, model_only=only, tta=tta)
-        for each in best_members(options.run)
+        for each in best_members(options.run, several=True)
     ]
     whole = ensemble.mean_run(members, folder)
     folder.refuse_links()
@@ -146,13 +148,15 @@ def measure_ensemble(folder: RunFolder, options: argparse.Namespace) -> None:
         split, name, openings, val = ensemble.open_common(members, whole, wanted, downloads(options))
         other = {}
     measured = ensemble.measure_members(members, split, selected=name == "val")
-    evaluation = evaluate.evaluate(whole, split, name, val)
+    evaluation = evaluate.evaluate(whole, split, name, split if options.data else val)
     used = {"tta": members[0].tta} if members[0].tta else {}
     report = {"checkpoint": options.checkpoint, **evaluation.report, **used, "members": measured, **other}
     del report["epoch"]
     print_members(report)
     print_evaluation(report, openings, whole.classes)
     keep(folder, evaluation, report, options.mistakes, whole.classes)
+    if os.access(folder.path, os.W_OK):
+        write_table(read_sweep(options.run))  # sweep.md says what was measured
 
 
 def print_members(report: dict[str, Any]) -> None:
@@ -207,7 +211,9 @@ def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, 
     rows = [(name, f"{report[key]:.4f}{bounds.get(key, '')}") for name, key in names.items() if key in report]
     rows += [("log-loss", f"{report['loss']:.4f}"), ("Brier score", f"{report['brier']:.4f}")]
     rows += [("ECE", f"{report['ece']:.4f}")]
-    if scaled["value"] is None:
+    if "fitted_on" not in scaled:
+        rows += [("temperature", f"not fitted: {scaled['reason']}")]
+    elif scaled["value"] is None:
         rows += [("temperature", f"cannot be fitted on {scaled['fitted_on']}: {scaled['reason']}")]
     else:
         few = f", which has only {scaled['samples']} samples" if scaled["samples"] < FEW else ""

@@ -117,11 +117,12 @@ def logits_of(loaded: LoadedRun, split: Split) -> Tensor:
     return logits
 
 
-def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> Evaluation:
-    """Measure `opened` on `split`, called `name`. The temperature is fitted on `val`, without one on `split` itself."""
-    fitted, count = split if val is None or split is val else val, len(loaded.classes)
-    scores = logits_of(loaded, fitted)  # no others are kept: of many classes they take most of the memory
-    temperature, start = fit_temperature(scores, fitted.targets), 0
+def evaluate(loaded: LoadedRun, split: Split, name: str, fitted: Split | None) -> Evaluation:
+    """Measure `loaded` on `split`, called `name`, and fit the temperature on `fitted`: val, `split` itself, or none."""
+    count, temperature, start = len(loaded.classes), None, 0
+    if fitted is not None:
+        scores = logits_of(loaded, fitted)  # no others are kept: of many classes they take most of the memory
+        temperature = fit_temperature(scores, fitted.targets)
     top_k = loaded.config["evaluate"]["top_k"] if ranks_kept(split, loaded.classes) else None
     accumulator, scaled = (EvalAccumulator(count, torch.device("cpu"), kept) for kept in (top_k, None))
     label, surest, sure_scaled = torch.empty(3, len(split), dtype=torch.float64)
@@ -138,7 +139,9 @@ def evaluate(loaded: LoadedRun, split: Split, name: str, val: Split | None) -> E
     measures, calibrated = accumulator.measure(), scaled.measure()
     ranked = accumulator.scored()[0] if top_k else None
     told: dict[str, Any] = {"value": temperature, "fitted_on": name if fitted is split else "val"}
-    if temperature is None:
+    if fitted is None:
+        told = {"value": None, "reason": "no val"}
+    elif temperature is None:
         right = bool((scores.argmax(1) == fitted.targets).all())
         told["reason"] = "no misclassified sample" if right else "the best value is outside 0.01 to 100"
     else:

@@ -70,7 +70,9 @@ EPOCH = {"epoch": "count", "*": ("float|null", NUMBER_OR_NULL)}  # a line of met
 FILES: dict[str, Any] = {
     "run.json": ABOUT,
     "result.json": RESULT,
-    "evaluation.json": {"*": {}},
+    "evaluation.json": {
+        "*": {"accuracy?": "float", "interval?": ["float"], "members?": [{"run": "text", "accuracy": "float"}]}
+    },
     "sweep.json": {
         **{"command": "text", "fixed": ["text"], "jobs": [["text"]], "names?": ["text"]},
         "bases?": [{"choices": {"*": "text"}, "config": {"trainer": {"figures": "bool"}, "dataset": {}}}],

@@ -11,10 +11,11 @@ from mcls.sweep.table import read_settings
 log = logging.getLogger("mcls")
 
 
-def best_members(path: Path) -> list[RunFolder]:
+def best_members(path: Path, several: bool = False) -> list[RunFolder]:
     """The finished jobs of the setting with the best mean on val, in the order of their numbers.
 
-    Raises FolderError where none is finished, RequestError where no setting can be selected.
+    Raises FolderError where none is finished, RequestError where no setting can be selected, or it has one job alone
+    and `several` are needed.
     """
     settings = read_settings(read_sweep(path))
     if not any(job.status == "finished" for setting in settings for job in setting.repeats):
@@ -24,6 +25,9 @@ def best_members(path: Path) -> list[RunFolder]:
     best = settings[0]
     jobs = {job.key: job for job in best.repeats if job.status == "finished"}
     left = len({job.key for job in best.repeats}) - len(jobs)
+    if several and len(jobs) == 1:
+        (only,) = (shell_path(relative(job.folder.path)) for job in jobs.values())
+        raise RequestError(f"--ensemble: of the best setting one run is finished. Measure it: mcls evaluate {only}")
     values = " ".join(f"{key}={value}" for key, value in best.values.items())
     which = f" of the best setting on val, {values}" if len(settings) > 1 else ""
     log.info(f"the mean of {len(jobs)} {'run' if len(jobs) == 1 else 'runs'}{which}, in {relative(path)}")

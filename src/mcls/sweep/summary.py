@@ -13,7 +13,7 @@ from mcls.report.sweep_figures import SweptSetting, sweep_figure
 from mcls.runs.folder import relative, shell_path
 from mcls.runs.tracking import publish_image
 from mcls.sweep.plan import Sweep
-from mcls.sweep.table import LEGEND, Repeat, Setting, command_of, filled, notes, table_of, write_table
+from mcls.sweep.table import LEGEND, Repeat, Setting, command_of, ensembles, filled, notes, table_of, write_table
 from mcls.system.console import BAD, GOOD, line_width, say, say_table
 from mcls.system.files import publish
 from mcls.system.layout import columns_that_fit
@@ -90,6 +90,7 @@ def sweep_report(plan: Sweep, full: bool = False) -> str:
         "header": header,
         "rows": [["" if cell is None else cell for cell in row] for row in rows],
         "legend": LEGEND,
+        "ensembles": ensembles(plan.path),
         "picture": embedded((plan.path / PICTURE).read_bytes()) if drawn else None,
         "others": [
             [

@@ -1,14 +1,16 @@
 """The table of a sweep: one row per setting, its seeds and folds averaged, and what val can't tell from the best."""
 
+import contextlib
 import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from mcls.errors import FolderError
-from mcls.runs.folder import PRUNED, REPEATS, RunFolder, epochs_done, status_of
+from mcls.runs.folder import PRUNED, REPEATS, RunFolder, epochs_done, read_json, status_of
 from mcls.significance import holm, mcnemar, paired_t, student, wilson
 from mcls.sweep.plan import Sweep
 from mcls.system import text
@@ -229,7 +231,7 @@ def filled(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[s
 
 
 def notes(plan: Sweep, settings: Sequence[Setting]) -> str:
-    """What the table's words mean, and the command of the best setting."""
+    """What the table's words mean, ensembles that were measured, and the command of the best setting."""
     if not settings or not settings[0].measured("val"):
         return ""
     said = f"\n{LEGEND}\n" if len(settings) > 1 else ""
@@ -238,9 +240,25 @@ def notes(plan: Sweep, settings: Sequence[Setting]) -> str:
 
 def command_of(plan: Sweep, setting: Setting) -> str:
     """What to type to train a setting anew, with all its seeds."""
+    for split, jobs, mean, accuracy, interval in ensembles(plan.path):
+        bounds = f" ({interval})" if interval else ""
+        said += f"\nThe ensemble of jobs {jobs}: {split} accuracy {accuracy}{bounds}; the mean of its jobs is {mean}.\n"
     lines = [
         line
         for line in plan.jobs[setting.repeats[0].number].overrides
+def ensembles(path: Path) -> list[list[str]]:
+    """What `mcls evaluate SWEEP --ensemble` measured: split, jobs, the mean of their accuracies, its own, interval."""
+    rows = []
+    with contextlib.suppress(FolderError, LookupError):  # nothing of what is damaged
+        for split, report in read_json(path / "evaluation.json").items():
+            jobs = " ".join(member["run"].partition("_")[0] for member in report["members"])
+            mean = statistics.fmean(member["accuracy"] for member in report["members"])
+            interval = "{:.4f} to {:.4f}".format(*report["interval"]) if report.get("interval") else ""
+            cells = [split, jobs, f"{mean:.4f}", f"{report['accuracy']:.4f}", interval]
+            rows.append([text.clean(cell) for cell in cells])
+    return rows
+
+
         if not line.startswith(("sweep.", "hydra.", "launcher"))
     ]
     jobs = [plan.jobs[repeat.number].overrides for repeat in setting.repeats]
