@@ -73,6 +73,16 @@ def test_a_seed_that_failed_ranks_its_setting_behind_and_is_named(tmp_path: Path
     assert rows[1][-1] == "job 1: step 2: nan"
 
 
+def test_a_pruned_job_is_no_repeat_of_finished_ones(tmp_path: Path) -> None:
+    plan = sweep_of(tmp_path, [(lr(0.1, seed), val, 0) for seed, val in enumerate((0.8, 0.9, 0.1))])
+    result = plan.folder(2).result
+    report = {**json.loads(result.read_text()), "ended_by": "search.pruner"}
+    result.write_text(json.dumps(report))
+    header, (row,) = table.table_of(table.read_settings(plan))
+    found = dict(zip(header, row, strict=True))
+    assert (found["n"], found["val accuracy"], found["status"]) == (2, "0.8500", "2 finished, 1 pruned")
+
+
 def test_holm_corrects_for_the_number_of_comparisons() -> None:
     assert holm({1: 0.04, 2: 0.01, 3: 0.03}) == pytest.approx({1: 0.06, 2: 0.03, 3: 0.06})
 

@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         prog="mcls runs",
         description="List all runs and sweep jobs in a folder, best validation accuracy first. Columns are the "
         "hyper-parameters that differ, on a terminal those that fit. Finished runs that differ only in seed or fold "
-        "are one row: mean ± sample standard deviation over n runs, with the name of the best run.",
+        "are one row, as are pruned ones: mean ± sample standard deviation over n runs, with the name of the best run.",
         epilog="Filters compare with = != > < >= <=, for example: dataset=cifar10 'val/accuracy>0.9' status=finished. "
         "Filters on metrics and status apply to the means. To delete runs, of a sweep all or none, after a question: "
         f"{ACTIONS['rm']}, {ACTIONS['prune']}. To replace the note or the tags of a run: {ACTIONS['note']}, "

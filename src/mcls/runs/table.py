@@ -173,15 +173,15 @@ def finite_number(value: Any) -> float | None:
 
 
 def average(rows: Iterable[RunRow]) -> list[RunRow]:
-    """Finished runs whose whole configuration differs in REPEATS alone, seed and fold, as one row.
+    """Finished runs whose whole configuration differs in REPEATS alone, seed and fold, as one row, and pruned ones.
 
     Of runs with the same of these too, the newest counts.
     """
     groups: dict[str, dict[str, RunRow]] = {}
     for number_, row in enumerate(rows):
         key = str(number_)
-        if row.status == "finished" and "seed" in row.settings and row.method:
-            key = row.method
+        if row.status in ("finished", "pruned") and "seed" in row.settings and row.method:
+            key = f"{row.status}\n{row.method}"
         seed = str([row.settings.get(name) for name in REPEATS])
         before = groups.setdefault(key, {}).get(seed)
         if before is None or str(before.get("started")) <= str(row.get("started")):

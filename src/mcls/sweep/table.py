@@ -61,9 +61,14 @@ class Setting:
     repeats: Sequence[Repeat]
     overlap: float = 0.0
 
+    @property
+    def counted(self) -> Sequence[Repeat]:
+        """The jobs whose accuracies are averaged: the finished ones, of which those that were pruned are no repeats."""
+        return [repeat for repeat in self.repeats if repeat.status == "finished"] or self.repeats
+
     def measured(self, split: str) -> list[float]:
         """The accuracies of its jobs on `split`; one for each seed, which a search may have drawn twice."""
-        jobs = {repeat.key: accuracy for repeat in self.repeats if (accuracy := repeat.accuracy(split)) is not None}
+        jobs = {repeat.key: accuracy for repeat in self.counted if (accuracy := repeat.accuracy(split)) is not None}
         return list(jobs.values())
 
     def interval(self, split: str) -> Interval | None:
@@ -71,7 +76,7 @@ class Setting:
         accuracies = self.measured(split)
         if len(accuracies) > 1:
             return student(accuracies, self.overlap)
-        for repeat in self.repeats:
+        for repeat in self.counted:
             if (accuracy := repeat.accuracy(split)) is not None and (count := repeat.result[split].get("n")):
                 return wilson(round(accuracy * count), count)
         return None
@@ -235,17 +240,12 @@ def notes(plan: Sweep, settings: Sequence[Setting]) -> str:
     if not settings or not settings[0].measured("val"):
         return ""
     said = f"\n{LEGEND}\n" if len(settings) > 1 else ""
-    return f"{said}\nThe best setting again:\n\n    {command_of(plan, settings[0])}\n"
-
-
-def command_of(plan: Sweep, setting: Setting) -> str:
-    """What to type to train a setting anew, with all its seeds."""
     for split, jobs, mean, accuracy, interval in ensembles(plan.path):
         bounds = f" ({interval})" if interval else ""
         said += f"\nThe ensemble of jobs {jobs}: {split} accuracy {accuracy}{bounds}; the mean of its jobs is {mean}.\n"
-    lines = [
-        line
-        for line in plan.jobs[setting.repeats[0].number].overrides
+    return f"{said}\nThe best setting again:\n\n    {command_of(plan, settings[0])}\n"
+
+
 def ensembles(path: Path) -> list[list[str]]:
     """What `mcls evaluate SWEEP --ensemble` measured: split, jobs, the mean of their accuracies, its own, interval."""
     rows = []
@@ -259,6 +259,11 @@ def ensembles(path: Path) -> list[list[str]]:
     return rows
 
 
+def command_of(plan: Sweep, setting: Setting) -> str:
+    """What to type to train a setting anew, with all its seeds."""
+    lines = [
+        line
+        for line in plan.jobs[setting.repeats[0].number].overrides
         if not line.startswith(("sweep.", "hydra.", "launcher"))
     ]
     jobs = [plan.jobs[repeat.number].overrides for repeat in setting.repeats]
