@@ -28,7 +28,7 @@ BUDGETS = {
     "augmentations": 130,
     "mixing": 50,
     "ranks": 100,
-    "system": 635,
+    "system": 640,
     "significance": 40,
     "cli": 110,
 }

@@ -316,9 +316,8 @@ def test_a_terminal_gets_the_columns_that_fit(
     assert "trainer.rare_19" in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "10")
     assert mcls("runs") == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    for value in ("0.8000", "0.4000", "finished"):  # below each other
-        assert [line for line in lines if line[:1] == ["run3"] and value in line]
+    lines = capsys.readouterr().out.splitlines()  # a list
+    assert lines[:4] == ["run3", "  val/accuracy=0.8000,", "  test/accuracy=0.4000,", "  status=finished"]
 
 
 def test_a_terminal_gets_every_key_that_was_typed(
@@ -333,9 +332,36 @@ def test_a_terminal_gets_every_key_that_was_typed(
     assert mcls("runs") == 0
     out, err = capsys.readouterr()
     assert max(map(len, out.splitlines())) <= 80
-    values = [line.split()[1:] for line in out.splitlines() if line.startswith("run1")]
-    assert [value for line in values for value in line][3:] == [str(10 * key + 1) for key in range(1, 20)]
+    listed = " ".join(out.partition("run1\n")[2].partition("run0\n")[0].split()).split(", ")
+    assert listed[3:] == [f"key_{key}={10 * key + 1}" for key in range(1, 20)]
     assert "3 more columns" in err  # trainer.rare, epochs and seconds
+
+
+def test_narrow_lines_keep_what_tells_the_jobs_of_a_sweep_apart(
+    mcls: Main, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        keys = {"optimizer.lr": 10.0**-number, "trainer.epochs": 7, "model.hidden_units": f"[{number}]"}
+        name = f"{number}_model.hidden_units={number},optimizer.lr={10.0**-number:g},trainer.epochs=7"
+        folder = make(tmp_path / "outputs" / "sweeps" / "2026-01-01_00-00-00" / name, keys=keys)
+        typed = {**keys, "trainer.epochs": 7 + number % 2}
+        about = read_json(folder / "run.json") | {"overrides": [f"{key}={value}" for key, value in keys.items()]}
+        about["hyperparameters"].update(typed)
+        (folder / "run.json").write_text(json.dumps(about))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert mcls("runs") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 12 and max(map(len, lines)) <= 80  # one row each
+    ends = {int(line.split()[0].rpartition("/")[2]): line.split()[-3:] for line in lines[2:]}
+    assert ends == {number: [f"{10.0**-number:g}", str(7 + number % 2), f"[{number}]"] for number in range(12)}
+    assert "trainer.epochs" in lines[1]  # as `epochs` it would be taken for those that were trained
+    monkeypatch.setenv("COLUMNS", "40")
+    assert mcls("runs") == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 40
+    for number in range(12):
+        own = out.partition(f"/{number}\n")[2].partition("\nsweeps/")[0].split()
+        assert {f"lr={10.0**-number:g},", f"trainer.epochs={7 + number % 2},", f"hidden_units=[{number}]"} <= {*own}
 
 
 HOSTILE = {

@@ -1,6 +1,7 @@
 """`mcls runs`: the runs in a folder as a table, best first, seeds averaged."""
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from mcls.sweep.standing import STANDING, with_standing
 from mcls.system import text as system_text
 from mcls.system.console import BAD, GOOD, line_width, say, say_aside, say_table
 from mcls.system.files import to_json
-from mcls.system.layout import WHOLE, columns_that_fit, least_widths, total
+from mcls.system.layout import SHORTEST, WHOLE, columns_that_fit, least_widths, plain_list, total
 
 MEASURED = (BEST, "test/accuracy")
 ACTIONS = {
@@ -37,6 +38,7 @@ ACTIONS = {
     "note": "mcls runs note RUN 'TEXT'",
     "tag": "mcls runs tag RUN a,b",
 }
+JOB = re.compile(r"(\b\d+)_[^/]*?=[^/]*?( \+ \d+ more)?$")  # the end of a job's name
 WIDTH = 60  # characters of a cell on the terminal
 OTHERS = (*STANDING, "epochs", "seconds", "reason")  # columns that come behind the hyper-parameters
 TROUBLED = ("failed", "killed", "damaged")
@@ -166,8 +168,9 @@ def print_table(
 ) -> int:
     """Print a table, on a terminal the columns that fit beside the results and `keys`. Returns how many are left out.
 
-    In narrow lines the runs lose `root`, the folder that they are all in. Of the other hyper-parameters, which stand
-    behind the status, those come first in which the most rows differ from the most frequent value.
+    In narrow lines the runs lose `root`, the folder that they are all in, and the jobs of sweeps what follows their
+    number: the keys stand beside it. Where even these don't fit, the table is a list. Of the other hyper-parameters,
+    which stand behind the status, those come first in which the most rows differ from the most frequent value.
     """
     if markdown:
         print(system_text.markdown(header, cells))
@@ -181,8 +184,11 @@ def print_table(
     shown = [[str(line[index]) for index in kept] for line in [header, *cells]]
     if width != WHOLE and total(least_widths(shown[0], shown[1:])) > width:
         for line in shown:
-            line[0] = line[0].removeprefix(f"{root}/")
+            line[0] = JOB.sub(r"\1\2", line[0].removeprefix(f"{root}/"))
         shown[0][0] = f"run in {root}"
+        if total([SHORTEST, *least_widths(shown[0], shown[1:])[1:]]) > width:
+            print(plain_list(shown[0], shown[1:], width))
+            return len(header) - len(kept)
     status = kept.index(header.index("status"))
     colours = {number: BAD for number, line in enumerate(shown[1:]) if line[status] in TROUBLED}
     first = [] if 0 in colours or not shown[1][1] else [0]  # best first

@@ -16,6 +16,7 @@ COMMAND = rf"(?:\S+ -m |\S*/)?mcls [a-z]+(?: (?:{QUOTED}|[^\s;]+))?(?: (?:{QUOTE
 WORD = re.compile(rf"(?:{COMMAND}|\S)\S*")
 LABEL = re.compile(r"mcls: |\w+ {2,}| *")  # begins a line; the lines that continue it begin below its text
 KEY = re.compile(r"[a-z]+(\.\w+)+")  # of a configuration
+RESULTS = ("epochs",)  # headings of measures, which the last part of a key is not to look like
 Styles = Mapping[int, str]
 
 
@@ -86,7 +87,10 @@ def plain_table(
             titles = [narrower(*pair, header) for pair in zip(titles, columns, strict=True)]
             widths = widths_of(titles, columns)
     others = [width_of for index, width_of in enumerate(widths) if index not in names]
-    least = max(SHORTEST, min(LEAST, width - 2 - max(others, default=0)))  # so that any other fits beside it
+    least = (width - total([*others, *[0] * len(names)])) // max(1, len(names))  # so that all fit beside each other
+    if least < SHORTEST:
+        least = max(SHORTEST, width - 2 - max(others, default=0))  # so that any other fits beside it
+    least = min(LEAST, least)
     for index in sorted(names, key=lambda index: -widths[index]):
         if (over := total(widths) - width) > 0:
             columns[index] = [cut_in_the_middle(cell, max(least, widths[index] - over)) for cell in columns[index]]
@@ -99,6 +103,15 @@ def plain_table(
         ends = {height + index: style for index, style in (styles or {}).items()}
         shown += [*aligned(body, [widths[index] for index in block], ends), ""]
     return "\n".join(shown[:-1])
+
+
+def plain_list(header: Sequence[str], rows: Sequence[Row], width: int) -> str:
+    """A table that is too wide for its lines: each row is its first cell, and below it the others, `heading=cell`."""
+    shown, names = [], [last_part_of([name], [], header)[0] for name in header[1:]]
+    for first, *others in cells(rows):
+        pairs = [f"{name}={cell}" for name, cell in zip(names, others, strict=True) if cell]
+        shown += [cut_in_the_middle(first, width), wrapped(f"  {', '.join(pairs)}", width)]
+    return "\n".join(shown)
 
 
 def columns_that_fit(header: Sequence[str], rows: Sequence[Row], width: int, optional: Sequence[int]) -> list[int]:
@@ -131,7 +144,7 @@ def broken(title: list[str], column: Sequence[str], header: Sequence[str]) -> li
 def last_part_of(title: list[str], column: Sequence[str], header: Sequence[str]) -> list[str]:
     """A heading such as optimizer.lr as `lr`, unless that is another one's too."""
     short = title[0].rpartition(".")[2] if KEY.fullmatch(title[0]) else title[0]
-    alike = [name for name in header if name.rpartition(".")[2] == short]
+    alike = [name for name in (*header, *RESULTS) if name.rpartition(".")[2] == short]
     return [short] if len(alike) == 1 else title
 
 
