@@ -68,7 +68,12 @@ def test_jobs_in_processes_are_those_of_one_process(mcls: Main, tmp_path: Path, 
     keys = ("trainer.epochs=2", "optimizer.lr=0.1,0.01,1e30,0.2")
     assert mcls(*LINE, *keys, "sweep.name=here") == 1
     inline = results(tmp_path / "outputs" / "sweeps" / "here")
-    capsys.readouterr()
+    err = capsys.readouterr().err
+    heads = [line for line in err.splitlines() if line.startswith("job ")]
+    assert heads == [
+        f"job {number}: optimizer.lr={rate}" for number, rate in enumerate(("0.1", "0.01", "1e+30", "0.2"))
+    ]
+    assert err.count("\ndevice ") == 4 and err.count("\ntest  ") == 1  # the run that is opened is not described again
     assert mcls(*LINE, *keys, "sweep.name=there", "launcher=parallel", "launcher.jobs=2") == 1
     err = capsys.readouterr().err
     there = tmp_path / "outputs" / "sweeps" / "there"
@@ -77,7 +82,8 @@ def test_jobs_in_processes_are_those_of_one_process(mcls: Main, tmp_path: Path, 
         job.get("weights_sha256") for job in parallel.values()
     ]
     assert parallel["2"]["status"] == "failed" and parallel["2"]["reason"] == inline["2"]["reason"]
-    assert "job 2: failed: step" in err and "4 of 4 jobs done" in err
+    assert "\njob 2 (optimizer.lr=1e+30): failed: step" in err and "4 of 4 jobs done" in err
+    assert "\n\njob" not in err and err.count("\njob ") == 4 and "\ndevice " not in err
     assert "\n  2/2  " in (there / "logs" / "0.txt").read_text() and "\n  2/2  " not in err.split("the test set")[0]
     assert "launcher" not in (there / "0_optimizer.lr=0.1" / "config.yaml").read_text()
     assert mcls("resume", "outputs/sweeps/there", "launcher=parallel", "launcher.jobs=2") == 1

@@ -187,7 +187,11 @@ def test_jobs_in_the_cluster_are_those_of_one_process(
         key: job.get("weights_sha256") for key, job in found.items()
     }
     assert found["0"]["test"] == inline["0"]["test"] and found["1"]["reason"] == inline["1"]["reason"]
-    assert "in SLURM's queue: 1000, 2 jobs" in err and "job 1: failed: step" in err and "2 of 2 jobs done" in err
+    assert (
+        "in SLURM's queue: 1000, 2 jobs" in err
+        and "job 1 (optimizer.lr=1e+30): failed: step" in err
+        and "2 of 2 jobs done" in err
+    )
     assert "\n  1/1  " in (sweep / "logs" / "0.txt").read_text() and "\n  1/1  " not in err
 
 

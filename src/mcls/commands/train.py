@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import shlex
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -125,10 +126,13 @@ def single(request: Request, command: str, stop: StopRequest) -> None:
 def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> None:
     """Many runs in one folder, then a table of them, best first."""
     say_progress("preparing the sweep")
+    begun = time.monotonic()
     from mcls.sweep import runner
     from mcls.sweep.executors import capacity, executor
     from mcls.sweep.preflight import preflight
     from mcls.sweep.search import run_search
+
+    importing = time.monotonic() - begun  # which a process of launcher=parallel does once more
 
     if rank_and_size()[1] > 1:
         raise RequestError("-m: not under torchrun. Set trainer.devices=N instead.")
@@ -148,7 +152,8 @@ def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> No
         plan = replace(plan, jobs=stored.jobs, bases=stored.bases) if plan.samples else plan
     else:
         if plan.jobs:
-            log.info(preflight(plan, parallel, elsewhere=request.launcher["kind"] == "slurm"))
+            kind = request.launcher["kind"]
+            log.info(preflight(plan, parallel, kind == "slurm", importing if kind == "parallel" else 0.0))
         plan = replace(plan, path=given or claim(parent, timestamp()).path)
         make_folder(plan.path)
         plan.write()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,13 +18,15 @@ from typing import IO, Any, Protocol, cast
 import torch
 
 from mcls.errors import MachineError, RequestError, RunError, Stopped
-from mcls.runs.folder import RunFolder
+from mcls.runs.folder import RunFolder, relative
 from mcls.sweep.slurm import Slurm, check_cluster
 from mcls.sweep.stacked import Stacked
 from mcls.sweep.task import Outcome, Task, record_failure, run_task
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
 from mcls.training.setup import DEFAULT_THREADS
+
+log = logging.getLogger("mcls")
 
 POLL = 0.05  # seconds between two looks for a signal
 PATIENCE = 9.0  # seconds that a process has to save its run and end
@@ -139,6 +142,9 @@ class Parallel:
         self.busy: list[Worker] = []
         self.answers: SimpleQueue[tuple[Worker, str]] = SimpleQueue()
         make_folder(logs)
+        log.info(
+            f"{capacity} {'job' if capacity == 1 else 'jobs'} at a time; what they print: {relative(logs)}/NUMBER.txt"
+        )
 
     def submit(self, task: Task) -> None:
         """Give the job to a process that has none, or to a new one."""

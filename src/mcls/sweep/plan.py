@@ -9,7 +9,7 @@ from typing import Any
 
 from mcls.config.jobs import Base, Dimension, Job, Search
 from mcls.config.schema import leaves, yaml_text
-from mcls.errors import FolderError, RequestError, Stopped
+from mcls.errors import FolderError, RequestError
 from mcls.runs.folder import RunFolder, job_name, read_json, relative, shell_path
 from mcls.runs.renamed import SCHEMA
 from mcls.system.files import publish, to_json
@@ -71,9 +71,9 @@ class Sweep:
             return RunFolder(self.path / self.names[number])
         return RunFolder(self.path / job_name(number, ",".join(sorted(self.changed(self.jobs[number].overrides)))))
 
-    def stopped(self, error: Stopped) -> Stopped:
-        """`error`, which stopped a job, with the command that goes on with all of them."""
-        return Stopped(f"{error}, or the whole sweep with: {self.resume_command}", error.signal_number)
+    def title(self, number: int) -> str:
+        """What a job changes."""
+        return " ".join(self.changed(self.jobs[number].overrides))
 
     def refuse_other(self, stored: "Sweep") -> None:
         """Raise RequestError unless `stored`, the plan in the folder, trains the same; it may be an older version's."""

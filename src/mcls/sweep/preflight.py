@@ -26,12 +26,13 @@ STEPS, SECONDS = 10, 0.5  # that a model is timed for, at most
 START, OTHER_FILES = 0.5, 100_000  # seconds and bytes of a job besides its steps and checkpoints, roughly
 
 
-def preflight(plan: Sweep, parallel: int = 1, elsewhere: bool = False) -> str:
+def preflight(plan: Sweep, parallel: int = 1, elsewhere: bool = False, start: float = 0.0) -> str:
     """Push one batch forward and backward for each distinct combination of parts. Returns what the sweep will take.
 
     Args:
         parallel: jobs that run at a time.
         elsewhere: whether they run on other machines. Then the batch is tried on the CPU, and no time is estimated.
+        start: seconds until the first of them begin.
 
     Raises RequestError with a line for each combination that does not go together; other errors as a job would.
     """
@@ -54,7 +55,7 @@ def preflight(plan: Sweep, parallel: int = 1, elsewhere: bool = False) -> str:
             config = job.config(plan.bases)
             costs[keys[number]] = cost_of(build_components(tried_on_cpu(config) if elsewhere else config))
         except RequestError as error:
-            raise RequestError(f"job {number} ({' '.join(plan.changed(job.overrides))}): {error}") from error
+            raise RequestError(f"job {number} ({plan.title(number)}): {error}") from error
         finally:
             gc.collect()
 
@@ -68,7 +69,7 @@ def preflight(plan: Sweep, parallel: int = 1, elsewhere: bool = False) -> str:
     )
     size = sum(costs.get(key, mean_of(costs))[1] for key in keys)
     untried = f"; {len(first) - len(costs)} of its models are checked by their jobs" if len(costs) < len(first) else ""
-    lasting = "" if elsewhere else f"about {duration(seconds * math.ceil(len(keys) / parallel))}, "
+    lasting = "" if elsewhere else f"about {duration(start + seconds * math.ceil(len(keys) / parallel))}, "
     return f"{len(keys):,} {'job' if len(keys) == 1 else 'jobs'}, {lasting}{size / 1e6:,.0f} MB{untried}"
 
 
@@ -95,7 +96,7 @@ def duration(seconds: float) -> str:
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.0f} {unit}s"
-    return f"{max(1, round(seconds))} seconds"
+    return "1 second" if seconds < 1.5 else f"{round(seconds)} seconds"
 
 
 def cost_of(parts: Components) -> tuple[float, float]:

@@ -4,12 +4,12 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mcls.config.saved import check_saved, saved_config
 from mcls.errors import MclsError, Stopped
 from mcls.report.summary import percent
-from mcls.runs.folder import relative
 from mcls.sweep.executors import Executor
 from mcls.sweep.halving import rungs_of
 from mcls.sweep.plan import Sweep
@@ -75,13 +75,12 @@ class Driver:
             told: called with the number of each job that ended.
         """
         for number in numbers:
-            title = " ".join(self.plan.changed(self.plan.jobs[number].overrides))
-            log.info(f"\njob {number}: {title}")
             try:
                 task = self.task(number, configure)
             except Stopped:
                 raise
             except Exception as error:
+                log.info(f"\njob {number}: {self.plan.title(number)}")
                 make_folder(self.plan.folder(number).path)
                 record_failure(self.plan.folder(number), error, self.plan.jobs[number].overrides)
                 self.done += 1
@@ -103,7 +102,8 @@ class Driver:
         prunes = search is not None and search.settings.get("pruner", "none") != "none"
         pruner = {"path": str(self.plan.path), "settings": search.settings} if search and prunes else {}
         until = self.until[number] if self.until else None
-        return Task(number, folder.path, job.overrides, command, again, config, choices, self.changes, pruner, until)
+        task = Task(number, folder.path, job.overrides, command, again, config, choices, self.changes, pruner, until)
+        return replace(task, title=self.plan.title(number))
 
     def collect(self, told: Callable[[int], object]) -> None:
         """Wait for a job to end. Raises Stopped."""
@@ -133,7 +133,7 @@ class Driver:
         if self.runs.capacity > 1:
             result = self.plan.folder(number).finished() or {}
             said = f"val {percent(result['val'])}" if result.get("val") else result.get("status", "")
-            parts.append(f"job {number}: " + (f"failed: {reason}" if reason else said))
+            parts.append(f"job {number} ({self.plan.title(number)}): " + (f"failed: {reason}" if reason else said))
         parts.append(f"{self.done} of {self.total} jobs done")
         if self.done < self.total:
             left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
@@ -186,12 +186,12 @@ def conclude(plan: Sweep, changes: Sequence[str], runs: Executor) -> None:
         for number, reason in wait_for(plan, runs):
             result = plan.folder(number).finished() or {}
             if not reason and result.get("test"):
-                log.info(f"test  {percent(result['test'])}")
+                log.info(f"test  {percent(result['test'])}, job {number} ({plan.title(number)})")
 
+    if opened:
+        log.info(f"\nthe test set is opened for {'the best setting on val' if which == 'best' else 'all jobs'}")
     for job in opened:
         about = read_metadata(job.folder)
-        why = ", best setting on val" if which == "best" else ""
-        log.info(f"\n{relative(job.folder.path)}: the test set is opened{why}")
         try:
             with job.folder.lock():
                 job.folder.write_json(job.folder.about, {**about, "test_closed": False})

@@ -85,7 +85,7 @@ class Slurm:
     def submit(self, task: Task) -> None:
         """Have the job in the next array, unless it is in the queue already, or finished."""
         if (name := self.names.get(str(task.number))) in self.found:
-            log.info(f"already in SLURM's queue, as {name}")
+            log.info(f"job {task.number}: already in SLURM's queue, as {name}")
             self.found.discard(name)
             self.watched[task.number] = task
         elif not task.once_more and task.until is None and self.status_of_job(task) == "finished":

@@ -90,8 +90,6 @@ class Stacked:
             if failed:
                 return failed
         task = self.single.pop(0)
-        if not task.once_more:
-            log.info(f"\njob {task.number}")
         return [(task.number, run_task(task, self.stop))]
 
     def close(self) -> None:

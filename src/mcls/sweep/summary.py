@@ -93,13 +93,7 @@ def sweep_report(plan: Sweep, full: bool = False) -> str:
         "ensembles": ensembles(plan.path),
         "picture": embedded((plan.path / PICTURE).read_bytes()) if drawn else None,
         "others": [
-            [
-                job.number,
-                " ".join(plan.changed(plan.jobs[job.number].overrides)),
-                job.status,
-                job.result.get("epochs") or 0,
-                job.reason,
-            ]
+            [job.number, plan.title(job.number), job.status, job.result.get("epochs") or 0, job.reason]
             for job in jobs
             if job.status != "finished"
         ],

@@ -36,6 +36,7 @@ class Task:
         changes: `key=value` for what was begun: where its data are, which packages to trust.
         pruner: `path` and `settings` of the search that may end it early; nothing where none does.
         once_more: whether it is resumed though it is finished, as its test set is open now.
+        title: what it changes, for people.
         until: the epoch after which it ends for now, in a rung of search=halving; it has fewer so far.
     """
 
@@ -50,6 +51,7 @@ class Task:
     pruner: dict[str, Any] = field(default_factory=dict)
     until: int | None = None
     once_more: bool = False
+    title: str = ""
 
     def origin(self, begun: bool) -> dict[str, Any]:
         """What run.json says of where the job comes from, unless it was `begun` before."""
@@ -69,7 +71,10 @@ def run_task(task: Task, stop: StopRequest) -> str:
 
     Raises Stopped.
     """
-    folder = RunFolder(task.folder)
+    folder, level = RunFolder(task.folder), log.level
+    if task.once_more:
+        log.setLevel(logging.WARNING)  # the rest was said when it was trained
+    log.info(f"\njob {task.number}: {task.title}")
     try:
         if signal_number := stop():
             raise Stopped("stopped between two jobs", signal_number)
@@ -88,6 +93,7 @@ def run_task(task: Task, stop: StopRequest) -> str:
         record_failure(folder, error, task.overrides)
         return str(error)  # without its traceback, which holds model and data
     finally:
+        log.setLevel(level)
         stop.prune = never
         gc.collect()  # before the next job takes memory
     return ""
