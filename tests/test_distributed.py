@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from mcls.augmentations import CropFlip
 from mcls.data.loader import Loader, Normalise
@@ -48,6 +50,20 @@ def test_a_split_smaller_than_the_team_is_measured_once() -> None:
     loader = Loader(split, 32, CPU, Normalise(None, None, CPU))
     found = [len(list(loader.epoch(world=World(rank, 3)))) for rank in range(3)]
     assert found == [0, 1, 1]
+
+
+def test_a_start_shares_a_name_that_no_start_before_had() -> None:
+    """In one store, as torchrun keeps it: whole starts, and starts in which a process ended before it had joined."""
+    store = distributed.HashStore()  # type: ignore[attr-defined]
+    names = []
+    for size in (2, 4, 1, 3):
+        store.set("mcls/rank/1", "of a process that is gone")
+        with ThreadPoolExecutor(size) as threads:
+            late = [threads.submit(World(rank, size).agree_on_start, store, 10.0) for rank in range(size)]
+            names.append({one.result() for one in late})
+        with pytest.raises(distributed.DistError, match="timed out: process 1 has not joined"):
+            World(0, 2).agree_on_start(store, 0.05)
+    assert [len(name) for name in names] == [1, 1, 1, 1] and len(set.union(*names)) == 4
 
 
 def run(root: Path, *arguments: str, command: tuple[str, ...] = ("-m", "mcls")) -> subprocess.CompletedProcess[str]:

@@ -217,9 +217,8 @@ def test_two_machines_train_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for child processes")
 @pytest.mark.slow
-def test_two_machines_go_on_when_a_process_of_one_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_machines_go_on_when_a_process_of_one_is_killed(tmp_path: Path) -> None:
     """Each in turn loses its process: one folder, with the weights of the run that was not disturbed."""
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # see docs/multi-gpu.md
     lines = (*LONG, "trainer.epochs=20")
     with torchrun(tmp_path, TEAM, *lines, "name=whole") as process:
         assert process.communicate(timeout=120) and process.returncode == 0

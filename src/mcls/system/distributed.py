@@ -5,6 +5,8 @@ through NCCL on GPUs.
 """
 
 import contextlib
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
-
-from mcls.system.torchrun import attempt
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,31 @@ class World:
             distributed.all_gather_object(gathered, value)
         return gathered
 
+    def agree_on_start(self, store: Any, seconds: float) -> str:
+        """A name that the processes of this start share and no earlier start had.
+
+        torchrun's `store` outlives a restart, with the addresses of processes that are gone in it, and its agents on
+        several machines do not count restarts alike (pytorch#135712). So each process writes a name of its own, rank 0
+        answers the newest names with this start's until all have joined, and names from before answer nothing.
+
+        Raises DistError when not all have joined after `seconds`.
+        """
+        own = uuid.uuid4().hex
+        if self.rank:
+            store.set(f"mcls/rank/{self.rank}", own)
+            start: str = store.get(f"mcls/start/{own}").decode()
+            store.set(f"mcls/joined/{start}/{self.rank}", "")
+            return start
+        deadline = time.monotonic() + seconds
+        for rank in range(1, self.size):
+            while not store.check([f"mcls/joined/{own}/{rank}"]):
+                if store.check([f"mcls/rank/{rank}"]):
+                    store.set(f"mcls/start/{store.get(f'mcls/rank/{rank}').decode()}", own)
+                if time.monotonic() > deadline:
+                    raise distributed.DistError(f"timed out: process {rank} has not joined")
+                time.sleep(0.01)
+        return own
+
     @contextlib.contextmanager
     def init_process_group(self, address: str, device: torch.device, seconds: float) -> Iterator[None]:
         """While entered, the processes that meet at `address` (a URL of torch's) are connected.
@@ -99,8 +124,9 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if address == "env://":  # torchrun's store, which still holds the addresses of the attempt before a restart
-            store = distributed.PrefixStore(attempt(), next(rendezvous(address, timeout=timeout))[0])  # type: ignore[attr-defined]
+        if address == "env://":
+            store = next(rendezvous(address, timeout=timeout))[0]
+            store = distributed.PrefixStore(self.agree_on_start(store, seconds), store)  # type: ignore[attr-defined]
             distributed.init_process_group(backend, store=store, **keys)
         else:
             distributed.init_process_group(backend, init_method=address, **keys)

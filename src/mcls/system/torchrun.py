@@ -16,12 +16,6 @@ def processes_here(size: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", size)) if rank_and_size()[1] > 1 else size
 
 
-def attempt() -> str:
-    """Which start of the processes this is. Several machines do not count alike: nothing tells theirs apart."""
-    size = rank_and_size()[1]
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if processes_here(size) == size else "0"
-
-
 def check_restart(name: str | None) -> None:
     """Raise RequestError when torchrun starts a run that has no `name` for another time: it would begin anew."""
     if name is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
