@@ -20,7 +20,7 @@ BUDGETS = {
     "config": 1445,
     "report": 955,
     "data": 2420,
-    "runs": 1155,
+    "runs": 1170,
     "metrics": 210,
     "models": 385,
     "losses": 80,
@@ -28,7 +28,7 @@ BUDGETS = {
     "augmentations": 130,
     "mixing": 50,
     "ranks": 100,
-    "system": 640,
+    "system": 645,
     "significance": 40,
     "cli": 110,
 }

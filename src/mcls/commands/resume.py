@@ -47,7 +47,10 @@ def run(arguments: list[str]) -> int:
         raise RequestError(f"{options.run}: the baseline {name}, fitted at once; there is nothing to resume.")
     config = saved_config(folder, options.changes)
     if (result := folder.finished()) and (said := complete(result, folder, config["trainer"])):
-        say(said)
+        from mcls.runs.remarks import set_remarks
+
+        for line in [said, *set_remarks(folder, config)]:
+            say(line)
         return 0
     say_progress(f"reading {options.run}")
     from mcls.inference.load import pointing

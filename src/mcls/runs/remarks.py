@@ -3,12 +3,13 @@
 from typing import Any
 
 from mcls.errors import RequestError
-from mcls.runs.folder import RunFolder, as_yaml, read_json, read_yaml
+from mcls.runs.folder import RunFolder, as_yaml, read_json, read_yaml, relative
 from mcls.runs.formats import encodable
 from mcls.runs.table import overridden
 from mcls.runs.tracking import publish_text, remarks
 from mcls.system.files import publish
 
+KEYS = ("tags", "note")
 MOST = 2_000  # characters
 
 
@@ -34,3 +35,23 @@ def set_remark(folder: RunFolder, key: str, text: str) -> None:
         publish(folder.config, as_yaml({**config, key: value}).encode())
         folder.write_json(folder.about, {**about, "hyperparameters": settings})
         publish_text(folder.path, "note", remarks(settings))
+
+
+def set_remarks(folder: RunFolder, config: dict[str, Any]) -> list[str]:
+    """Write the tags and the note of `config` that differ from the run's. Returns a line for each; raises as above."""
+    saved, lines = read_yaml(folder.config), []
+    for key in KEYS:
+        if (value := config[key] or None) != (saved.get(key) or None):
+            text = ",".join(value or ()) if key == "tags" else value or ""
+            set_remark(folder, key, text)
+            lines.append(f"{relative(folder.path)}: {f'{key} {text}' if text else f'no {key}'}")
+    return lines
+
+
+def newest_remarks(config: dict[str, Any], typed: list[str], folder: RunFolder) -> dict[str, Any]:
+    """`config` with the tags and the note that the run has, except what is `typed` now and was not when it began."""
+    new = {
+        line.lstrip("+").partition("=")[0] for line in set(typed) - set(read_json(folder.about).get("overrides", []))
+    }
+    saved = read_yaml(folder.config)
+    return config | {key: saved[key] for key in KEYS if key in saved and key not in new}

@@ -10,6 +10,7 @@ from mcls.config.saved import EXTENDABLE_KEYS, RESUMABLE_KEYS
 from mcls.config.schema import leaves, yaml_text
 from mcls.errors import RequestError
 from mcls.runs.folder import RunFolder, claim, read_yaml, relative, shell_path, slug, timestamp
+from mcls.runs.remarks import newest_remarks, set_remarks
 from mcls.runs.renamed import rename
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
@@ -72,7 +73,7 @@ def run_or_resume(
 
     if not folder.begun:
         return train_new(config, origin, made, stop)[1]
-    config = with_expected_input(config)
+    config = newest_remarks(with_expected_input(config), origin["overrides"], folder)
     wanted, saved, shown = dict(leaves(config)), read_yaml(folder.config), relative(folder.path)
     rename(saved, wanted)
     differing = [
@@ -88,6 +89,9 @@ def run_or_resume(
         )
     if (result := folder.finished()) is not None:
         dismiss_workers()
+        changed = set_remarks(folder, config)
         log.info("already finished" if key == "sweep.name" else f"already finished, {result['epochs']} epochs")
+        for line in changed:
+            log.info(line)
         return result
     return resume(folder, config, stop)
