@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcls import errors
+from mcls.system.text import plural
 
 SOURCE = Path(__file__).parents[1] / "src" / "mcls"
 SNAPSHOT = Path(__file__).with_name("messages.snap")
@@ -33,11 +34,19 @@ CALLS = {
 KEYWORDS = {"help", "description", "epilog"}
 
 
+def filled(node: ast.AST) -> str:
+    """What stands for an expression in a text: {...}, and of `plural(number, "epoch")` {...} epochs."""
+    match node:
+        case ast.Call(ast.Name("plural") | ast.Attribute(attr="plural"), [_, ast.Constant(str(noun))]):
+            return plural(2, noun).replace("2", "{...}")
+    return "{...}"
+
+
 def texts(node: ast.AST) -> Iterator[str]:
     """The texts in an expression, in order, with {...} for what is filled in."""
     if isinstance(node, ast.JoinedStr):
         yield "".join(
-            str(part.value) if isinstance(part, ast.Constant) else "{...}"
+            str(part.value) if isinstance(part, ast.Constant) else filled(part.value)
             for part in node.values
             if isinstance(part, ast.Constant | ast.FormattedValue)
         )

@@ -49,7 +49,7 @@ def test_balanced_weights_are_scikit_learns() -> None:
 def test_an_absent_class_weighs_nothing_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
     counts = torch.tensor([5, 0, 5])
     assert weights_of("balanced", counts).tolist() == pytest.approx([2 / 3, 0, 2 / 3])  # type: ignore[union-attr]
-    assert "loss    1 of 3 classes have no training sample; their weight is 0" in caplog.text
+    assert "loss    classes without a training sample: 1 of 3; weight 0" in caplog.text
     found = loss("ce", counts, class_weights="balanced", label_smoothing=0.1)
     assert found(torch.randn(4, 3), torch.tensor([0, 2, 2, 0])).isfinite()
 

@@ -347,7 +347,7 @@ def test_unseen_categories_of_splits_cut_here_count_as_none(tmp_path: Path, capl
     body[int(name.split()[1]) - 2][3] = "mauve"
     found = read(write(tmp_path / "t.csv", body))
     assert inputs(found.open_test())[0, 3:].tolist() == [0, 0, 0]
-    assert "1 cells hold categories that train does not have; they count as none" in caplog.text
+    assert "1 cell with a category that train does not have, which counts as none" in caplog.text
 
 
 def test_a_column_with_one_value_is_harmless(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_label_that_is_no_class_is_named_with_its_row(tmp_path):
 
 
 def test_labels_below_zero_are_refused():
-    with pytest.raises(DataError, match=r"^x, row 1: label -1 is not in 0\.\.2 \(1 such rows\)\.$"):
+    with pytest.raises(DataError, match=r"^x, row 1: label -1 is not in 0\.\.2 \(1 such row\)\.$"):
         check_labels(torch.tensor([0, -1, 2]), 3, "x")
     check_labels(torch.tensor([0, 1, 2]), 3, "x")
 

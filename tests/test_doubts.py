@@ -64,7 +64,7 @@ def test_wrong_labels_of_a_table_are_found(mcls: Main, tmp_path: Path, capsys: C
     sure = [float(row["its probability"]) for row in rows]
     assert sure == sorted(sure) and err == ""
     lines = out.splitlines()
-    assert lines[0] == f"{len(rows)} of 240 labels are in doubt; all are in outputs/sweeps/s/label-doubts.csv"
+    assert lines[0] == f"labels in doubt: {len(rows)} of 240; all are in outputs/sweeps/s/label-doubts.csv"
     assert len(lines) == 2 + min(10, len(rows))
 
 

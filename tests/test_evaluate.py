@@ -265,7 +265,7 @@ def test_mistakes(mcls: Main, mnist: Path, capsys: Capture) -> None:
     doubts = [float(row["probability"]) for row in rows]
     assert doubts == sorted(doubts)
     assert all(row["label"] != row["predicted"] and row["its probability"] >= row["probability"] for row in rows)
-    assert f"{len(rows)} of 270 labels are doubtful" in capsys.readouterr().out
+    assert f"doubtful labels: {len(rows)} of 270, the most" in capsys.readouterr().out
     with Image.open(mnist / "figures" / "evaluation-train-mistakes.png") as drawn:
         assert drawn.width > 300 and drawn.height > 100
 
@@ -339,7 +339,7 @@ def test_no_mistakes_at_all(mcls: Main, tmp_path: Path, data_root: Path, capsys:
         tmp_path / "easy", data_root, "dataset.cluster_std=0.01", "dataset.val_fraction=0", "trainer.epochs=40"
     )
     assert mcls("evaluate", str(folder), "--mistakes") == 0
-    assert "0 of 200 labels are doubtful" in capsys.readouterr().out
+    assert "doubtful labels: 0 of 200, the most" in capsys.readouterr().out
     assert written(folder, "test")["temperature"] == {"value": None, "reason": "no val"}
     assert mcls("evaluate", str(folder), "--split", "val") == 2
     message = "mcls: --split val: the run has no validation split. Use --split test.\n"

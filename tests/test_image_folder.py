@@ -182,7 +182,7 @@ def test_pictures_of_a_split_without_classes_are_left_alone(
     assert sizes(read(tmp_path, **keys, test_fraction=0.4 if part == "test" else 0.2)) == expected
     place = tmp_path / part / part
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"data    {place}: its 7 images are not in class folders and are not used; {part} is split off from train. "
+        f"data    {place}: 7 images in no class folder, left out; {part} is split off from train. "
         f"To classify them: mcls predict RUN {place}"
     ]
 
@@ -242,7 +242,7 @@ def test_statistics_are_those_of_the_training_images(tmp_path: Path) -> None:
     assert found.std == pytest.approx(values.std(dim=1, correction=0).tolist(), rel=1e-12)
     assert read(tmp_path, mean=[0.1, 0.2, 0.3]).mean == (0.1, 0.2, 0.3)
     with pytest.raises(
-        RequestError, match=r"^dataset\.std: 1 numbers for 3 channels\. Give one per channel, or auto\.$"
+        RequestError, match=r"^dataset\.std: 1 number for 3 channels\. Give one per channel, or auto\.$"
     ):
         read(tmp_path, std=[0.5])
 
@@ -430,7 +430,7 @@ def test_hidden_folders_loose_files_and_other_suffixes_are_left_out_and_told(
     assert told.count("data    hidden and system folders are not looked into: "
                       "'.ipynb_checkpoints', '.thumbs', '@eaDir', '__MACOSX'") == 1  # fmt: skip
     assert "data    files that are not images are not used: 2 .dcm, 1 .txt" in told
-    assert "data    1 images outside the class folders are not used" in told
+    assert "data    not used: 1 image outside the class folders" in told
 
 
 def test_links_are_followed_but_never_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -440,7 +440,7 @@ def test_links_are_followed_but_never_twice(tmp_path: Path, caplog: pytest.LogCa
         (tmp_path / "linked" / name).symlink_to(tmp_path / "real" / name)
     (tmp_path / "real" / "cat" / "loop").symlink_to(tmp_path / "real" / "cat")
     assert sum(sizes(read(tmp_path / "linked"))) == 20
-    assert "1 links to folders that were scanned already are not followed" in caplog.text
+    assert "not followed: 1 link to folders that were scanned already" in caplog.text
 
 
 def test_names_that_are_not_utf_8_or_hold_control_characters_are_escaped(tmp_path: Path) -> None:

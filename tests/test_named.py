@@ -116,6 +116,33 @@ def test_tags_and_notes(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert mcls("runs", "tags=kept", "--all") == 0 and "1 of 2 runs" in capsys.readouterr().err
 
 
+def test_tags_and_a_note_typed_again(mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is new in the command is written, what was set since the run began is kept; finished or not."""
+    folder, lines = tmp_path / "outputs" / "x", ("train", *QUICK, "name=x")
+
+    def told(*words: str) -> str:
+        capsys.readouterr()
+        assert mcls(*words) == 0
+        return capsys.readouterr().err
+
+    def remarks() -> tuple[Any, Any]:
+        about = json.loads((folder / "run.json").read_text())["hyperparameters"]
+        return about.get("tags"), about.get("note")
+
+    told(*lines, "note=one", "tags=[a]")
+    told("runs", "note", "outputs/x", "by hand")
+    for words in ((), ("note=one", "tags=[a]")):
+        assert told(*lines, *words) == "already finished, 2 epochs\n" and remarks() == ("a", "by hand")
+    assert told(*lines, "note=two", "tags=[a]") == "already finished, 2 epochs\noutputs/x: note two\n"
+    assert remarks() == ("a", "two")
+    capsys.readouterr()
+    assert mcls("resume", str(folder), "tags=[b,c]") == 0 and remarks() == ("b,c", "two")
+    assert capsys.readouterr().out.splitlines()[1:] == ["outputs/x: tags b,c"]
+    for words, expected in (((), ("b,c", "two")), (("note=null", "tags=[d]"), ("d", None))):
+        (folder / "result.json").unlink()
+        assert "resumed after epoch 2" in told(*lines, *words) and remarks() == expected
+
+
 def torchrun(root: Path, launcher: tuple[str, ...], *lines: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "mcls", "train", *lines]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

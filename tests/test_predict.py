@@ -157,7 +157,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
         f"skipped {place}/ps.png: cannot be read (not a picture).",
         f"skipped {place}/zero.jpg: empty.",
         "2 classified",
-        "mcls: 7 of 9 images are invalid and left out.",
+        "mcls: invalid images: 7 of 9, left out.",
     ]
     assert mcls("predict", str(mnist), str(place), "--strict", "--output", str(tmp_path / "no.csv")) == 3
     assert (
@@ -251,7 +251,7 @@ def test_rows_of_numbers(mcls: Main, blobs: Path, tmp_path: Path, capsys: Captur
 
 
 BAD_ROWS = [
-    ("1,2\n3\n", "row 2: 1 cells, the model takes 2 numbers."),
+    ("1,2\n3\n", "row 2: 1 cell, the model takes 2 numbers."),
     ("1,2,3\n", "row 1: 3 cells, the model takes 2 numbers."),
     ("x,y\n1,two\n", "row 2: 'two' is not a number."),
     ("1,two\n", "row 1: 'two' is not a number."),
@@ -287,15 +287,15 @@ def test_rows_that_are_wrong_are_named_skipped_and_counted(
     assert [row["file"].split("/")[-1] for row in table(out)] == [*["one.csv:2", "one.csv:5"] * 2, *["other.csv:1"] * 2]
     assert err.splitlines()[:3] == [
         f"skipped {one}, row 3: 'two' is not a number.",
-        f"skipped {one}, row 4: 1 cells, the model takes 2 numbers.",
+        f"skipped {one}, row 4: 1 cell, the model takes 2 numbers.",
         f"skipped {one}, row 6: unexpected end of data. Is a quote not closed? The rest is not read.",
     ]
-    assert err.splitlines()[-1] == "mcls: 6 wrong rows or files are left out of 12."
+    assert err.splitlines()[-1] == "mcls: wrong rows or files: 6 of 12, left out."
     place = tmp_path / "found.out"
     assert mcls("predict", str(blobs), str(one), "--output", str(place)) == 3 and not place.exists()
     assert (
         capsys.readouterr().err.splitlines()[-1]
-        == f"mcls: 3 wrong rows or files are left out of 5, {place} is not written."
+        == f"mcls: wrong rows or files: 3 of 5, left out; {place} is not written."
     )
 
 
@@ -379,7 +379,7 @@ def test_unknown_categories_are_counted_where_they_are_ignored(
     found = list(inputs.rows([str(path)], {**ENCODER, "unseen": "ignore"}, fail))
     np.testing.assert_array_equal(np.stack([values for _, values in found[-2:]]), [[-1, 0, 0], [-1, 0, 1]])
     assert len(found) == 600
-    told = "300 cells hold categories that train does not have; they count as none"
+    told = "300 cells with a category that train does not have, which counts as none"
     assert [record.getMessage() for record in caplog.records] == [f"{path}: {told}"]
 
 
@@ -641,11 +641,11 @@ def test_a_run_on_a_table(mcls: Main, tmp_path: Path, data_root: Path, capsys: C
         assert mcls("predict", str(model), str(new)) == 3
         said = capsys.readouterr()
         assert len(table(said.out)) == 120
-        assert said.err.splitlines()[-1] == "mcls: 1 wrong rows or files are left out of 121."
+        assert said.err.splitlines()[-1] == "mcls: wrong rows or files: 1 of 121, left out."
         assert mcls("predict", str(model), str(new), "--handle-unknown", "ignore") == 0
         said = capsys.readouterr()
         assert len(table(said.out)) == 121
-        assert said.err.startswith(f"{new}: 1 cells hold categories that train does not have; they count as none\n")
+        assert said.err.startswith(f"{new}: 1 cell with a category that train does not have, which counts as none\n")
         new.write_text(new.read_text().removesuffix("green;x;1\n"))
 
 

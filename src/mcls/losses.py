@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from mcls.errors import RequestError
 from mcls.system.distributed import loss_mass
+from mcls.system.text import plural
 
 __all__ = ["cross_entropy", "nll"]
 
@@ -57,12 +58,13 @@ def weights_of(class_weights: str | Sequence[float] | None, counts: Tensor | Non
     if not isinstance(class_weights, str):
         if len(class_weights) != len(counts):
             raise RequestError(
-                f"loss.class_weights: {len(class_weights)} values for {len(counts)} classes. Give one per class."
+                f"loss.class_weights: {plural(len(class_weights), 'value')} for {len(counts)} classes. Give one "
+                "per class."
             )
         return torch.tensor(class_weights, dtype=torch.float32)
     absent = int((counts == 0).sum())
     if absent:
-        log.warning(f"loss    {absent} of {len(counts)} classes have no training sample; their weight is 0")
+        log.warning(f"loss    classes without a training sample: {absent} of {len(counts)}; weight 0")
     share = counts.sum() / (len(counts) * counts.clamp(min=1).double())
     return torch.where(counts > 0, share, 0.0).float()
 

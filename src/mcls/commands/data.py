@@ -150,7 +150,7 @@ def show_columns(encoder: dict[str, Any]) -> None:
     for name, mean, std, categories in settings:
         if categories:
             shown = ", ".join(categories[:5]) + (f" and {len(categories) - 5} more" if len(categories) > 5 else "")
-            rows.append([name, "text", f"{len(categories)} categories: {shown}"])
+            rows.append([name, "text", f"{text.plural(len(categories), 'category')}: {shown}"])
         else:
             rows.append([name, "number", f"mean {mean:.6g}, standard deviation {std:.6g}"])
     say()
@@ -271,7 +271,7 @@ def doubt_labels(options: argparse.Namespace) -> int:
         picture = labels.draw_doubts(found, order, f"Labels in doubt: the label, and what the runs say\n{target.name}")
         if picture:
             publish(target / DOUBTS_FILE.replace(".csv", ".png"), picture)
-    say(f"{len(rows):,} of {len(found.names):,} labels are in doubt; all are in {relative(target / DOUBTS_FILE)}")
+    say(f"labels in doubt: {len(rows):,} of {len(found.names):,}; all are in {relative(target / DOUBTS_FILE)}")
     if best.values:
         say(f"judged by the best setting on val, {' '.join(f'{key}={value}' for key, value in best.values.items())}")
     if rows:

@@ -196,7 +196,7 @@ def keep(
 def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, ...]) -> None:
     """The measures as tables on the terminal."""
     count = len(report.get("members", []))
-    which = f"mean of the probabilities of {count} runs" if count else f"of epoch {report['epoch']}"
+    which = f"mean of the probabilities of {text.plural(count, 'run')}" if count else f"of epoch {report['epoch']}"
     say(f"{report['split']:<5} {percent(report)}; {report['checkpoint']} checkpoint, {which}")
     if "tta" in report:
         say(f"test-time augmentation: {report['tta']}")
@@ -216,7 +216,7 @@ def print_evaluation(report: dict[str, Any], openings: int, classes: tuple[str, 
     elif scaled["value"] is None:
         rows += [("temperature", f"cannot be fitted on {scaled['fitted_on']}: {scaled['reason']}")]
     else:
-        few = f", which has only {scaled['samples']} samples" if scaled["samples"] < FEW else ""
+        few = f", which has only {text.plural(scaled['samples'], 'sample')}" if scaled["samples"] < FEW else ""
         rows += [("temperature", f"{scaled['value']:.3f}, fitted on {scaled['fitted_on']}{few}")]
         rows += [("log-loss at it", f"{scaled['loss']:.4f}"), ("ECE at it", f"{scaled['ece']:.4f}")]
     say()
@@ -247,7 +247,7 @@ def print_doubts(evaluation: "Evaluation", rows: list[list[object]], folder: Run
     path = folder.path / f"mistakes-{split}.csv"
     publish(path, text.comma_separated(header, rows).encode())
     say(
-        f"\n{len(rows):,} of {len(evaluation.split):,} labels are doubtful, the most doubtful first; all are in "
+        f"\ndoubtful labels: {len(rows):,} of {len(evaluation.split):,}, the most doubtful first; all are in "
         f"{relative(path)}"
     )
     if rows:

@@ -62,16 +62,14 @@ def run(arguments: list[str]) -> int:
                 file.write(text)
                 file.flush()
             if counter.skipped and not model.image:  # rows are put beside those of another table, by place
-                told = f"{counter.skipped:,} wrong rows or files are left out of {counter.done + counter.skipped:,}"
-                raise DataError(told + (f", {system_text.clean(str(path))} is not written." if path else "."))
+                told = f"wrong rows or files: {counter.skipped:,} of {counter.done + counter.skipped:,}, left out"
+                raise DataError(told + (f"; {system_text.clean(str(path))} is not written." if path else "."))
         where = f", in {system_text.clean(str(path))}" if path else ""
         log.info(f"{counter.done:,} classified{where}")
         if model.least:
             log.info(f"no class for {counter.rejected:,} of them")
         if counter.skipped:
-            raise DataError(
-                f"{counter.skipped:,} of {counter.done + counter.skipped:,} images are invalid and left out."
-            )
+            raise DataError(f"invalid images: {counter.skipped:,} of {counter.done + counter.skipped:,}, left out.")
     return 0
 
 

@@ -14,6 +14,7 @@ from mcls.report.ending import print_result
 from mcls.runs.folder import RunFolder, find_run, read_json, read_yaml, shell_path
 from mcls.sweep.plan import Sweep, read_sweep
 from mcls.system.console import console, say, say_progress
+from mcls.system.text import plural
 from mcls.system.torchrun import rank_and_size
 
 log = logging.getLogger("mcls")
@@ -83,9 +84,10 @@ def complete(result: dict[str, Any], folder: RunFolder, asked: dict[str, Any]) -
         ended = f"already finished: trainer.{key} ended it in epoch {done}"
         return f"{ended}; for more: {again} trainer.{key}={2 * was[key]:g}"
     if done < was["epochs"] and patience is not None and patience <= (was["patience"] or patience):
-        ended = f"already finished: trainer.patience ran out after {done} of {was['epochs']} epochs"
+        ended = f"already finished: trainer.patience ran out after {done} of {plural(was['epochs'], 'epoch')}"
         return f"{ended}; for more: {again} trainer.patience={2 * (was['patience'] or patience)}"
-    return f"already finished, {done} epochs; for more: {again} trainer.epochs={2 * done}" if epochs == done else ""
+    ended = f"already finished, {plural(done, 'epoch')}; for more: {again} trainer.epochs={2 * done}"
+    return ended if epochs == done else ""
 
 
 def resume_sweep(path: Path, changes: list[str], config_dir: Path | None) -> int:

@@ -77,12 +77,12 @@ def print_runs(words: Sequence[str], options: argparse.Namespace) -> int:
     elif rows:
         left = print_table(relative(root), *readable_table(rows, keys), chosen_keys(rows, keys), options.md)
     count = sum(len(row.folders) for row in rows)
-    more = f"; {left} more columns: --csv" if left else ""
+    more = f"; {system_text.plural(left, 'more column')}: --csv" if left else ""
     if not (options.json or options.csv) and any(row.get(MEASURED[0]) is not None for row in rows):
         more += f"; {MEASURED[0]}: selected on val, so too high on average"
     if not options.all and (repeats := len(everything) - sum(len(row.folders) for row in average(everything))):
-        more += f"; {repeats} older repeat{'s' * (repeats > 1)} of the same configuration and seed: --all"
-    say_aside(f"{count} of {len(everything)} runs in {relative(root)}{more}")
+        more += f"; {system_text.plural(repeats, 'older repeat')} of the same configuration and seed: --all"
+    say_aside(f"{count} of {system_text.plural(len(everything), 'run')} in {relative(root)}{more}")
     return 0
 
 
@@ -294,7 +294,7 @@ def delete_runs(paths: Sequence[Path], yes: bool) -> int:
     rows = [[relative(one.path), one.runs, f"{one.size / 1e6:.1f}"] for one in folders]
     say_table(["folder", "runs", "MB"], rows, names=[0])
     count, size = sum(one.runs for one in folders), sum(one.size for one in folders) / 1e6
-    what = f"{count} {'run' if count == 1 else 'runs'}, {size:.1f} MB"
+    what = f"{system_text.plural(count, 'run')}, {size:.1f} MB"
     if not yes:
         if not sys.stdin.isatty():
             raise RequestError(f"nothing was deleted of {what}: there is no terminal to ask on. Add --yes to delete.")
@@ -313,7 +313,10 @@ def remark(action: str, words: Sequence[str]) -> int:
     from mcls.runs.remarks import set_remark, tag_list
 
     if len(words) != 2:
-        raise RequestError(f"mcls runs {action}: takes a run and a text, got {len(words)} words. Say {ACTIONS[action]}")
+        raise RequestError(
+            f"mcls runs {action}: takes a run and a text, got {system_text.plural(len(words), 'word')}. "
+            f"Say {ACTIONS[action]}"
+        )
     path, text = Path(words[0]), words[1]
     if path.is_symlink():
         raise FolderError(f"{path}: refused, a link. Name the folder that it leads to.")

@@ -18,6 +18,7 @@ from mcls.data.splits import check_labels, split_train_val
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MachineError, RequestError
 from mcls.system.files import refuse_file
+from mcls.system.text import plural
 
 if TYPE_CHECKING:
     pass
@@ -59,7 +60,9 @@ def blobs(
     parts = train_test_split(points, labels, test_size=test_fraction, random_state=test_seed)
     inputs, test_inputs, targets, test_targets = map(torch.from_numpy, parts)
     if len(targets.unique()) < centers:
-        raise RequestError(f"dataset.n_samples: {n_samples} points leave one of {centers} classes empty. Increase it.")
+        raise RequestError(
+            f"dataset.n_samples: {plural(n_samples, 'point')} leave one of {centers} classes empty. Increase it."
+        )
     train, val = split_train_val(Split(inputs.float(), targets), val_fraction, val_seed, None, folds, fold)
     test = Split(test_inputs.float(), test_targets)
     return Dataset(tuple(map(str, range(centers))), train, val, lambda: test)
@@ -137,7 +140,10 @@ def as_split(source: Any, name: str, num_classes: int) -> Split:
     targets = torch.as_tensor(source.targets)
     check_labels(targets, num_classes, name)
     if len(images) != len(targets):
-        raise DataError(f"{name}: {len(images)} images but {len(targets)} labels. Delete the files and run again.")
+        raise DataError(
+            f"{name}: {plural(len(images), 'image')} but {plural(len(targets), 'label')}. Delete the "
+            "files and run again."
+        )
     return Split(images, targets)
 
 

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from mcls.errors import DataError, RequestError
-from mcls.system.text import composed, quote_names, quoted
+from mcls.system.text import composed, plural, quote_names, quoted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -250,7 +250,7 @@ def detect(path: Path, delimiter: str) -> Format:
         raise RequestError(f"dataset.delimiter: must be auto, tab, space or one character, got {delimiter!r}.")
     comments = leading_comments(body, separator)
     if comments:
-        log.info(f"data    {path}: {comments} comment lines before the header skipped")
+        log.info(f"data    {path}: {plural(comments, 'comment line')} before the header skipped")
     return Format(
         path, compressed, encoding, separator, bool(named) + comments, sample(body[comments:], separator, SEEN)
     )
@@ -306,8 +306,8 @@ def check_header(layout: Format) -> None:
         if not any(row[-1] for row in rows):
             raise DataError(f"{location}: the rows end with an extra {sign}, the header does not. Add one there.")
         raise DataError(
-            f"{location}: the header has {len(header)} names, the rows have {len(header) + 1} cells. R writes names of "
-            "rows so: set row.names=FALSE there, or put a name before the first."
+            f"{location}: the header has {plural(len(header), 'name')}, the rows have {len(header) + 1} cells. R "
+            "writes names of rows so: set row.names=FALSE there, or put a name before the first."
         )
     if looks_like_data(header, rows):
         raise DataError(

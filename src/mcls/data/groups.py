@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcls.data.table_encoder import Table, missing_cells
 from mcls.errors import DataError
-from mcls.system.text import clean, quoted
+from mcls.system.text import clean, plural, quoted
 
 
 def group_name(path: Path, folder: Path, level: int) -> str:
@@ -16,7 +16,8 @@ def group_name(path: Path, folder: Path, level: int) -> str:
     inside = path.relative_to(folder).parts[:-1]
     if len(inside) < level:
         raise DataError(
-            f"{clean(str(path))}: in {len(inside)} folders below its class, fewer than dataset.group={level}. Move it."
+            f"{clean(str(path))}: in {plural(len(inside), 'folder')} below its class, fewer than "
+            f"dataset.group={level}. Move it."
         )
     return "/".join(inside[:level])
 

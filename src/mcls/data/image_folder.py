@@ -22,7 +22,7 @@ from mcls.data.splits import check_classes, materialise, split_train_test, split
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
 from mcls.system.device import memory_bytes
-from mcls.system.text import quote_names
+from mcls.system.text import plural, quote_names
 
 log = logging.getLogger("mcls")
 
@@ -222,7 +222,7 @@ def report_unreadable(tree: ImageTree, looked: ScanResult, limit: float | None) 
         advice = f"raise the limit of bad_images=skip: {needed}" if limit is not None else "set dataset.bad_images=skip"
         if limit is None and share > 0.01:
             advice += f" {needed}"
-        others = f" ({len(bad):,} of {len(tree.paths):,} images)"
+        others = f" ({len(bad):,} of {plural(len(tree.paths), 'image')})"
         failure = DataError(
             f"{str(bad[0]).rstrip('.')}{others}. Fix or remove {'them' if len(bad) > 1 else 'it'}, or {advice}."
         )
@@ -254,6 +254,7 @@ def given(key: str, value: str | Sequence[float], computed: tuple[float, ...]) -
         return computed
     if len(value) != len(computed):
         raise RequestError(
-            f"dataset.{key}: {len(value)} numbers for {len(computed)} channels. Give one per channel, or auto."
+            f"dataset.{key}: {plural(len(value), 'number')} for {plural(len(computed), 'channel')}. Give one "
+            "per channel, or auto."
         )
     return tuple(value)

@@ -16,7 +16,7 @@ from mcls.data import image_io
 from mcls.data.image_io import MARK
 from mcls.errors import DataError, MachineError
 from mcls.system.files import refuse_file
-from mcls.system.text import assigned, clean, composed, did_you_mean, natural_order, quote_names, quoted
+from mcls.system.text import assigned, clean, composed, did_you_mean, natural_order, plural, quote_names, quoted
 
 if TYPE_CHECKING:
     from mcls.data.image_files import ImageTree
@@ -59,9 +59,9 @@ class Skipped:
             if names:
                 log.log(level, f"data    {text}: {quote_names(natural_order(names))}")
         if self.loose:
-            log.warning(f"data    {self.loose:,} images outside the class folders are not used")
+            log.warning(f"data    not used: {plural(self.loose, 'image')} outside the class folders")
         if self.links:
-            log.warning(f"data    {self.links:,} links to folders that were scanned already are not followed")
+            log.warning(f"data    not followed: {plural(self.links, 'link')} to folders that were scanned already")
         if self.suffixes:
             log.warning(f"data    files that are not images are not used: {counted(self.suffixes)}")
 
@@ -86,10 +86,10 @@ def find_images(root: Path, level: int | None = None) -> "ImageTree":
     trees = split_trees(places, left)
     classes = natural_order(trees["train"])
     if not classes:
-        what = (
-            f"{left.loose:,} images in it, but no folders of classes" if left.loose else "no folders of classes in it"
+        loose = f"{plural(left.loose, 'image')} in it, but " if left.loose else ""
+        raise DataError(
+            f"dataset.root: {clean(str(places['train']))}: {loose}no folders of classes in it. {FOLDER_LAYOUT}"
         )
-        raise DataError(f"dataset.root: {clean(str(places['train']))}: {what}. {FOLDER_LAYOUT}")
     if places == {"train": root}:
         warn_unknown_splits(trees["train"])
         refuse_wrapper(root, trees["train"])
@@ -179,8 +179,8 @@ def split_trees(places: dict[str, Path], left: Skipped) -> dict[str, dict[str, l
             trees[part] = tree
             continue
         log.warning(
-            f"data    {clean(str(folder))}: its {left.loose - loose:,} images are not in class folders and are not "
-            f"used; {part} is split off from train. To classify them: mcls predict RUN {shlex.quote(str(folder))}"
+            f"data    {clean(str(folder))}: {plural(left.loose - loose, 'image')} in no class folder, left out; "
+            f"{part} is split off from train. To classify them: mcls predict RUN {shlex.quote(str(folder))}"
         )
         left.loose = loose
     return trees

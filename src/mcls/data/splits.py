@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcls.errors import DataError, RequestError
-from mcls.system.text import quote_names
+from mcls.system.text import plural, quote_names
 
 if TYPE_CHECKING:
     from mcls.data.image_files import ImageFiles
@@ -108,7 +108,9 @@ def divide(
         return whole.rows(first), whole.rows(second)
     enough = (part / 100 for part in range(1, 100) if len(cut(part / 100)[1]))
     advice = next((f"Set dataset.{key}={part:g}" for part in enough), "Add samples, two of a class at least")
-    raise RequestError(f"dataset.{key}: {fraction} of {len(whole)} samples leaves none {purpose}. {advice}{otherwise}.")
+    raise RequestError(
+        f"dataset.{key}: {fraction} of {plural(len(whole), 'sample')} leaves none {purpose}. {advice}{otherwise}."
+    )
 
 
 def materialise(part: Split, inputs: "Tensor | ImageFiles") -> Split:
@@ -140,5 +142,6 @@ def check_labels(targets: Tensor, num_classes: int, name: str) -> None:
     if len(bad):
         row = int(bad[0])
         raise DataError(
-            f"{name}, row {row}: label {int(targets[row])} is not in 0..{num_classes - 1} ({len(bad)} such rows)."
+            f"{name}, row {row}: label {int(targets[row])} is not in 0..{num_classes - 1} "
+            f"({plural(len(bad), 'such row')})."
         )

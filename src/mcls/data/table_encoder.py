@@ -35,13 +35,13 @@ from mcls.data.delimited import (
     read_rows,
 )
 from mcls.errors import DataError
-from mcls.system.text import did_you_mean, natural_order, quote_names, quoted
+from mcls.system.text import did_you_mean, natural_order, plural, quote_names, quoted
 
 if TYPE_CHECKING:
     import polars as pl
 
 GROUPED = re.compile(r"[+-]?([0-9]+|[0-9]{1,3}((,[0-9]{2,3})+|(\.[0-9]{3})+))([.,][0-9]+)?")  # as people write them
-UNSEEN = "cells hold categories that train does not have; they count as none"
+UNSEEN = "with a category that train does not have, which counts as none"
 INPUTS = "inputs"  # what messages call the files to be classified
 
 
@@ -124,8 +124,8 @@ def read_one_by_one(path: Path, lines: Records, header: Sequence[str]) -> Table:
     for row, cells in lines:
         if len(cells) != len(header):
             raise DataError(
-                f"{path}, row {row}: {len(cells)} cells, the header has {len(header)}. Is a quote or a delimiter too "
-                "many or too few? If cells are separated by something else, set dataset.delimiter."
+                f"{path}, row {row}: {plural(len(cells), 'cell')}, the header has {len(header)}. Is a quote or a "
+                "delimiter too many or too few? If cells are separated by something else, set dataset.delimiter."
             )
         body.append(cells)
         rows.append(row)
@@ -206,7 +206,7 @@ def check_text(table: Table, name: str, cells: "pl.Series", places: NDArray[np.i
         cell = cells.filter(odd)[0]
         raise DataError(
             f"{table.at(places[odd.arg_true()[0]], name)}: {quoted(cell)} looks like a number but is "
-            f"not one ({odd.sum()} of {len(cells)} cells). Write numbers as 1234.5, or name the column in "
+            f"not one ({odd.sum()} of {plural(len(cells), 'cell')}). Write numbers as 1234.5, or name the column in "
             "dataset.categorical_columns."
         )
 

@@ -26,7 +26,7 @@ from mcls.data.table_encoder import (
 )
 from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, RequestError
-from mcls.system.text import composed, natural_order, quote_names, quoted
+from mcls.system.text import composed, natural_order, plural, quote_names, quoted
 
 log = logging.getLogger("mcls")
 
@@ -174,7 +174,7 @@ def without_gaps(
             f"{table.source}: every row has a missing cell, so none is left. Set dataset.missing_values_strategy=mean."
         )
     without = f" ({len(unlabelled):,} without a class)" if unlabelled else ""
-    told = f"{len(holes):,} of {len(table.rows):,} rows dropped{without}, they have missing cells: {counted}"
+    told = f"{len(holes):,} of {plural(len(table.rows), 'row')} dropped{without}, they have missing cells: {counted}"
     log.info(f"data    {table.source}: {told}")
     return table.take([index for index in range(len(table.rows)) if index not in holes])
 
@@ -185,7 +185,7 @@ def count_cells(table: Table, gaps: Sequence[tuple[int, str]], what: str) -> str
     words = (
         ": " + ", ".join(f"{count:,} {quoted(word)}" for word, count in counts.most_common()) if len(counts) > 1 else ""
     )
-    return f"{len(gaps):,} such {what}s{words}"
+    return f"{plural(len(gaps), f'such {what}')}{words}"
 
 
 def warn_index_columns(table: Table, columns: Sequence[str], target: str) -> None:
@@ -260,7 +260,7 @@ def encode_split(table: Table, encoder: dict[str, Any]) -> Tensor:
     """`encode_table`; categories that are ignored are counted and told."""
     inputs = torch.from_numpy(encode_table(table, encoder))
     if unseen := count_unseen(table, encoder):
-        log.warning(f"data    {table.source}: {unseen:,} {UNSEEN}")
+        log.warning(f"data    {table.source}: {plural(unseen, 'cell')} {UNSEEN}")
     return inputs
 
 
@@ -268,5 +268,5 @@ def log_columns(encoder: dict[str, Any]) -> None:
     """Log how the columns are used."""
     texts = [len(categories) for categories in encoder["categories"] if categories]
     numbers = len(encoder["columns"]) - len(texts)
-    categories = f", {len(texts)} of text as {sum(texts)} categories" if texts else ""
+    categories = f", {len(texts)} of text as {plural(sum(texts), 'category')}" if texts else ""
     log.info(f"columns {numbers} numeric, standardised{categories}")

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcls.system.text import plural
+
 
 def wrong_split(
     split: Any, train: Any, num_classes: int, mean: Sequence[float] | None, std: Sequence[float] | None
@@ -14,14 +16,14 @@ def wrong_split(
     if wrong := wrong_targets(split.targets, num_classes) or wrong_inputs(split.inputs):
         return wrong
     if len(split.inputs) != len(split.targets):
-        return f"has {len(split.inputs)} samples and {len(split.targets)} targets"
+        return f"has {plural(len(split.inputs), 'sample')} and {plural(len(split.targets), 'target')}"
     shape, wanted = tuple(split.inputs.shape[1:]), tuple(train.inputs.shape[1:])
     if shape != wanted:
         return f"has samples of shape {shape}, train of {wanted}"
     if split.inputs.dtype == torch.uint8 and any(
         given is None or len(given) not in (1, shape[0]) for given in (mean, std)
     ):
-        return f"has uint8 images of {shape[0]} channels: mean and std must have as many numbers"
+        return f"has uint8 images of {plural(shape[0], 'channel')}: mean and std must have as many numbers"
     return None
 
 

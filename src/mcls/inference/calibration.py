@@ -10,6 +10,7 @@ from mcls.errors import RequestError
 from mcls.inference.load import LoadedRun
 from mcls.runs.folder import read_json, shell_path
 from mcls.runs.formats import check
+from mcls.system.text import plural
 
 POINTS = 100  # of a rejection curve
 CONFIDENCE = 0.95  # with which the error among what is not rejected is at most what was asked for
@@ -63,8 +64,8 @@ def rejection_threshold(rows: list[list[float]], risk: float) -> tuple[float, fl
             high = middle
     if not low:
         raise RequestError(
-            f"--reject-below: val, of {rows[-1][1]:,.0f} samples, does not show with {CONFIDENCE:.0%} confidence that "
-            f"the error can be kept at {risk:g}. Allow more."
+            f"--reject-below: val, of {plural(int(rows[-1][1]), 'sample')}, does not show with "
+            f"{CONFIDENCE:.0%} confidence that the error can be kept at {risk:g}. Allow more."
         )
     return rows[low - 1][0], rows[low - 1][1] / rows[-1][1]
 

@@ -18,7 +18,7 @@ from mcls.report.summary import percent
 from mcls.significance import mcnemar
 from mcls.system import text
 from mcls.system.files import publish
-from mcls.system.text import quote_names
+from mcls.system.text import plural, quote_names
 
 COMPARED_METRICS = ("loss", "f1_macro", "ece")
 FLIPS_SHOWN = 10  # samples a way in the grid of pictures
@@ -95,7 +95,7 @@ def mcnemar_lines(only_first: int, only_second: int, samples: int) -> list[str]:
     told = f"significant at the 5 % level: {'A' if only_first > only_second else 'B'} is better on this data."
     if p >= 0.05:
         told = "not significant at the 5 % level: no evidence that either is better."
-    counts = f"A alone is right on {only_first:,} samples, B alone on {only_second:,}, of {samples:,}."
+    counts = f"A alone is right on {plural(only_first, 'sample')}, B alone on {only_second:,}, of {samples:,}."
     return [counts, f"McNemar's exact test: p = {p:.2g}, {told}"]
 
 

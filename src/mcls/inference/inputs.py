@@ -19,7 +19,7 @@ from mcls.data.image_tree import ignored, suffix_of
 from mcls.data.table_encoder import INPUTS, UNSEEN, Table, check_names, count_unseen, encode_table
 from mcls.errors import DataError, RequestError
 from mcls.inference.predict import Classifier
-from mcls.system.text import clean, did_you_mean, quote_names, quoted
+from mcls.system.text import clean, did_you_mean, plural, quote_names, quoted
 
 log = logging.getLogger("mcls")
 
@@ -116,7 +116,8 @@ def vectors(paths: Iterable[str], shape: Sequence[int], refuse: Refuse) -> Itera
             if not index and len(cells) == count and not any(value is not None for value in values):
                 continue
             if len(cells) != count:
-                refuse(DataError(f"{path}, row {row}: {len(cells)} cells, the model takes {count} numbers."))
+                found = plural(len(cells), "cell")
+                refuse(DataError(f"{path}, row {row}: {found}, the model takes {plural(count, 'number')}."))
             elif None in values:
                 refuse(DataError(f"{path}, row {row}: {quoted(cells[values.index(None)])} is not a number."))
             else:
@@ -171,13 +172,13 @@ def rows(
                 if len(cells) == len(header):
                     whole.append((row, cells))
                 else:
-                    refuse(DataError(f"{path}, row {row}: {len(cells)} cells, the header has {len(header)}."))
+                    refuse(DataError(f"{path}, row {row}: {plural(len(cells), 'cell')}, the header has {len(header)}."))
             columns = {name: [cells[column] for _, cells in whole] for column, name in enumerate(header)}
             table = Table.of(path, columns, [row for row, _ in whole])
             unseen += count_unseen(table, encoder) if encoder["unseen"] == "ignore" else 0
             yield from encode_inputs(table, encoder, refuse, id_column)
         if unseen:
-            log.warning(f"{clean(path)}: {unseen:,} {UNSEEN}")
+            log.warning(f"{clean(path)}: {plural(unseen, 'cell')} {UNSEEN}")
 
 
 def encode_inputs(table: Table, encoder: dict[str, Any], refuse: Refuse, id_column: str | None) -> Iterator[Sample]:

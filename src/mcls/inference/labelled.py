@@ -20,7 +20,7 @@ from mcls.data.types import Split
 from mcls.errors import DataError, RequestError
 from mcls.inference.inputs import encode_inputs
 from mcls.inference.load import LoadedRun, with_delimiter
-from mcls.system.text import clean, quote_names
+from mcls.system.text import clean, plural, quote_names
 
 log = logging.getLogger("mcls")
 
@@ -46,7 +46,7 @@ def labelled_split(loaded: LoadedRun, path: Path) -> tuple[Split, str, dict[str,
     absent = [name for name in loaded.classes if not labels[name]]
     if unknown:
         samples = sum(unknown.values())
-        log.warning(f"data    {samples:,} samples left out, the run has no class {quote_names(list(unknown))}")
+        log.warning(f"data    {plural(samples, 'sample')} left out, the run has no class {quote_names(list(unknown))}")
     if absent:
         log.warning(f"data    no sample of {quote_names(absent)}; means over classes are over the others")
     if not len(split):

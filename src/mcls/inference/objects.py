@@ -14,7 +14,7 @@ from mcls.data.table_encoder import UNSEEN, Table, check_names, count_unseen, en
 from mcls.errors import DataError
 from mcls.inference.inputs import Sample, read_files
 from mcls.inference.predict import Classifier, NumpyArray
-from mcls.system.text import composed, quote_names
+from mcls.system.text import composed, plural, quote_names
 
 log = logging.getLogger("mcls")
 
@@ -124,7 +124,7 @@ def table_rows(encoder: dict[str, Any], given: Any) -> Iterator[NumpyArray]:
     table = Table.of(TABLE, texts, list(range(len(next(iter(texts.values()), [])))))
     inputs = encode_table(table, encoder)
     if encoder["unseen"] == "ignore" and (unseen := count_unseen(table, encoder)):
-        log.warning(f"{TABLE}: {unseen:,} {UNSEEN}")
+        log.warning(f"{TABLE}: {plural(unseen, 'cell')} {UNSEEN}")
     return iter(inputs)
 
 
@@ -141,9 +141,9 @@ def named_columns(names: Sequence[str], given: Any) -> dict[str, list[Any]]:
     rows = rows if not rows or isinstance(rows[0], list | tuple) else [rows]
     for index, row in enumerate(rows):
         if not isinstance(row, list | tuple) or len(row) != len(names):
-            wrong = f"{len(row)} cells" if isinstance(row, list | tuple) else type(row).__name__
+            wrong = plural(len(row), "cell") if isinstance(row, list | tuple) else type(row).__name__
             raise DataError(
-                f"inputs, row {index}: got {wrong}. This run has {len(names)} columns: {quote_names(names)}."
+                f"inputs, row {index}: got {wrong}. This run has {plural(len(names), 'column')}: {quote_names(names)}."
             )
     return {name: [row[index] for row in rows] for index, name in enumerate(names)}
 

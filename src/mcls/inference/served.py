@@ -6,6 +6,7 @@ from typing import Any
 from mcls.inference.batching import Batcher
 from mcls.inference.predict import Classifier
 from mcls.report.html import try_html
+from mcls.system.text import plural
 from mcls.version import __version__
 
 
@@ -43,7 +44,7 @@ def try_page(about: dict[str, Any]) -> str:
     inputs, classes = about["input"], about["classes"]
     image = inputs["kind"] == "image"
     size = " x ".join(map(str, inputs["shape"][1:])) if image else ""
-    takes = f"pictures, resized to {size}" if image else f"rows of {len(example_request(about)[0]):,} columns"
+    takes = f"pictures, resized to {size}" if image else f"rows of {plural(len(example_request(about)[0]), 'column')}"
     return try_html(
         about["model"], f"{takes}; {len(classes):,} classes", image, [] if image else example_request(about)
     )

@@ -10,6 +10,7 @@ from mcls.report.summary import epoch_records, percent
 from mcls.runs.folder import RunFolder, read_yaml, relative, shell_path
 from mcls.significance import wilson
 from mcls.system.console import BOLD, WARNING, say
+from mcls.system.text import plural
 
 GAP = 0.1  # by which train accuracy is above the 95 % interval of val accuracy where a run overfits
 STAMP = r"\d{4}-\d\d-\d\d_\d\d-"  # begins the name of a run that lies two levels below the folder of all runs
@@ -78,7 +79,7 @@ def early_end(folder: RunFolder, result: dict[str, Any]) -> str:
     if key == "patience":
         measure = f"val {settings.get('monitor', 'accuracy')}"
         return (
-            f"stopped early after {epochs} of {settings['epochs']} epochs: {measure} has not improved for "
-            f"{settings['patience']} epochs (trainer.patience)"
+            f"stopped early after {epochs} of {plural(settings['epochs'], 'epoch')}: {measure} has not improved for "
+            f"{plural(settings['patience'], 'epoch')} (trainer.patience)"
         )
     return f"ended in epoch {epochs} by trainer.{key}={settings[key]:g}" if key in ("max_steps", "max_minutes") else ""

@@ -320,7 +320,7 @@ def unfinished(folder: RunFolder, result: dict[str, Any] | None) -> str:
         return "" if status == "finished" else status
     settings = read_yaml(folder.config).get("trainer")
     planned = settings.get("epochs") if isinstance(settings, dict) else None
-    return f"{status} after {epochs_done(folder.metrics) or 0} of {planned} epochs"
+    return f"{status} after {epochs_done(folder.metrics) or 0} of {planned} epoch{'s' * (planned != 1)}"
 
 
 def job_name(number: str | int, changed: str) -> str:

@@ -24,6 +24,7 @@ from mcls.sweep.stacked import Stacked
 from mcls.sweep.task import Outcome, Task, record_failure, run_task
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
+from mcls.system.text import plural
 from mcls.training.setup import DEFAULT_THREADS
 
 log = logging.getLogger("mcls")
@@ -258,7 +259,9 @@ def shares(jobs: int | str, config: dict[str, Any]) -> tuple[int, list[str], int
         return (fitting if jobs == "auto" else int(jobs)), [], 0
     names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))
     if each * (1 if jobs == "auto" else int(jobs)) > there:
-        wanted = f"{jobs} jobs at a time with {each} each" if jobs != "auto" else f"trainer.devices={each}"
+        wanted = (
+            f"{plural(int(jobs), 'job')} at a time with {each} each" if jobs != "auto" else f"trainer.devices={each}"
+        )
         raise MachineError(f"launcher.jobs: {wanted} need more GPUs than the {there} of this machine. Lower it.")
     return there // each if jobs == "auto" else int(jobs), names.split(",")[:there], each
 

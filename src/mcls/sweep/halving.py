@@ -9,6 +9,7 @@ from mcls.config.jobs import Search, rung_ends
 from mcls.sweep.plan import Sweep
 from mcls.sweep.summary import curve_of
 from mcls.sweep.table import Repeat, Setting, read_settings
+from mcls.system.text import plural
 
 log = logging.getLogger("mcls")
 
@@ -33,7 +34,7 @@ def rungs_of(plan: Sweep, search: Search) -> Iterator[tuple[list[int], list[int]
         until = [each[rung] for each in ends]
         jobs = sorted((job for setting in going for job in setting.repeats), key=lambda job: job.number)
         last = " or ".join(map(str, sorted({until[job.number] for job in jobs})))
-        log.info(f"\nrung {rung + 1} of {rungs}: {len(going)} of {count} settings, until epoch {last}")
+        log.info(f"\nrung {rung + 1} of {rungs}: {len(going)} of {plural(count, 'setting')}, until epoch {last}")
         yield [job.number for job in jobs if not reached(job, until[job.number])], until
 
 

@@ -7,6 +7,7 @@ from mcls.errors import FolderError, RequestError
 from mcls.runs.folder import RunFolder, relative, shell_path
 from mcls.sweep.plan import read_sweep
 from mcls.sweep.table import read_settings
+from mcls.system.text import plural
 
 log = logging.getLogger("mcls")
 
@@ -30,7 +31,7 @@ def best_members(path: Path, several: bool = False) -> list[RunFolder]:
         raise RequestError(f"--ensemble: of the best setting one run is finished. Measure it: mcls evaluate {only}")
     values = " ".join(f"{key}={value}" for key, value in best.values.items())
     which = f" of the best setting on val, {values}" if len(settings) > 1 else ""
-    log.info(f"the mean of {len(jobs)} {'run' if len(jobs) == 1 else 'runs'}{which}, in {relative(path)}")
+    log.info(f"the mean of {plural(len(jobs), 'run')}{which}, in {relative(path)}")
     if left:
-        log.warning(f"{left} more {'job' if left == 1 else 'jobs'} of this setting: not finished, and left out")
+        log.warning(f"{plural(left, 'more job')} of this setting: not finished, and left out")
     return [job.folder for job in jobs.values()]

@@ -15,6 +15,7 @@ import torch
 from mcls.config.schema import gather
 from mcls.errors import RequestError
 from mcls.sweep.plan import Sweep
+from mcls.system.text import plural
 from mcls.training.precision import autocast
 from mcls.training.setup import Components, build_components
 
@@ -68,9 +69,10 @@ def preflight(plan: Sweep, parallel: int = 1, elsewhere: bool = False, start: fl
         START + costs.get(key, mean_of(costs))[0] * n for key, n in zip(keys, epochs, strict=True)
     )
     size = sum(costs.get(key, mean_of(costs))[1] for key in keys)
-    untried = f"; {len(first) - len(costs)} of its models are checked by their jobs" if len(costs) < len(first) else ""
+    left = len(first) - len(costs)
+    untried = f"; {plural(left, 'model')} checked by the jobs themselves" if left else ""
     lasting = "" if elsewhere else f"about {duration(start + seconds * math.ceil(len(keys) / parallel))}, "
-    return f"{len(keys):,} {'job' if len(keys) == 1 else 'jobs'}, {lasting}{size / 1e6:,.0f} MB{untried}"
+    return f"{plural(len(keys), 'job')}, {lasting}{size / 1e6:,.0f} MB{untried}"
 
 
 def tried_on_cpu(config: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +97,8 @@ def duration(seconds: float) -> str:
     """A time as people say it."""
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 1.5 * length:
-            return f"{seconds / length:.0f} {unit}s"
-    return "1 second" if seconds < 1.5 else f"{round(seconds)} seconds"
+            return plural(round(seconds / length), unit)
+    return plural(max(1, round(seconds)), "second")
 
 
 def cost_of(parts: Components) -> tuple[float, float]:

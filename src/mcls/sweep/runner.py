@@ -18,6 +18,7 @@ from mcls.sweep.summary import summarise
 from mcls.sweep.table import Setting, write_table
 from mcls.sweep.task import Outcome, Task, record_failure
 from mcls.system.files import make_folder
+from mcls.system.text import plural
 from mcls.training.restore import read_metadata
 
 log = logging.getLogger("mcls")
@@ -134,7 +135,7 @@ class Driver:
             result = self.plan.folder(number).finished() or {}
             said = f"val {percent(result['val'])}" if result.get("val") else result.get("status", "")
             parts.append(f"job {number} ({self.plan.title(number)}): " + (f"failed: {reason}" if reason else said))
-        parts.append(f"{self.done} of {self.total} jobs done")
+        parts.append(f"{self.done} of {plural(self.total, 'job')} done")
         if self.done < self.total:
             left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
             parts[-1] += f", about {duration(left)} left"

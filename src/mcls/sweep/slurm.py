@@ -26,7 +26,7 @@ from mcls.sweep.task import Task, record_failure, run_task
 from mcls.system.console import console
 from mcls.system.files import make_folder, publish, to_json
 from mcls.system.signals import StopRequest
-from mcls.system.text import clean
+from mcls.system.text import clean, plural
 
 log = logging.getLogger("mcls")
 
@@ -145,7 +145,7 @@ class Slurm:
             self.watched[task.number] = task
             self.absent.pop(task.number, None)
         publish(self.folder / "jobs.json", (to_json(self.names) + "\n").encode())
-        log.info(f"in SLURM's queue: {array}, {len(tasks)} {'job' if len(tasks) == 1 else 'jobs'}")
+        log.info(f"in SLURM's queue: {array}, {plural(len(tasks), 'job')}")
 
     def outcome(self, task: Task) -> str:
         """Why a job that has left the queue failed, as its folder says, or recorded there; nothing if it did not."""
@@ -220,7 +220,7 @@ def requeue(most: int) -> None:
     if (state or "").strip() != "RUNNING":  # of a job that is cancelled: COMPLETING
         log.info("it is not put into the queue again: it was cancelled")
     elif (count := int(os.environ.get("SLURM_RESTART_COUNT") or 0)) >= most:
-        log.info(f"it is not put into the queue again: it was {count} times (launcher.requeues)")
+        log.info(f"it is not put into the queue again: it was {plural(count, 'time')} (launcher.requeues)")
     elif cluster_command("scontrol", "requeue", name) is None:
         log.error("scontrol requeue failed; go on with mcls resume")
     else:

@@ -19,6 +19,7 @@ from mcls.runs.tracking import collect_warnings
 from mcls.sweep.task import Outcome, Task, record_failure, run_task
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest, never
+from mcls.system.text import plural
 from mcls.training.checks import check_selection
 from mcls.training.restore import checkpoint_writer
 from mcls.training.run import (
@@ -198,4 +199,4 @@ def log_stack(jobs: Sequence[StackedJob]) -> None:
     log.info(f"\nstack   jobs {' '.join(str(job.task.number) for job in jobs)}: {len(jobs)} runs as one")
     log.info(f"data    {choices['dataset']}: {len(parts.dataset.train):,} train; read once")
     log.info(f"model   {choices['model']}: {len(jobs)} x {weights:,} weights; optimizer {choices['optimizer']}")
-    log.info(f"device  {parts.device}, {parts.precision}; {torch.get_num_threads()} threads")
+    log.info(f"device  {parts.device}, {parts.precision}; {plural(torch.get_num_threads(), 'thread')}")

@@ -17,6 +17,7 @@ from mcls.sweep.table import LEGEND, Repeat, Setting, command_of, ensembles, fil
 from mcls.system.console import BAD, GOOD, line_width, say, say_table
 from mcls.system.files import publish
 from mcls.system.layout import columns_that_fit
+from mcls.system.text import plural
 
 PICTURE = "sweep.png"
 # columns that a narrow terminal does without, the first ones last; sweep.md has them all
@@ -59,7 +60,8 @@ def draw_sweep(plan: Sweep, settings: Sequence[Setting]) -> bool:
         for setting in settings
     ]
     jobs = sum(len(setting.repeats) for setting in settings)
-    title = f"{plan.path.name}: {len(settings)} settings, {jobs} jobs; orange: the best setting; bars: ± sd over jobs"
+    counts = f"{plural(len(settings), 'setting')}, {plural(jobs, 'job')}"
+    title = f"{plan.path.name}: {counts}; orange: the best setting; bars: ± sd over jobs"
     picture = png(sweep_figure(drawn, title))
     publish(plan.path / PICTURE, picture)
     publish_image(plan.path, "sweep", picture)
@@ -85,7 +87,7 @@ def sweep_report(plan: Sweep, full: bool = False) -> str:
     jobs = sorted((repeat for setting in settings for repeat in setting.repeats), key=lambda repeat: repeat.number)
     values = {
         "title": plan.path.name,
-        "counts": f"{len(settings)} settings, {len(jobs)} jobs",
+        "counts": f"{plural(len(settings), 'setting')}, {plural(len(jobs), 'job')}",
         "best": best_card(plan, settings[0]) if drawn else None,
         "header": header,
         "rows": [["" if cell is None else cell for cell in row] for row in rows],
@@ -110,7 +112,7 @@ def best_card(plan: Sweep, best: Setting) -> dict[str, Any]:
     return {
         "split": split,
         "accuracy": f"{100 * statistics.fmean(accuracies):.2f} %",
-        "n": f"{len(accuracies)} {'job' if len(accuracies) == 1 else 'jobs'}",
+        "n": plural(len(accuracies), "job"),
         "interval": interval,
         "cards": {**best.values, "val accuracy (selected on)": f"{100 * statistics.fmean(best.measured('val')):.2f} %"},
         "command": command_of(plan, best),

@@ -12,6 +12,7 @@ import torch
 
 from mcls.errors import MachineError, RequestError
 from mcls.system.distributed import SINGLE_PROCESS, World
+from mcls.system.text import plural
 from mcls.system.torchrun import rank_and_size
 from mcls.version import __version__
 
@@ -63,7 +64,7 @@ def device_of(world: World, name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         cores = os.cpu_count() or 1
         if world.size > 4 * cores and not launched:
-            raise MachineError(f"trainer.devices: {world.size} processes on {cores} cores. Lower it.")
+            raise MachineError(f"trainer.devices: {world.size} processes on {plural(cores, 'core')}. Lower it.")
         return torch.device("cpu")
     if ":" in name or name == "mps":
         raise RequestError(

@@ -42,6 +42,11 @@ def comma_separated(header: Sequence[str], rows: Sequence[Row], safe: bool = Tru
     return buffer.getvalue()
 
 
+def plural(number: int, noun: str) -> str:
+    """`1 epoch`, `2 epochs`, `3 categories`: for nouns that end in a consonant, e or y."""
+    return f"{number:,} {noun if number == 1 else noun.removesuffix('y') + 'ies' if noun[-1] == 'y' else noun + 's'}"
+
+
 def lasting(seconds: float) -> str:
     """A time in few characters, such as `12 min`; nothing where it is not known."""
     units = (("d", 86400), ("h", 3600), ("min", 60))

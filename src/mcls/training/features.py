@@ -15,6 +15,7 @@ from mcls.models.finetuned import FineTuned
 from mcls.runs.checkpoint import weights_digest
 from mcls.system.console import progress_bar
 from mcls.system.files import make_folder, replacing
+from mcls.system.text import plural
 from mcls.training.precision import autocast
 
 log = logging.getLogger("mcls")
@@ -52,7 +53,9 @@ def with_features(split: Split, model: FineTuned, pictures: Loader, precision: s
                 made.append(model.features(inputs).float())
             bar.update()
     features = torch.cat(made)
-    log.info(f"model   features of {len(split):,} pictures computed once, in {time.monotonic() - started:.1f} s")
+    log.info(
+        f"model   features of {plural(len(split), 'picture')} computed once, in {time.monotonic() - started:.1f} s"
+    )
     if file is not None:
         make_folder(file.parent)
         with replacing(file, "wb") as stream:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mcls.errors import MachineError, RequestError
 from mcls.models.finetuned import FineTuned
+from mcls.system.text import plural
 
 PLAIN_STEPS = 3  # that are not replayed: they make the optimizer's state, and libraries choose their algorithms
 OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # whose fused step reads its rate from the device
@@ -72,8 +73,8 @@ class GraphedStep:
                 self.loss, self.logits = update(self.inputs, self.targets, size, batch_size)
         except torch.OutOfMemoryError as error:
             raise MachineError(
-                f"trainer.cuda_graph: {inputs.device} has no memory for a recorded step of {batch_size} samples beside "
-                "the plain ones. Set it to false, or lower trainer.batch_size."
+                f"trainer.cuda_graph: {inputs.device} has no memory for a recorded step of "
+                f"{plural(batch_size, 'sample')} beside the plain ones. Set it to false, or lower trainer.batch_size."
             ) from error
         except RuntimeError as error:
             raise RequestError(

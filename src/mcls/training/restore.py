@@ -18,6 +18,7 @@ from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, read_json, read_yaml
 from mcls.runs.formats import check
 from mcls.system.files import move
+from mcls.system.text import plural
 from mcls.training.optim import planned_steps
 from mcls.training.setup import PARTS, Components
 from mcls.training.state import Progress
@@ -144,7 +145,7 @@ def tell_length(config: dict[str, Any], planned: dict[str, Any], progress: dict[
             way = "shrunk to fewer steps: the learning rate jumps ahead"
         log.warning(f"the schedule is {way}")
     if progress["epoch"] == epochs and progress["batch"] and parts.val is None:
-        log.warning(f"{progress['batch']} steps of epoch {epochs + 1} are in the weights too")
+        log.warning(f"in the weights too: {plural(progress['batch'], 'step')} of epoch {epochs + 1}")
 
 
 def newest_checkpoint(folder: RunFolder) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from mcls.system.console import say_progress
 from mcls.system.device import device_name, environment
 from mcls.system.distributed import World
 from mcls.system.signals import StopRequest
+from mcls.system.text import plural
 from mcls.training import restore
 from mcls.training.checks import check_selection
 from mcls.training.launch import launch_workers, peer_errors
@@ -177,7 +178,7 @@ def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> 
     shape = f"{' x '.join(map(str, dataset.input_shape))} {unit}"
     sizes = f"{len(dataset.train):,} train, {len(dataset.val) if dataset.val is not None else 0:,} val"
     weights = sum(weight.numel() for weight in parts.model.parameters())
-    memory = "in device memory" if parts.train.resident else f"streamed, {parts.train.workers} workers"
+    memory = "in device memory" if parts.train.resident else f"streamed, {plural(parts.train.workers, 'worker')}"
     others = ", ".join(f"{part} {choices[part]}" for part in ("loss", "optimizer", "schedule", "augment"))
     others += f", mix {choices['mix']}" if choices["mix"] != "none" else ""
     order = ", channels-last" if parts.channels_last else ""
@@ -187,7 +188,7 @@ def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> 
     log.info(f"model   {choices['model']}: {weights:,} weights; {others}")
     if parts.settings.ema is not None:
         log.info(f"ema     val, the selected weights and exports are averages, trainer.ema={parts.settings.ema:g}")
-    log.info(f"device  {device}; {about['environment']['threads']} threads; seed {about['seed']}")
+    log.info(f"device  {device}; {plural(about['environment']['threads'], 'thread')}; seed {about['seed']}")
     log.info(f"folder  {relative(folder.path)}")
 
 

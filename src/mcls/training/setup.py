@@ -18,6 +18,7 @@ from mcls.losses import MeanOfValues
 from mcls.models.pretrained import expected_input
 from mcls.system.device import memory_bytes, resolve_device
 from mcls.system.distributed import SINGLE_PROCESS, World
+from mcls.system.text import plural
 from mcls.system.torchrun import processes_here
 from mcls.training import features
 from mcls.training.batch_norm import share_statistics
@@ -200,7 +201,7 @@ def training_split(config: dict[str, Any], dataset: Dataset, model: nn.Module, w
     step = size * settings["accumulate"]
     if settings["drop_last"] and step > len(split):
         raise RequestError(
-            f"trainer.drop_last: a step takes {step} samples, and train has {len(split)}. Set it to false."
+            f"trainer.drop_last: a step takes {plural(step, 'sample')}, and train has {len(split)}. Set it to false."
         )
     if (batches := settings["overfit_batches"]) is not None and batches * step < len(split):
         chosen = torch.randperm(len(split), generator=generator(config["seed"], 0, ORDER))[: batches * step]
@@ -226,7 +227,7 @@ def resolve_batch_size(
 
     size = choice if isinstance(choice, int) else samples if choice == "full" else fitting(AUTO_BATCH)
     if choice == "auto" and size != AUTO_BATCH:
-        log.info(f"batch   {size} samples, not {AUTO_BATCH}: train has {samples:,}")
+        log.info(f"batch   {plural(size, 'sample')}, not {AUTO_BATCH}: train has {samples:,}")
     if size > samples:
         raise RequestError(
             f"trainer.batch_size: {size} is more than the {samples} training samples. Lower it, or set it to full."

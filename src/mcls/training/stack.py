@@ -25,6 +25,7 @@ from mcls.models import MLP
 from mcls.runs.folder import RunFolder
 from mcls.runs.tracking import log_to_folder
 from mcls.system.console import progress_bar
+from mcls.system.text import plural
 from mcls.training.epoch_table import FIRST, INTERVAL, EpochTable
 from mcls.training.optim import StackedOptimizer
 from mcls.training.precision import autocast
@@ -186,7 +187,7 @@ class Stack:
         progress, settings, rates = first.progress, first.settings, first.rates
         for trainer in self.trainers:
             trainer.flushed_at = time.monotonic()
-        title = f"epoch {progress.epoch + 1}/{settings.epochs}, {len(self.members)} runs"
+        title = f"epoch {progress.epoch + 1}/{settings.epochs}, {plural(len(self.members), 'run')}"
         served = zip(*(loader.epoch(progress.epoch, progress.batch) for loader in self.loaders), strict=True)
         with progress_bar(title, len(train), progress.batch) as bar:
             for shares in served:
@@ -264,7 +265,7 @@ class Stack:
         first = self.trainers[0]
         best = [trainer.progress.best[0] for trainer in self.trainers if trainer.progress.best]
         said = f"  best val {first.settings.monitor} {min(best):.4f} to {max(best):.4f}" if best else ""
-        log.info(f"epoch {first.progress.epoch}/{first.settings.epochs}  {len(self.members)} runs{said}")
+        log.info(f"epoch {first.progress.epoch}/{first.settings.epochs}  {plural(len(self.members), 'run')}{said}")
 
 
 def fit_stacked(members: Sequence[Member], val: Loader | None) -> None:

@@ -14,6 +14,7 @@ from mcls.runs.remarks import newest_remarks, set_remarks
 from mcls.runs.renamed import rename
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest
+from mcls.system.text import plural
 from mcls.training.launch import dismiss_workers
 from mcls.training.run import resume, train_new
 from mcls.training.setup import with_expected_input
@@ -90,7 +91,8 @@ def run_or_resume(
     if (result := folder.finished()) is not None:
         dismiss_workers()
         changed = set_remarks(folder, config)
-        log.info("already finished" if key == "sweep.name" else f"already finished, {result['epochs']} epochs")
+        epochs = "" if key == "sweep.name" else f", {plural(result['epochs'], 'epoch')}"
+        log.info(f"already finished{epochs}")
         for line in changed:
             log.info(line)
         return result
