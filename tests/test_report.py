@@ -321,7 +321,7 @@ def test_looks_like_something_in_a_browser(mcls: Main, run: Path, tmp_path: Path
     url = (run / "report.html").as_uri()
     assert busy_parts(screenshot(url, tmp_path)) > 0.3
     page = document(url, tmp_path)
-    assert "<title>mnist · mlp</title>" in page
+    assert "<title>mnist/run</title>" in page and "<h1>mnist/run</h1>" in page
     assert "test accuracy on 100 samples" in page
 
 

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from mcls.system.layout import cell_width, cut_in_the_middle, plain_table, wrapped
-from mcls.system.text import clean, comma_separated, markdown
+from mcls.system.text import clean, comma_separated, markdown, plural
 
 HEADER = ["job", "changed", "reason"]
 ROWS = [[0, "lr=0.1 | seed=1", None], [10, "a\nb\x1b[31m\t", "=1+1"]]
@@ -47,6 +47,15 @@ def test_a_table_fits_its_terminal(width: int) -> None:
     assert plain_table(header, rows).splitlines()[0].split() == [*header[:-1], *header[-1].split()]
 
 
+def test_a_name_that_goes_on_below_is_whole() -> None:
+    """It is shortened to fit beside the other columns, not where it has a line beside the first one anyway."""
+    header, run = ["baseline", "val accuracy", "test accuracy", "run"], "outputs/blobs-majority/2026-11-27_09-43-58"
+    rows = [["gradient-boosting", "85.00 % [79.95, 89.71] of 80", "85.50 % [79.95, 89.71] of 200", run]]
+    assert plain_table(header, rows, 80, names=[3]).splitlines()[-1] == f"gradient-boosting  {run}"
+    assert "  outputs/blob...ority/2026" in plain_table(header, rows, 120, names=[3])
+    assert run in plain_table(header, rows, 130, names=[3])
+
+
 def test_names_lose_their_middle() -> None:
     assert cut_in_the_middle("a" * 20 + "b" * 20, 13) == "aaa...bbbbbbb"
     assert cut_in_the_middle("\u732b" * 20, 13) == "\u732b...\u732b\u732b\u732b\u732b"
@@ -83,6 +92,11 @@ def test_csv_is_read_back_and_holds_no_formula() -> None:
     assert "\r" not in text and text.endswith("\n")
     exact = list(csv.reader(io.StringIO(comma_separated(HEADER, rows, safe=False))))
     assert [line[2] for line in exact[1:]] == ["=cmd()", "+1", "@x", "-0.5", "plain", "é"]
+
+
+def test_one_has_no_plural() -> None:
+    assert [plural(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
+    assert [plural(number, "category") for number in (1, 1_000)] == ["1 category", "1,000 categories"]
 
 
 def test_nothing_that_a_terminal_obeys_is_left() -> None:

@@ -8,7 +8,7 @@ from mcls.config.saved import check_same_data, saved_config
 from mcls.config.schema import differing_keys, leaves, yaml_text
 from mcls.errors import RequestError
 from mcls.inference.compare import mcnemar_lines, metric_rows
-from mcls.report.html import checked_format, curve_charts, matrix, rendered
+from mcls.report.html import checked_format, curve_charts, matrix, rendered, run_title
 from mcls.runs.folder import RunFolder, own_command, parse_json, read_json, read_text, relative, shell_path, slug
 
 COLOURS = ("var(--val)", "var(--other)")
@@ -39,8 +39,8 @@ def two_runs_page(folders: Sequence[RunFolder], full: bool) -> str:
     with checked_format(first):
         charts, lines = curve_charts(drawn, {result["best_epoch"] for result in results})
         values = {
-            "title": f"{first.path.name} and {second.path.name}",
-            "names": [folder.name for folder in folders],
+            "title": " and ".join(map(run_title, folders)),
+            "names": [relative(folder.path) for folder in folders],
             "measures": [
                 row
                 for split in ("test", "val")

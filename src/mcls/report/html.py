@@ -25,9 +25,9 @@ from mcls.report.matrix import (
 )
 from mcls.report.summary import epoch_records
 from mcls.report.svg import Curve, chart
-from mcls.runs.folder import RunFolder, own_command, read_json, read_text, unfinished
+from mcls.runs.folder import RunFolder, own_command, read_json, read_text, read_yaml, unfinished
 from mcls.runs.ledger import read_ledger
-from mcls.system.text import clean, comma_separated, decimals
+from mcls.system.text import clean, comma_separated, decimals, plural
 
 PICTURE = 8_000_000  # bytes of a figure that is embedded
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -68,8 +68,8 @@ def page(folder: RunFolder, full: bool = False) -> str:
         charts, lines = curve_charts([(folder, "", "var(--val)")], [best] if best else [])
         remarks = about.get("hyperparameters", {})
         values = {
-            "title": f"{about['choices']['dataset']} · {about['choices']['model']}",
-            "name": folder.name,
+            "title": run_title(folder),
+            "about": f"{about['choices']['dataset']} · {about['choices']['model']}",
             "started": about["started"],
             "unfinished": progress(folder, result, label) if label else None,
             "summary": None if label else summary(result),
@@ -90,6 +90,14 @@ def page(folder: RunFolder, full: bool = False) -> str:
             "command": own_command(about),
         }
     return rendered("page.html", values, full)
+
+
+def run_title(folder: RunFolder) -> str:
+    """The name that a run was given, or else that of its folder and the one around it."""
+    with contextlib.suppress(FolderError):  # of a page that shows what is damaged
+        if name := read_yaml(folder.config).get("name"):
+            return str(name)
+    return RunFolder(folder.path.resolve()).name
 
 
 @contextlib.contextmanager
@@ -173,7 +181,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "split": split,
         "accuracy": f"{test['accuracy'] * 100:.2f} %",
-        "samples": f"{int(test['n']):,}",
+        "samples": plural(int(test["n"]), "sample"),
         "interval": interval,
         "opened": times.get(openings, f"{openings} times; repeated evaluations make it less reliable"),
         "cards": {
@@ -194,7 +202,7 @@ def progress(folder: RunFolder, result: dict[str, Any], label: str) -> dict[str,
     return {
         "label": label,
         "best": f"{max(vals) * 100:.2f} %" if vals else None,
-        "openings": int(result.get("test_openings", 0)),
+        "openings": plural(int(result.get("test_openings", 0)), "time"),
         "reason": result.get("reason", ""),
     }
 

@@ -91,10 +91,16 @@ def plain_table(
     if least < SHORTEST:
         least = max(SHORTEST, width - 2 - max(others, default=0))  # so that any other fits beside it
     least = min(LEAST, least)
+    whole = list(columns)
     for index in sorted(names, key=lambda index: -widths[index]):
         if (over := total(widths) - width) > 0:
-            columns[index] = [cut_in_the_middle(cell, max(least, widths[index] - over)) for cell in columns[index]]
+            columns[index] = [cut_in_the_middle(cell, max(least, widths[index] - over)) for cell in whole[index]]
             widths = widths_of(titles, columns)
+    if total(widths) > width:  # then each goes on below, where it has the line to itself beside the first column
+        for index in {*names} - {0}:
+            rest = max(least, width - 2 - widths[0])
+            columns[index] = [cut_in_the_middle(cell, rest) for cell in whole[index]]
+        widths = widths_of(titles, columns)
     shown = []
     for block in blocks(widths, width):
         height = max(len(titles[index]) for index in block)
