@@ -39,7 +39,7 @@ LAST = {
 
 
 def seal(archive: bytes) -> bytes:
-    """`archive` (a zip) with the sha256 of itself as its comment, where zip readers, torch's too, look past it."""
+    """`archive` (a zip) with its own sha256 as its comment, which zip readers, torch's too, ignore."""
     if archive[-22:-18] != END:
         raise ValueError("not a zip archive without a comment")
     body = archive[:-2] + struct.pack("<H", len(LABEL) + 64)
@@ -62,7 +62,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def on_cpu(value: Any) -> Any:
-    """`value` with every tensor in it, at any depth, on the CPU, and apart from what it is a slice of."""
+    """`value` with every tensor in it, at any depth, on the CPU and in a storage of its own."""
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
@@ -95,7 +95,7 @@ def check_archive(content: bytes) -> None:
 
 
 def check_plain(state: Any) -> None:
-    """Raise ValueError unless `state` is made of dense tensors, no larger than what they stand on, and plain values."""
+    """Raise ValueError unless `state` consists of dense tensors, no larger than their storage, and plain values."""
     waiting, seen = [(state, 0)], 0
     while waiting:
         value, depth = waiting.pop()

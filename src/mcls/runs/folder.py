@@ -1,4 +1,4 @@
-"""The run folder: its name, what is in it, and how it is read back. A run folder is data: nothing in it is ever run."""
+"""The run folder: its name, its files, and how they are read. A run folder is data: nothing in it is executed."""
 
 import contextlib
 import json
@@ -62,7 +62,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process alone; the kernel frees it when the process ends, however it ends.
+        """Lock the folder for this process; the kernel releases the lock when the process ends, however it ends.
 
         Raises MachineError, naming the process, when another one holds it; FolderError when the folder leads elsewhere.
         """
@@ -81,14 +81,14 @@ class RunFolder:
             os.close(descriptor)
 
     def sweep_up(self) -> None:
-        """Delete what a process that was killed while it wrote left behind."""
+        """Delete temporary files of a process that was killed while writing."""
         for path in self.files:
             for rest in self.path.glob(f".{path.name}.*.part"):
                 with contextlib.suppress(OSError):
                     rest.unlink()
 
     def refuse_links(self) -> None:
-        """Raise FolderError when what a run writes would land elsewhere: a link, a pipe or a device in its place."""
+        """Raise FolderError if a file of the run is a link, a pipe or a device, so that writes would go elsewhere."""
         if self.figures.is_symlink() or (self.figures.exists() and not self.figures.is_dir()):
             raise FolderError(f"{self.figures}: refused, not a plain folder.")
         for path in [*self.files, *self.figures.glob("*")]:
@@ -104,16 +104,16 @@ class RunFolder:
         publish(path, (to_json(value) + "\n").encode())
 
     def openings(self) -> int:
-        """How often the test set has been opened so far, as result.json says."""
+        """Number of evaluations of the test set so far, from result.json."""
         return int((self.read_result() or {}).get("test_openings", 0))
 
     @property
     def begun(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the folder holds a run, finished or not."""
         return self.config.is_file() and self.about.is_file()
 
     def finished(self) -> dict[str, Any] | None:
-        """What result.json says of a run that came to its end; None of any other."""
+        """The content of result.json if the run is finished, else None."""
         result = self.read_result() or {}
         if result.get("status") != "finished":
             return None
@@ -121,11 +121,11 @@ class RunFolder:
         return result
 
     def read_result(self) -> dict[str, Any] | None:
-        """What result.json says, or None when there is none. Raises FolderError when it is damaged."""
+        """The content of result.json; None without one. Raises FolderError if it is damaged."""
         return read_json(self.result) if self.result.is_file() else None
 
     def read_finished(self) -> dict[str, Any]:
-        """What result.json says of a finished run. Raises FolderError when it is damaged or the run not finished."""
+        """The content of result.json. Raises FolderError if it is damaged or the run is not finished."""
         if (result := self.finished()) is None:
             status = clean(str((self.read_result() or {}).get("status", "never started")))
             raise FolderError(
@@ -143,7 +143,7 @@ def find_run(path: Path) -> RunFolder:
 
 
 def why_no_run(path: Path) -> str:
-    """What `path`, which is no run folder, is instead, and what to do."""
+    """What `path` is if it is not a run folder, and what to do, for a message."""
     if path.suffix in (".onnx", ".pt2", ".safetensors") and path.is_file():
         return "an exported model. This takes the folder of a run; only mcls predict also takes an .onnx file."
     runs, best = [*path.glob("*/run.json"), *path.glob("*/*/run.json")], []
@@ -160,7 +160,7 @@ def why_no_run(path: Path) -> str:
 
 
 def best_jobs(path: Path) -> list[str]:
-    """Numbers of the jobs in the first row of the table of the sweep in `path`; nothing where it has none."""
+    """Numbers of the jobs in the first row of the table of the sweep in `path`; empty without a table."""
     with contextlib.suppress(FolderError, ValueError):
         header, first, *_ = read_text(path / "sweep.csv").splitlines()
         return first.partition(",")[0].split() if header.startswith("jobs,") else []
@@ -189,41 +189,41 @@ def claim(parent: Path, name: str) -> RunFolder:
 
 
 def timestamp() -> str:
-    """Now, as a part of a folder's name."""
+    """The current time as part of a folder's name."""
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def relative(path: Path) -> str:
-    """`path` from here, where that is shorter."""
+    """`path` relative to the working directory, if that is shorter."""
     return min(str(path), os.path.relpath(path), key=len)
 
 
 def shell_path(path: Path | str) -> str:
-    """`path` as a shell takes it, for commands that are printed to be copied."""
+    """`path` quoted for a shell, for commands that are printed to be copied."""
     return shlex.quote(str(path))
 
 
 def own_command(about: dict[str, Any]) -> str:
-    """What to type for this run alone, by the content of run.json; a sweep's own command would repeat all of it."""
+    """The command for this run alone, from the content of run.json; the command of a sweep would repeat all jobs."""
     typed = str(about["command"])
     sweeping = {"-m", "--multirun"} & set(shlex.split(typed))
     return shlex.join(["mcls", "train", *map(str, about["overrides"])]) if sweeping else typed
 
 
 def slug(text: str, limit: int = 100) -> str:
-    """`text` as a part of a file name: letters, digits and ``. _ - = , +`` alone, at most `limit` characters."""
+    """`text` as part of a file name: only letters, digits and ``. _ - = , +``, at most `limit` characters."""
     return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text).strip("._")[:limit] or "_"
 
 
 def named_folder(parent: Path, key: str, name: str) -> Path:
-    """The folder in `parent` that `key` gives the name of. Raises RequestError for a name that is none."""
+    """The folder `name` in `parent`. Raises RequestError, which names `key`, for an invalid name."""
     if name != slug(name):
         raise RequestError(f"{key}: must be the name of a folder, got {name!r}. Use letters, digits and . _ - = +.")
     return parent / name
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
-    """The text in `path`. Raises FolderError unless it is a plain file inside its own folder, of a sane size."""
+    """The text in `path`. Raises FolderError unless it is a regular file of at most `limit` bytes, and not a link."""
     if path.is_symlink() or not path.is_file():
         raise FolderError(f"{path}: no such file, or a link. Is this a run folder of mcls?")
     if path.stat().st_size > limit:
@@ -241,7 +241,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def no_number(word: str) -> None:
-    """Raise ValueError for NaN and Infinity, which are no JSON."""
+    """Raise ValueError for NaN and Infinity, which are not JSON."""
     raise ValueError(word)
 
 
@@ -301,7 +301,7 @@ def status_of(folder: RunFolder, result: dict[str, Any] | None) -> str:
 
 
 def epochs_done(path: Path) -> int | None:
-    """The epoch in the last whole line of a metrics.jsonl, None when there is none."""
+    """The epoch in the last complete line of a metrics.jsonl; None without one."""
     if path.is_symlink() or not path.is_file():
         return None
     with path.open("rb") as file:
@@ -314,7 +314,7 @@ def epochs_done(path: Path) -> int | None:
 
 
 def unfinished(folder: RunFolder, result: dict[str, Any] | None) -> str:
-    """`stopped after 9 of 60 epochs`, nothing of a finished run. Raises FolderError for what is damaged."""
+    """`stopped after 9 of 60 epochs`; empty for a finished run. Raises FolderError if a file is damaged."""
     status = status_of(folder, result)
     if status in ("finished", "never started"):
         return "" if status == "finished" else status
@@ -324,5 +324,5 @@ def unfinished(folder: RunFolder, result: dict[str, Any] | None) -> str:
 
 
 def job_name(number: str | int, changed: str) -> str:
-    """Folder of a job: its number and what was changed, `3_optimizer.lr=0.1,seed=2`."""
+    """Folder name of a job: its number and the changed keys, `3_optimizer.lr=0.1,seed=2`."""
     return slug(f"{number}_{changed}" if changed else str(number))

@@ -120,7 +120,7 @@ def check(value: Any, shape: Any, path: Path) -> None:
 
 
 def mismatch(value: Any, shape: Any, path: str) -> str:
-    """What is wrong with `value`, the first that is found, at its `path`; nothing where it has `shape`."""
+    """The first difference between `value` and `shape`, with its `path`; empty if there is none."""
     if isinstance(shape, tuple):
         wrongs = [mismatch(value, other, path) for other in shape]
         return "" if "" in wrongs else wrongs[-1]
@@ -159,14 +159,14 @@ def mapping(value: dict[Any, Any], shape: dict[str, Any], path: str) -> str:
 
 
 def said(value: Any, wanted: str, path: str) -> str:
-    """What was wanted at a place and what is there, in one line."""
+    """What was expected and what was found, in one line."""
     scalar = value is None or isinstance(value, bool | int | float | str)
     got = f"{value!r:.40}" if scalar and not (isinstance(value, int) and abs(value) > WHOLE) else type(value).__name__
     return f"{path.lstrip('.') or 'all of it'} must be {wanted.replace('|', ' or ')}, got {got}"
 
 
 def too_deep(value: Any, left: int = MAX_DEPTH) -> bool:
-    """Whether lists and dictionaries are nested deeper than `left` in `value`, made of them and of plain values."""
+    """Whether lists and dictionaries in `value` are nested deeper than `left`."""
     items = value.values() if isinstance(value, dict) else value
     return left == 0 or any(too_deep(item, left - 1) for item in items if type(item) in (dict, list))
 

@@ -1,4 +1,4 @@
-"""When the test set of a run was opened, and by which command: a line of test_openings.jsonl each time."""
+"""When and by which command the test set of a run was evaluated: one line each in test_openings.jsonl."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ from mcls.system.files import open_plain, to_json
 
 
 def utc_now() -> str:
-    """Now, as files of a run folder write it."""
+    """The current time in the format of a run folder's files."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def record_opening(folder: RunFolder, by: str, times: int = 1) -> None:
-    """Add a line; where that can't be written, the number in result.json still counts."""
+    """Add a line; if it can't be written, the number in result.json still counts."""
     line = to_json({"at": utc_now(), "by": by, "times": times}, indent=None)
     with contextlib.suppress(OSError):
         descriptor = open_plain(folder.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -25,7 +25,7 @@ def record_opening(folder: RunFolder, by: str, times: int = 1) -> None:
 
 
 def read_ledger(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines, except one that a kill cut off; none of a run of an older version."""
+    """The complete lines; empty for a run of an older version."""
     text = read_text(folder.ledger) if folder.ledger.exists() else ""
     whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [parse_json(line, folder.ledger, OPENING) for line in whole]

@@ -1,4 +1,4 @@
-"""The lock of a run folder: who holds it, and that a child process does not."""
+"""The lock of a run folder: who holds it; child processes do not inherit it."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ def next_free(descriptor: int, folder: Path) -> None:
 
 
 def let_go() -> None:
-    """In a child: close the locks that were copied into it, or it would hold them beyond its parent's end."""
+    """In a child process: close the inherited lock files, which it would hold beyond the end of its parent."""
     while HELD:
         os.close(HELD.pop())
 

@@ -1,4 +1,4 @@
-"""What a person says about a run, its tags and its note: in config.yaml, where resume keeps them, and in run.json."""
+"""Tags and note of a run: in config.yaml, where resume keeps them, and in run.json."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def tag_list(text: str) -> list[str]:
 
 
 def set_remark(folder: RunFolder, key: str, text: str) -> None:
-    """Write the `tags` or the `note` of a run anew; an empty text takes them away.
+    """Replace the `tags` or the `note` of a run; an empty text removes them.
 
     Raises RequestError for a text that can't be kept, MachineError when the run is being trained or can't be written.
     """

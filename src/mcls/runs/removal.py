@@ -1,4 +1,4 @@
-"""Runs deleted: what goes and its size, and so that a kill halfway leaves nothing that looks like a run."""
+"""Deletion of runs: what is deleted and its size; a kill halfway leaves nothing that looks like a run."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def sweep_of(path: Path) -> Path | None:
 
 
 def doomed(path: Path) -> Doomed:
-    """What deleting the run or sweep in `path` deletes. Raises MclsError where it must not, or can't, be deleted."""
+    """The folder to delete for the run or sweep in `path`. Raises MclsError if it must not, or can't, be deleted."""
     if path.is_symlink():
         raise FolderError(f"{path}: a link. Name the folder that it leads to: {shell_path(relative(path.resolve()))}")
     swept = is_sweep(path)
@@ -85,13 +85,13 @@ def delete(folder: Doomed) -> None:
 
 
 def sweep_up_deleted(folders: Iterable[Path]) -> None:
-    """Delete in `folders` what a kill left of a deletion."""
+    """Delete in `folders` the rest of a deletion that was killed."""
     for rest in [rest for folder in folders for rest in folder.glob(f".*{DELETED}")]:
         shutil.rmtree(rest, ignore_errors=True)
 
 
 def question(folder: RunFolder) -> str:
-    """What two runs have in common whose accuracies on val can be compared: the data set and the samples of val."""
+    """What runs must share for their val accuracies to be comparable: the data set and the samples of val."""
     val = ((folder.read_result() or {}).get("fingerprints") or {}).get("val")
     return f"{read_json(folder.about).get('choices', {}).get('dataset')} {val}"
 

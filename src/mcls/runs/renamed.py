@@ -1,4 +1,4 @@
-"""Names of older versions and what they are called today: of keys, of values and of `_target_`s.
+"""Names of older versions and their current names: of keys, values and `_target_`s.
 
 Run folders, configuration files and command lines with the old names keep working. A name that changes is added here,
 and stays.

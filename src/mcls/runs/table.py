@@ -1,6 +1,6 @@
-"""Runs side by side: what each folder says of itself, seeds averaged, filtered and sorted. Reads small files alone.
+"""The table of runs: read from their folders, averaged over seeds, filtered and sorted. Only small files are read.
 
-A folder may be somebody else's, or half written: whatever is wrong with it makes it a row that says so.
+A folder may be somebody else's, or incomplete: whatever is wrong with it is the reason in its row.
 """
 
 import difflib
@@ -80,7 +80,7 @@ class RunRow:
 
 
 def read_row(folder: RunFolder) -> RunRow:
-    """The row of one run. Never raises for what is in the folder."""
+    """The row of one run. Never raises, whatever is in the folder."""
     try:
         about, result = read_json(folder.about), folder.read_result()
         overrides = [str(line) for line in about.get("overrides", [])]
@@ -132,12 +132,12 @@ def method_of(config: str) -> tuple[str, dict[str, str]]:
 
 
 def overridden(overrides: Sequence[str]) -> dict[str, Any]:
-    """What is known of the hyper-parameters of a run that did not get as far as to write them down."""
+    """The known hyper-parameters of a run that ended before it recorded them."""
     return {key.lstrip("+"): value for key, _, value in (line.partition("=") for line in overrides)}
 
 
 def measures(result: dict[str, Any]) -> dict[str, Any]:
-    """`val/accuracy` and the like out of a result.json. Raises TypeError or AttributeError when it is another thing."""
+    """`val/accuracy` and the like from a result.json. Raises TypeError or AttributeError for unexpected content."""
     values = {
         f"{split}/{name}": finite_number(report.get(name))
         for split in ("val", "test")
@@ -164,7 +164,7 @@ def comparable(settings: dict[str, Any], result: dict[str, Any]) -> dict[str, An
 
 
 def finite_number(value: Any) -> float | None:
-    """A finite number, None for nothing. Raises TypeError for anything else."""
+    """A finite number, or None. Raises TypeError for anything else."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -224,7 +224,7 @@ def differing_columns(rows: Iterable[RunRow]) -> list[str]:
 
 
 def sort_key(key: str) -> Callable[[RunRow], tuple[bool, bool, Any]]:
-    """What to sort rows by: the best value of `key` first, those without one last."""
+    """A sort key for rows: the best value of `key` first, rows without one last."""
     sign = -1 if key.endswith(HIGH_FIRST) else 1
 
     def order(row: RunRow) -> tuple[bool, bool, Any]:
@@ -237,7 +237,7 @@ def sort_key(key: str) -> Callable[[RunRow], tuple[bool, bool, Any]]:
 
 
 def full_key(word: str, rows: Sequence[RunRow]) -> str:
-    """The key that `word` means: itself, or the one key that ends in it. Raises RequestError."""
+    """The full key for `word`: itself, or the only key that ends in it. Raises RequestError."""
     known = dict.fromkeys(["status", "run", "n", *(f"val/{name}" for name in TABLE_METRICS)])
     for row in rows:
         known |= dict.fromkeys([*row.values, *row.settings])
@@ -283,7 +283,7 @@ def numeric(value: Any) -> bool:
 
 
 def parse_filter(text: str, rows: Sequence[RunRow]) -> Filter:
-    """The condition in `text`. Raises RequestError when it is none, or nothing that a run could ever meet."""
+    """The condition in `text`. Raises RequestError if it is not one, or if no run could ever meet it."""
     parts = FILTER.fullmatch(text)
     if not parts:
         raise RequestError(f"{text}: neither a folder nor a filter such as dataset=cifar10 or 'val/accuracy>0.9'.")

@@ -37,13 +37,13 @@ LAYOUT = {
 
 
 def remarks(settings: dict[str, Any]) -> str:
-    """Tags and note among the hyperparameters of a run in one text, empty where it has neither."""
+    """Tags and note among the hyperparameters of a run as one text; empty without either."""
     parts = (f"tags: {settings['tags']}" if settings.get("tags") else "", settings.get("note") or "")
     return "\n\n".join(map(str, filter(None, parts)))
 
 
 def next_event(progress: dict[str, Any]) -> int:
-    """The first step whose events are written anew after a checkpoint with this `progress`; 0 for a new run.
+    """The first step whose events are written again after a checkpoint with this `progress`; 0 for a new run.
 
     That is its own step if the losses up to it are not yet recorded, the next one if they are.
     """
@@ -216,7 +216,7 @@ def image_summary(tag: str, png: bytes) -> Any:
 
 
 def publish_image(folder: Path, tag: str, png: bytes) -> None:
-    """Write an image to the IMAGES tab for a folder that is not a run's; replaces an earlier one."""
+    """Write an image to the IMAGES tab for a folder that is not a run; replaces an earlier one."""
     publish_summary(folder / "events.out.tfevents.0.mcls.sweep", image_summary(tag, png))
 
 
@@ -263,7 +263,7 @@ class LogFile(logging.Handler):
 
 @contextlib.contextmanager
 def collect_warnings() -> Iterator[list[str]]:
-    """The warnings that are logged in the body, each in one line."""
+    """The warnings that are logged within the context, each in one line."""
     lines: list[str] = []
 
     def collect(record: logging.LogRecord) -> bool:

@@ -1,1 +1,1 @@
-"""What every other package stands on: files, signals, devices, processes, text."""
+"""What all other packages use: files, signals, devices, processes, text."""

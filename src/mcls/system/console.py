@@ -1,4 +1,4 @@
-"""What people read on the terminal: the log on stderr, results on stdout."""
+"""Terminal output: the log on stderr, results on stdout."""
 
 import contextlib
 import functools
@@ -26,31 +26,31 @@ GOOD, BAD, WARNING, HINT, BOLD = "32", "31", "33", "36", "1"  # colours of a ter
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, but for ends of lines, written out: no text from a file commands a terminal."""
+    """`text` with control characters escaped, except line ends, so that text from a file can't control the terminal."""
     return "\n".join(map(clean, text.split("\n")))
 
 
 def columns() -> int:
-    """Characters in a line of the terminal; 80 where there is none."""
+    """Width of the terminal in characters; 80 without a terminal."""
     return shutil.get_terminal_size().columns or 80
 
 
 def line_width(stream: TextIO) -> int:
-    """Cells in a line of `stream`: of its terminal, or as COLUMNS says; the lines of files and pipes never end."""
+    """Cells per line of `stream`: those of its terminal, or COLUMNS; unlimited for files and pipes."""
     if os.environ.get("COLUMNS", "").isdigit():
         return columns()
     return (os.get_terminal_size(stream.fileno()).columns or 80) if stream.isatty() else WHOLE
 
 
 def obeys_codes(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that colours text and clears a line when told to."""
+    """Whether `stream` is a terminal that supports colours and clearing a line."""
     able = os.environ.get("TERM", "dumb") != "dumb" or "WT_SESSION" in os.environ  # the latter is Windows's
     return stream.isatty() and able
 
 
 @functools.cache
 def called_as() -> str:
-    """What to type for `mcls`, where the shell does not find it: what was typed."""
+    """How printed commands call mcls: `mcls`, or as it was called if the shell does not find that."""
     typed = Path(sys.argv[0])
     if shutil.which("mcls"):
         return "mcls"
@@ -58,12 +58,12 @@ def called_as() -> str:
 
 
 def style(colour: str, stream: TextIO) -> str:
-    """The code that begins `colour`, nothing where `stream` has none or NO_COLOR is set."""
+    """The code that starts `colour`; empty if `stream` has no colours or NO_COLOR is set."""
     return f"\x1b[{colour}m" if obeys_codes(stream) and not os.environ.get("NO_COLOR") else ""
 
 
 def for_stream(text: str, stream: TextIO, colour: str = "") -> str:
-    """`text` for `stream`: without control characters, its lines broken where the terminal ends, in `colour`."""
+    """`text` as printed to `stream`: control characters escaped, lines wrapped at the terminal's width, in `colour`."""
     name, commands = called_as(), Path(__file__).parents[1] / "commands"
     if stream.isatty() and name != "mcls":  # a command that is printed can be copied
         words = "|".join(path.stem for path in commands.glob("*.py"))
@@ -78,16 +78,16 @@ def for_stream(text: str, stream: TextIO, colour: str = "") -> str:
 
 
 def say_progress(what: str = "") -> None:
-    """Say on the terminal what is being done, in a line that whatever is printed next takes; nothing clears it."""
+    """Show on the terminal what is being done, in a line that the next output replaces; an empty text clears it."""
     if obeys_codes(sys.stderr):
         shown = cut_in_the_middle(f"{what} ..." * bool(what), line_width(sys.stderr) - 1)
         print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
 
 
 def progress_bar(title: str, total: int, done: int = 0, quiet: bool = False) -> "tqdm[Any]":
-    """A bar for what takes longer than half a second, on a terminal, that is gone afterwards.
+    """A progress bar, on a terminal, for what takes longer than half a second; removed at the end.
 
-    It leaves room for the ^C that the terminal shows: in a line of its own the bar above it would stay.
+    It leaves room for the ^C that the terminal echoes: that would wrap the line and leave the bar above it.
     """
     from tqdm import tqdm
 
@@ -97,19 +97,19 @@ def progress_bar(title: str, total: int, done: int = 0, quiet: bool = False) -> 
 
 
 def say(text: str = "", colour: str = "") -> None:
-    """Print a result."""
+    """Print a result on stdout."""
     if not sys.stdout.isatty():
         say_progress()  # its line is cleared, for a reader of both
     print(for_stream(text, sys.stdout, colour))
 
 
 def say_aside(text: str) -> None:
-    """Print what is no result, on stderr."""
+    """Print what is not a result, on stderr."""
     print(for_stream(text, sys.stderr), file=sys.stderr)
 
 
 def say_error(reason: str) -> None:
-    """Say on stderr what is wrong, in lines that say whose they are."""
+    """Print an error on stderr, each line beginning with `mcls: `."""
     text = for_stream("\n".join(f"mcls: {line}" for line in reason.split("\n")), sys.stderr)
     if code := style(BAD, sys.stderr):
         text = re.sub("mcls: ", f"{code}mcls: \x1b[0m", text, count=1)
@@ -119,7 +119,7 @@ def say_error(reason: str) -> None:
 def say_table(
     header: Sequence[str], rows: Sequence[Row], names: Sequence[int] = (), colours: Mapping[int, str] | None = None
 ) -> None:
-    """Print a table, see `plain_table`; `colours` of rows by their number."""
+    """Print a table (see `plain_table`); `colours` are those of rows, by number."""
     colours = (colours or {}) if style(BOLD, sys.stdout) else {}
     styles = {index: style(colour, sys.stdout) for index, colour in colours.items()}
     print(plain_table(header, rows, line_width(sys.stdout), names, styles))
@@ -136,7 +136,7 @@ class ConsoleFormatter(logging.Formatter):
 
 @contextlib.contextmanager
 def console() -> Iterator[None]:
-    """The log on stderr, as it comes; of other packages nothing but the warnings of code that is the user's own."""
+    """Within the context, log to stderr; of other warnings, show only those of the user's own code."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(ConsoleFormatter("%(message)s"))
     before = log.level, log.propagate

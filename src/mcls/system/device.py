@@ -1,4 +1,4 @@
-"""The machine: what `auto` means here, a clear error for what is not there, and what to write down of it."""
+"""The machine: resolve `auto`, report what is missing, describe the environment."""
 
 import logging
 import os
@@ -115,7 +115,7 @@ def rng_states(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_rng_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Go back to `states`, as `rng_states` gave them; those of another kind of device are left."""
+    """Restore the `states` of `rng_states`; those of another kind of device are ignored."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,6 +1,6 @@
-"""One run in several processes: each trains on its share of every batch, and every sum is taken over all of them.
+"""One run in several processes: each trains on its shard of every batch, and sums are taken over all of them.
 
-The first process leads: it alone has the run folder, speaks, and measures at the end. They talk through gloo on CPUs,
+Rank 0 alone has the run folder, prints, and evaluates at the end. The processes communicate through gloo on CPUs,
 through NCCL on GPUs.
 """
 
@@ -19,10 +19,10 @@ from torch.distributed.rendezvous import rendezvous
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, seen from one of them. Every method but `cut` waits for all of them.
+    """The processes of a run, seen from one of them. Every method except `cut` waits for all of them.
 
     Args:
-        rank: number of this process; 0 leads.
+        rank: number of this process; rank 0 has the run folder.
         size: how many there are.
     """
 
@@ -30,16 +30,16 @@ class World:
     size: int = 1
 
     def cut(self, start: int, end: int) -> tuple[int, int]:
-        """This process's part of a row from `start` to `end`; the sizes of the parts differ by one at most."""
+        """This process's shard of the range from `start` to `end`; the sizes of the shards differ by at most one."""
         count = end - start
         return start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size
 
     def loss_share(self, targets: Tensor, whole: int, weights: Tensor | None) -> Tensor | float | None:
-        """What this process's mean loss counts in that of a batch of `whole` samples; None for a single process.
+        """The weight of this process's mean loss in that of a batch of `whole` samples; None for a single process.
 
         Args:
             targets: classes of this process's samples.
-            weights: of each class, if the mean is weighed; float (C,).
+            weights: of each class, if the mean is weighted; float (C,).
         """
         if self.size == 1:
             return None
@@ -47,7 +47,7 @@ class World:
         return mine / self.sum(mine.clone()) if isinstance(mine, Tensor) else mine / whole
 
     def add_gradients(self, weights: Iterable[Tensor]) -> None:
-        """Add the gradients of all processes up: in one buffer, so in the same order at every step."""
+        """Sum the gradients over all processes, in one buffer, so in the same order at every step."""
         if self.size == 1:
             return
         gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -56,13 +56,13 @@ class World:
             gradient.copy_(part.view_as(gradient))
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values`, added up in place."""
+        """`values`, summed over all processes in place."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of the processes' numbers. It does not wait for a GPU."""
+        """The maximum of `value` over all processes. It does not wait for a GPU."""
         if self.size == 1:
             return value
         largest = torch.tensor(value)
@@ -89,13 +89,13 @@ class World:
         return gathered
 
     def agree_on_start(self, store: Any, seconds: float) -> str:
-        """A name that the processes of this start share and no earlier start had.
+        """A name that the processes of this start share and that no earlier start had.
 
-        torchrun's `store` outlives a restart, with the addresses of processes that are gone in it, and its agents on
-        several machines do not count restarts alike (pytorch#135712). So each process writes a name of its own, rank 0
-        answers the newest names with this start's until all have joined, and names from before answer nothing.
+        torchrun's `store` survives a restart and still holds the addresses of ended processes, and agents on several
+        machines do not count restarts alike (pytorch#135712). So each process writes a name of its own; rank 0 answers
+        the newest names with the name of this start until all have joined. Names of ended processes are never read.
 
-        Raises DistError when not all have joined after `seconds`.
+        Raises DistError if not all have joined after `seconds`.
         """
         own = uuid.uuid4().hex
         if self.rank:
@@ -115,9 +115,9 @@ class World:
 
     @contextlib.contextmanager
     def init_process_group(self, address: str, device: torch.device, seconds: float) -> Iterator[None]:
-        """While entered, the processes that meet at `address` (a URL of torch's) are connected.
+        """Within the context, the processes that call this with `address` (a URL of torch's) are connected.
 
-        What they do together raises RuntimeError when one of them is gone, or does not answer for `seconds`.
+        Collective operations raise RuntimeError when a process is gone, or does not answer for `seconds`.
         """
         timeout = timedelta(seconds=seconds)
         keys: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": timeout}
@@ -140,7 +140,7 @@ SINGLE_PROCESS = World()
 
 
 def loss_mass(targets: Tensor, weights: Tensor | None) -> Tensor | int:
-    """What samples weigh in a mean loss: their number, or the sum of their classes' `weights`.
+    """The weight of samples in a mean loss: their number, or the sum of their classes' `weights`.
 
     Args:
         targets: class numbers (N,), or probabilities of the classes (N, C).

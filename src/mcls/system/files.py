@@ -1,4 +1,4 @@
-"""The only way that mcls puts a file in its place: whole or not at all, whatever happens meanwhile."""
+"""Atomic writes: a file that mcls publishes is complete or not there at all, whatever happens meanwhile."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ def publish(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str, encoding: str | None = None, needed: int = 0) -> Iterator[IO[Any]]:
-    """A new file, to be written inside, that is put at `path` at the end; as `publish`, of `needed` bytes if known."""
+    """Context of a new file that is put at `path` at its end, as by `publish`; `needed` bytes, if known."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     UNFINISHED.add(str(temporary))
     try:
@@ -55,9 +55,9 @@ def replacing(path: Path, mode: str, encoding: str | None = None, needed: int = 
 
 
 def make_folder(path: Path) -> None:
-    """Make folder `path` and those above it, if they are not there.
+    """Create folder `path` and its parents, if they are missing.
 
-    Raises RequestError where the name can't be that of a folder, MachineError when the file system refuses.
+    Raises RequestError if the name can't be that of a folder, MachineError if the file system refuses.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -66,14 +66,14 @@ def make_folder(path: Path) -> None:
 
 
 def refused(path: Path, error: OSError, needed: int, what: str = "file") -> MclsError:
-    """The error to raise for a failed write at `path`: the request's where `path` can't be that of a `what`."""
+    """The error for a failed write at `path`: a RequestError if `path` can't be that of a `what`."""
     if error.errno in IMPOSSIBLE:
         return RequestError(f"{path}: can't be a {what} ({error.strerror}). Name another one.")
     return MachineError(describe_os_error(path, error, needed))
 
 
 def refuse_file(key: str, path: Path) -> None:
-    """Raise RequestError where `key` is to name a folder and `path` is a file, or lies below one."""
+    """Raise RequestError if `path`, which `key` gives as a folder, is a file or lies below one."""
     if file := next((candidate for candidate in (path, *path.parents) if candidate.is_file()), None):
         raise RequestError(f"{key}: {file} is a file. Name a folder.")
 
@@ -98,7 +98,7 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, where a folder can be opened."""
+    """Flush the names in `folder` to the disk, where a folder can be opened."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -120,7 +120,7 @@ def describe_os_error(path: Path, error: OSError, needed: int) -> str:
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:
-    """Strict JSON, a list of numbers in one line: a number that is not finite becomes null."""
+    """Strict JSON, lists of numbers in one line; a number that is not finite becomes null."""
     text = json.dumps(finite(value), indent=indent, allow_nan=False)
     return NUMBERS.sub(lambda match: f"[{' '.join(match[0][1:-1].split())}]", text)
 

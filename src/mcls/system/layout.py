@@ -1,4 +1,4 @@
-"""Text that fits a terminal: cells are counted, not characters, since a Chinese letter takes two."""
+"""Text that fits a terminal: cells are counted, not characters, since a Chinese character takes two."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ Styles = Mapping[int, str]
 
 
 def cell_width(text: str) -> int:
-    """Cells that `text` takes on a terminal: two for a wide character, none for an accent of its own."""
+    """Cells that `text` takes on a terminal: two for a wide character, none for a combining accent."""
     if text.isascii():
         return len(text)
     narrow = sum(unicodedata.category(character) not in ("Mn", "Me", "Cf") for character in text)
@@ -29,7 +29,7 @@ def cell_width(text: str) -> int:
 
 
 def cut_in_the_middle(text: str, width: int) -> str:
-    """`text` in at most `width` cells; what is left out is taken from its middle, more of its beginning."""
+    """`text` shortened to at most `width` cells; its middle is left out; two thirds of the rest are its end."""
     if cell_width(text) <= width:
         return text
     start, end = "", ""
@@ -41,7 +41,7 @@ def cut_in_the_middle(text: str, width: int) -> str:
 
 
 def wrapped(text: str, width: int) -> str:
-    """`text` with its lines broken between words where they are longer than `width` cells."""
+    """`text` with lines of more than `width` cells wrapped between words."""
     lines: list[str] = []
     for line in text.split("\n"):
         if cell_width(line) <= width:
@@ -71,9 +71,9 @@ def plain_table(
 ) -> str:
     """Columns aligned with spaces.
 
-    A table of more than `width` cells is made narrower, by one thing after the other until it fits: keys in headings
-    lose what is before their last dot, headings are broken between words, the columns numbered in `names` and headings
-    are shortened in the middle. What is too wide even then goes on below, beside the first column again.
+    A table of more than `width` cells is made narrower in steps until it fits: keys in headings lose what is before
+    their last dot, headings are wrapped between words, the columns numbered in `names` and headings are shortened in
+    the middle. Columns that do not fit even then continue below, beside the first column again.
 
     Args:
         styles: what to put before the line of a row, by its number; each such line ends with the code that ends it.
@@ -134,28 +134,28 @@ def columns_that_fit(header: Sequence[str], rows: Sequence[Row], width: int, opt
 
 
 def least_widths(header: Sequence[str], rows: Sequence[Row]) -> list[int]:
-    """Cells that each column takes where nothing is shortened."""
+    """Width of each column if nothing is shortened."""
     columns = [list(column) for column in zip(*cells(rows), strict=True)] if rows else [[] for _ in header]
     named = [last_part_of([name], [], header) for name in header]
     return widths_of([broken(*pair, header) for pair in zip(named, columns, strict=True)], columns)
 
 
 def broken(title: list[str], column: Sequence[str], header: Sequence[str]) -> list[str]:
-    """A heading in lines, which are as wide as its column needs to be anyway."""
+    """A heading wrapped to the width that its column needs anyway."""
     words = re.sub("([_/])", r"\1 ", title[0])
     lines = wrapped(words, max(map(cell_width, (*words.split(), *column)), default=0)).split("\n")
     return [re.sub("([_/]) ", r"\1", line) for line in lines]
 
 
 def last_part_of(title: list[str], column: Sequence[str], header: Sequence[str]) -> list[str]:
-    """A heading such as optimizer.lr as `lr`, unless that is another one's too."""
+    """A heading such as optimizer.lr as `lr`, unless another heading ends in that too."""
     short = title[0].rpartition(".")[2] if KEY.fullmatch(title[0]) else title[0]
     alike = [name for name in (*header, *RESULTS) if name.rpartition(".")[2] == short]
     return [short] if len(alike) == 1 else title
 
 
 def brief(title: list[str], column: Sequence[str], header: Sequence[str]) -> list[str]:
-    """A heading that is not too long."""
+    """A heading of at most LEAST cells."""
     return [cut_in_the_middle(line, LEAST) for line in title]
 
 
@@ -170,7 +170,7 @@ def total(widths: Sequence[int]) -> int:
 
 
 def blocks(widths: Sequence[int], width: int) -> Iterator[list[int]]:
-    """Numbers of the columns that fit beside each other, the first one in each of the blocks."""
+    """Groups of columns that fit beside each other, by number; each begins with the first column."""
     block = [0]
     for index in range(1, len(widths)):
         if len(block) > 1 and total([widths[other] for other in (*block, index)]) > width:

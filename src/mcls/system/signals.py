@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: a command ends where it is, the training loop when everything is saved."""
+"""Signals that ask a run to stop: other commands end at once, training when everything is saved."""
 
 import contextlib
 import os
@@ -31,11 +31,11 @@ def end(number: int, _frame: FrameType | None) -> None:
 
 
 def leave(number: int, again: str = "") -> None:
-    """End the process without an exception, which what is running may swallow or report as something else.
+    """End the process without an exception, which running code could swallow or report as another error.
 
     Args:
         number: of the signal.
-        again: the command that goes on with what was begun.
+        again: the command that continues.
     """
     if os.getpid() == main_process:
         for path in UNFINISHED:
@@ -55,9 +55,9 @@ def never(epoch: int, accuracy: float) -> bool:
 
 
 class StopRequest:
-    """While entered, the signals of ASKING end the process at once, except where it is `patient`.
+    """Within the context, the signals of ASKING end the process at once, except inside `patient`.
 
-    There they are remembered, and what is running asks this object. A signal that the process was started to ignore
+    There they are recorded, and the running code asks this object. A signal that the process was started to ignore
     (`nohup`, a script's `&`) stays ignored. A second SIGINT always ends the process at once.
 
     Args:
@@ -104,7 +104,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """While entered a signal is remembered: what is inside looks for it."""
+        """Within the context a signal is recorded, and the code inside checks for it."""
         self.remembers = True
         try:
             yield

@@ -11,17 +11,17 @@ Row = Sequence[object]
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Every cell as text in one line, its control characters made visible."""
+    """Every cell as one line of text, control characters escaped."""
     return [["" if cell is None else clean(str(cell)) for cell in row] for row in rows]
 
 
 def clean(text: str) -> str:
-    """`text` without characters that a terminal would obey."""
+    """`text` with characters that control a terminal escaped."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def decimals(value: float | None) -> str:
-    """A measure with four digits, nothing for none."""
+    """A measure with four digits; empty for None."""
     return "" if value is None else f"{value:.4f}"
 
 
@@ -48,7 +48,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """A time in few characters, such as `12 min`; nothing where it is not known."""
+    """A short duration such as `12 min`; empty if `seconds` is infinite."""
     units = (("d", 86400), ("h", 3600), ("min", 60))
     said = (f"{seconds / length:.{length > 60:d}f} {unit}" for unit, length in units if seconds >= 1.5 * length)
     return next(said, f"{seconds:.0f} s") if seconds < float("inf") else ""
@@ -66,7 +66,7 @@ def composed(name: str) -> str:
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """`names` in the order in which people count: 1, 2, 10."""
+    """`names` in natural order: 1, 2, 10."""
 
     def place(part: str) -> tuple[int, int, str]:
         digits = part.lstrip("0")
@@ -76,12 +76,12 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
 
 def assigned(key: str, value: str) -> str:
-    """`key=value` to be typed: in quotes for the shell and for Hydra where it has more than plain characters."""
+    """`key=value` as typed on a command line: quoted for the shell and Hydra if it has special characters."""
     return f"{key}={value}" if re.fullmatch(r"[\w./-]+", value) else f"\"{key}='{value}'\""
 
 
 def quote_names(names: Sequence[str]) -> str:
-    """The first of `names`, quoted, and how many more there are."""
+    """The first NAMES_SHOWN of `names`, quoted, and the number of the others."""
     shown = ", ".join(f"'{clean(name)}'" for name in names[:NAMES_SHOWN])
     return shown + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
 
@@ -92,12 +92,12 @@ def listed(words: Sequence[str], joint: str = "or") -> str:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`Did you mean 'x'? ` for a mistyped name, or nothing."""
+    """`Did you mean 'x'? ` for a mistyped name, else empty."""
     matches = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean '{clean(matches[0])}'? " if matches else ""
 
 
 def quoted(value: str) -> str:
-    """A value from a file as a message shows it: in quotes, in one line, not too long."""
+    """A value from a file as messages show it: quoted, in one line, at most LONG characters."""
     text = clean(value)
     return f"'{text}'" if len(text) <= LONG else f"'{text[:LONG]}...'"
