@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 from mcls.commands.options import Parser, path
 from mcls.errors import MachineError, RequestError
 from mcls.runs.folder import find_runs
+from mcls.system.console import say_progress
 from mcls.system.signals import StopRequest
 
 PINNED = ("val/accuracy", "train/accuracy", "val/loss", "train/loss")  # the cards on top
@@ -47,7 +48,9 @@ def run(arguments: list[str]) -> int:
     if next(find_runs(folder), None) is None:
         print(f"{folder}: no runs yet; they appear once they start.", file=sys.stderr)
     with StopRequest() as stop, stop.patient():
+        say_progress("starting TensorBoard")
         url = serve(folder, options.port)
+        say_progress()
         print(address(url, folder), flush=True)
         if "SSH_CONNECTION" in os.environ:
             port = urlsplit(url).port

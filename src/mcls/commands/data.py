@@ -258,6 +258,7 @@ def doubt_labels(options: argparse.Namespace) -> int:
     best = settings[0] if settings else None
     if best is None or any(job.status != "finished" for job in best.repeats):
         raise FolderError(f"{folder}: no setting has all its jobs finished. Continue with: {plan.resume_command}")
+    say_progress(f"reading {folder}")
     with console():
         from mcls.inference import labels
 

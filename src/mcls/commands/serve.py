@@ -17,7 +17,7 @@ from mcls.commands.options import (
     positive,
 )
 from mcls.errors import MachineError, RequestError
-from mcls.system.console import console
+from mcls.system.console import console, say_progress
 from mcls.system.signals import StopRequest
 from mcls.system.text import clean
 
@@ -59,6 +59,7 @@ def run(arguments: list[str]) -> int:
     if options.max_queue < options.max_batch:
         raise RequestError(f"--max-queue: must be at least --max-batch, {options.max_batch}, got {options.max_queue}.")
     check_effective(options.changes, ("trust",), "mcls serve")
+    say_progress(f"loading {options.run}")
     try:
         import python_multipart  # noqa: F401
         import starlette  # noqa: F401
@@ -78,6 +79,7 @@ def run(arguments: list[str]) -> int:
         )  # fmt: skip
         about = metadata(options.run.resolve().name, model)
         host, port = listening.getsockname()[:2]
+        say_progress()
         print(f"http://{f'[{host}]' if ':' in host else host}:{port}/", flush=True)
         if not ipaddress.ip_address(host).is_loopback:
             log.warning(
