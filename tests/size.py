@@ -13,8 +13,8 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1830,
-    "sweep": 1475,
+    "commands": 1840,
+    "sweep": 1485,
     "inference": 1855,
     "training": 2405,
     "config": 1445,
@@ -28,7 +28,7 @@ BUDGETS = {
     "augmentations": 130,
     "mixing": 50,
     "ranks": 100,
-    "system": 655,
+    "system": 665,
     "significance": 40,
     "cli": 110,
 }

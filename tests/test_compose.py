@@ -257,7 +257,7 @@ def test_a_sweep_in_which_nothing_varies(lines: list[str]) -> None:
 def test_several_values_without_m(line: str) -> None:
     key, value = line.split("=")
     assert refused(line) == (
-        f"{line}: several values make a sweep. Say mcls train -m {shlex.quote(line)}, or if it is a text "
+        f"{line}: several values make a sweep. Use mcls train -m {shlex.quote(line)}, or if it is a text "
         f"\"{key}='{value}'\"."
     )
 
@@ -270,9 +270,9 @@ def test_the_hint_of_a_sweep_is_the_whole_command(tmp_path: Path) -> None:
 
     flags = shlex.join(["--config-dir", str(tmp_path)])
     line = f"mcls train -m {flags} dataset=mnist optimizer.lr=0.1,0.2 trainer.epochs=3"
-    assert f"Say {line}, or if" in said("dataset=mnist", "optimizer.lr=0.1,0.2", "trainer.epochs=3")
+    assert f"Use {line}, or if" in said("dataset=mnist", "optimizer.lr=0.1,0.2", "trainer.epochs=3")
     both = said("dataset=mnst", "optimizer.lr=0.1,0.2")  # of the second error too
-    assert "\n" in both and f"Say mcls train -m {flags} dataset=mnst optimizer.lr=0.1,0.2, or" in both
+    assert "\n" in both and f"Use mcls train -m {flags} dataset=mnst optimizer.lr=0.1,0.2, or" in both
 
 
 @pytest.mark.parametrize(
@@ -685,7 +685,7 @@ def test_no_recipe_can_be_said(mcls: Main, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_plugin_that_is_not_installed_is_named(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
     plugins = {
-        "hydra/sweeper=optuna": "Say search=tpe",
+        "hydra/sweeper=optuna": "Use search=tpe",
         "hydra/launcher=joblib": "The jobs of a sweep run one after the other",
     }
     for line, instead in plugins.items():

@@ -70,7 +70,7 @@ MESSAGES = [
     ),
     (
         "seed=0,1",
-        "seed=0,1: several values make a sweep. Say mcls train -m seed=0,1, or if it is a text \"seed='0,1'\".",
+        "seed=0,1: several values make a sweep. Use mcls train -m seed=0,1, or if it is a text \"seed='0,1'\".",
     ),
     ("-m seed=range(0,5,0)", "seed=range(0,5,0): the step of a range can't be 0."),
     ("-m seed=0,-1", "seed: must be int >= 0 <= 4294967295, got -1."),
@@ -80,12 +80,12 @@ MESSAGES = [
     *(
         (
             f"-m optimizer.lr={interval}",
-            f"optimizer.lr={interval}: needs a search, such as search=tpe. List the values, or say range(...).",
+            f"optimizer.lr={interval}: needs a search, such as search=tpe. List the values, or use range(...).",
         )
         for interval in ("interval(0.01,0.1)", "tag(log,interval(0.01,0.1))")
     ),
     ("-m seed=range(0)", "seed=range(0): expands to no value. Give at least one."),
-    ("--config-path conf", "--config-path: refused, it would hide mcls's own files. Say --config-dir."),
+    ("--config-path conf", "--config-path: refused, it would hide mcls's own files. Use --config-dir."),
     ("-m optimizer=sgd,adm", f"optimizer=adm: no such choice. Did you mean adam? {OPTIMIZERS}"),
     (
         "optimizer._target_=os.system",

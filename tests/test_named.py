@@ -63,7 +63,7 @@ def test_the_same_command_goes_on(mcls: Main, tmp_path: Path, capsys: pytest.Cap
         ),
         (["name=blobs-mlp"], "name: outputs/blobs-mlp is a folder of other folders. Give another name."),
         (["name='a/b'"], "name: must be the name of a folder, got 'a/b'. Use letters, digits and . _ - = +."),
-        (["-m", "seed=1,2"], "name: names one run. Say sweep.name."),
+        (["-m", "seed=1,2"], "name: names one run. Use sweep.name."),
         (["hydra.run.dir=y"], "name: names one run. Leave out hydra.run.dir."),
     ],
 )

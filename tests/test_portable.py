@@ -59,7 +59,7 @@ def test_a_run_without_what_windows_lacks(tmp_path: Path) -> None:
 
 def test_the_gpu_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(MachineError, match="device: mps asked for, but there is none"):
+    with pytest.raises(MachineError, match="device: mps requested, but there is none"):
         resolve_device("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert resolve_device("mps") == resolve_device("auto") == torch.device("mps")

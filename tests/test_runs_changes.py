@@ -172,15 +172,15 @@ def test_a_run_that_begins_meanwhile_is_put_back(mcls: Main, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rm"], "RUN: missing. Say mcls runs rm RUN ... [--yes]"),
+        (["rm"], "RUN: missing. Use mcls runs rm RUN ... [--yes]"),
         (
             ["prune"],
-            "--keep-best: mcls runs prune needs it, and nothing else takes it. Say mcls runs prune [DIR] [FILTER ...] "
+            "--keep-best: mcls runs prune needs it, and nothing else takes it. Use mcls runs prune [DIR] [FILTER ...] "
             "--keep-best N [--yes]",
         ),
         (["prune", "--keep-best", "0"], "--keep-best: must be a whole number above 0, got '0'. See mcls runs --help."),
         (["--yes"], "--yes: only mcls runs rm and mcls runs prune take it. Omit it."),
-        (["note", "made/a"], "mcls runs note: takes a run and a text, got 1 words. Say mcls runs note RUN 'TEXT'"),
+        (["note", "made/a"], "mcls runs note: takes a run and a text, got 1 word. Use mcls runs note RUN 'TEXT'"),
         (["note", "made/a", "x" * 2001], "note: must be at most 2,000 characters of text, got 2,001 characters. Put it "
          "into a file."),
         (["tag", "made/a", "\udcff"], "tags: must be at most 2,000 characters of text, got bytes that are no text. Put "

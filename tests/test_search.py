@@ -96,7 +96,7 @@ def test_what_cannot_be_searched(
 
 def test_a_search_without_m(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
     assert mcls("train", "search=tpe") == 2
-    assert capsys.readouterr().err == "mcls: search: is for sweeps. Say mcls train -m.\n"
+    assert capsys.readouterr().err == "mcls: search: is for sweeps. Use mcls train -m.\n"
 
 
 @pytest.mark.parametrize("content", ["no JSON\n", '{"op_code": 99}\n', "{}\n"])

@@ -690,7 +690,7 @@ def test_the_folder_is_never_changed(
     words: list[str], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mcls("train", *words, "hydra.job.chdir=true") == 2
-    expected = "mcls: hydra.job.chdir: true, but relative paths are those of the folder you are in. Say false.\n"
+    expected = "mcls: hydra.job.chdir: true, but relative paths are those of the folder you are in. Set it to false.\n"
     assert capsys.readouterr().err == expected
     assert not list(tmp_path.iterdir())
 

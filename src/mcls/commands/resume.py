@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     if (options.run / "sweep.json").is_file():
         if rank_and_size()[1] > 1:
             raise RequestError(
-                f"{options.run}: a sweep is not resumed under torchrun. Say mcls resume {shell_path(options.run)}."
+                f"{options.run}: a sweep is not resumed under torchrun. Use mcls resume {shell_path(options.run)}."
             )
         return resume_sweep(options.run, options.changes, options.config_dir)
     folder = find_run(options.run)

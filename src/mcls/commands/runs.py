@@ -49,11 +49,11 @@ def run(arguments: list[str]) -> int:
     options = parser().parse_intermixed_args(arguments)
     action, *words = options.words if options.words and options.words[0] in ACTIONS else ["", *options.words]
     if (action == "prune") != (options.keep_best is not None):
-        raise RequestError(f"--keep-best: mcls runs prune needs it, and nothing else takes it. Say {ACTIONS['prune']}")
+        raise RequestError(f"--keep-best: mcls runs prune needs it, and nothing else takes it. Use {ACTIONS['prune']}")
     if options.yes and action not in ("rm", "prune"):
         raise RequestError("--yes: only mcls runs rm and mcls runs prune take it. Omit it.")
     if action == "rm" and not words:
-        raise RequestError(f"RUN: missing. Say {ACTIONS['rm']}")
+        raise RequestError(f"RUN: missing. Use {ACTIONS['rm']}")
     if action in ("note", "tag"):
         return remark(action, words)
     if action == "prune":
@@ -315,7 +315,7 @@ def remark(action: str, words: Sequence[str]) -> int:
     if len(words) != 2:
         raise RequestError(
             f"mcls runs {action}: takes a run and a text, got {system_text.plural(len(words), 'word')}. "
-            f"Say {ACTIONS[action]}"
+            f"Use {ACTIONS[action]}"
         )
     path, text = Path(words[0]), words[1]
     if path.is_symlink():

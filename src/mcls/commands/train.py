@@ -95,7 +95,7 @@ def split_flags(arguments: list[str]) -> tuple[Any, list[str]]:
             "--experimental-rerun: refused, it would run a pickle. Use the command in the run's run.json."
         )
     if options.config_path is not None:
-        raise RequestError("--config-path: refused, it would hide mcls's own files. Say --config-dir.")
+        raise RequestError("--config-path: refused, it would hide mcls's own files. Use --config-dir.")
     flags = list(arguments)
     for override in options.overrides:
         flags.remove(override)

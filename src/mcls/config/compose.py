@@ -123,14 +123,14 @@ class Checker:
         if swept and not multirun and RunMode.MULTIRUN.name not in mode:
             line, whole = swept[0].input_line or "", shlex.join(["mcls", "train", "-m", *self.flags, *typed])
             raise RequestError(
-                f"{line}: several values make a sweep. Say {whole}, or if it is a text {shell_quoted(line)}."
+                f"{line}: several values make a sweep. Use {whole}, or if it is a text {shell_quoted(line)}."
             )
         own = [override for override in parsed if not override.key_or_group.startswith(("hydra", "launcher"))]
         begin = [line for override in parsed for line in first(override)]
         hydra, config, choices = self.first(parsed, begin, overrides)
         if hydra.job.chdir:
             raise RequestError(
-                "hydra.job.chdir: true, but relative paths are those of the folder you are in. Say false."
+                "hydra.job.chdir: true, but relative paths are those of the folder you are in. Set it to false."
             )
         settings, launcher = take_sweeps_own(config, choices)
         sweep = multirun or hydra.mode == RunMode.MULTIRUN
@@ -139,9 +139,9 @@ class Checker:
         jobs: list[Job] = []
         search = None
         if settings and not sweep:
-            raise RequestError("search: is for sweeps. Say mcls train -m.")
+            raise RequestError("search: is for sweeps. Use mcls train -m.")
         if launcher["kind"] != "inline" and not sweep:
-            raise RequestError("launcher: is for sweeps. Say mcls train -m.")
+            raise RequestError("launcher: is for sweeps. Use mcls train -m.")
         if sweep and not swept:
             raise RequestError("-m: nothing varies. Give a key several values, such as seed=0,1,2, or leave -m out.")
         if sweep and "trials" in settings:
@@ -159,7 +159,7 @@ class Checker:
         except OmegaConfBaseException as error:
             raise RequestError(f"{folder_key}: {' '.join(str(error).split())}") from error
         if config["name"] is not None:
-            folder = folder_of(config, "Say sweep.name" if sweep else f"Leave out {folder_key}" * given)
+            folder = folder_of(config, "Use sweep.name" if sweep else f"Leave out {folder_key}" * given)
         if places := [override for override in swept if override.key_or_group.startswith("launcher")]:
             raise RequestError(f"{places[0].input_line}: a sweep has one launcher. Give it one value.")
         keys = [override.key_or_group for override in own if override not in swept]

@@ -35,7 +35,7 @@ def compose_files(name: str, overrides: list[str]) -> tuple[DictConfig, DictConf
     except (HydraException, OmegaConfBaseException) as error:
         text = " ".join(str(error).split()).partition(" Config search path:")[0]
         for kind, plugin in re.findall(r"Could not find 'hydra/(sweeper|launcher)/(\w+)'", text):
-            instead = "Say search=tpe" if kind == "sweeper" else "The jobs of a sweep run one after the other"
+            instead = "Use search=tpe" if kind == "sweeper" else "The jobs of a sweep run one after the other"
             raise RequestError(f"hydra/{kind}={plugin}: not installed. {instead}.") from error
         raise RequestError(in_words(name, overrides, text)) from error
     except Exception as error:  # Hydra leaks others for values that it can't place

@@ -71,7 +71,7 @@ def elements_of(override: Override) -> list[Element]:
     """The values that a swept override expands to. Raises RequestError without any."""
     if override.is_interval_sweep():
         raise RequestError(
-            f"{override.input_line}: needs a search, such as search=tpe. List the values, or say range(...)."
+            f"{override.input_line}: needs a search, such as search=tpe. List the values, or use range(...)."
         )
     elements = [Element(override.key_or_group, line, value) for line, value in choices_of(override)]
     if not elements:
@@ -211,9 +211,9 @@ def halving_of(settings: dict[str, Any], bases: Sequence[Base], jobs: Sequence[J
 def refuse_plugins(hydra: DictConfig) -> None:
     """Raise RequestError for plugins of Hydra's that choose or run the jobs of a sweep."""
     if not hydra.sweeper["_target_"].endswith(".BasicSweeper"):
-        raise RequestError("hydra/sweeper: mcls has its own. Say search=tpe, random, gp or halving.")
+        raise RequestError("hydra/sweeper: mcls has its own. Use search=tpe, random, gp or halving.")
     if not hydra.launcher["_target_"].endswith(".BasicLauncher"):
-        raise RequestError("hydra/launcher: mcls has its own. Say launcher=parallel, stacked or slurm.")
+        raise RequestError("hydra/launcher: mcls has its own. Use launcher=parallel, stacked or slurm.")
 
 
 def take_sweeps_own(config: dict[str, Any], choices: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:

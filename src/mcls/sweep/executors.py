@@ -252,7 +252,7 @@ def shares(jobs: int | str, config: dict[str, Any]) -> tuple[int, list[str], int
     """
     device, each = config["device"], config["trainer"]["devices"]
     if device.startswith("cuda:"):
-        raise RequestError(f"device: {device} would be used by several jobs at a time. Say device=cuda.")
+        raise RequestError(f"device: {device} would be used by several jobs at a time. Set device=cuda.")
     there = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if not there:
         fitting = max(1, cores() // (each * (config["threads"] or 1)))

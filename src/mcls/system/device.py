@@ -47,9 +47,7 @@ def resolve_device(name: str, world: World = SINGLE_PROCESS) -> torch.device:
     if name == "cpu" or (name == "mps" and torch.backends.mps.is_available()):
         return torch.device(name)
     if name == "mps":
-        raise MachineError(
-            f"device: mps asked for, but there is none. device=auto would take {resolve_device('auto')}."
-        )
+        raise MachineError(f"device: mps requested, but there is none. device=auto would use {resolve_device('auto')}.")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(name if ":" in name else f"{name}:0")
     if device.index >= count:

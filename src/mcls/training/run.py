@@ -105,7 +105,7 @@ def begin(
         "hyperparameters": {**hyperparameters(config, origin["choices"]), "trainer.batch_size": parts.batch_size},
     }
     if folder.begun:
-        raise MachineError(f"{relative(folder.path)}: another process began this run. Say the command again.")
+        raise MachineError(f"{relative(folder.path)}: another process began this run. Run the command again.")
     folder.write_config(config)
     folder.write_json(folder.about, about)
     return RunContext(folder, parts, config, about, None, stop)
