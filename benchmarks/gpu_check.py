@@ -1,8 +1,8 @@
 """Everything that only a GPU can show, in less than eight minutes: python benchmarks/gpu_check.py [--device cpu]
 
-Runs the tests marked `gpu`, each recipe for a short while, the short form of the benchmark, and two processes over NCCL
-where there are two GPUs. Prints a table of what passed, with seconds, and exits with 1 when something failed.
-`--device cpu` rehearses it on a machine without a GPU.
+Runs the tests marked `gpu`, each recipe for a short while, a stacked sweep beside its jobs one by one, the short form
+of the benchmark, and two processes over NCCL where there are two GPUs. Prints a table of what passed, with seconds, and
+exits with 1 when something failed. `--device cpu` rehearses it on a machine without a GPU.
 
 On a machine without a network, with Python 3.12 and torch 2.11: beside torch, torchvision, tensorboard, scikit-learn,
 matplotlib, tqdm, Pillow, setuptools and pytest it needs the wheels of hydra-core 1.3.8, omegaconf 2.3 and
@@ -114,6 +114,7 @@ def main() -> int:
                 pool.submit(check.step, recipe, *run, *keys)
         if gpus > 1 and device == "cuda":
             check.step("two GPUs", "-m", "mcls", "train", "experiment=mnist-mlp", "trainer.devices=2")
+        check.step("stacked", str(ROOT / "benchmarks" / "stacked.py"), "--device", device, "--sweeps", "1")
         bench = ["--quick", "--repeats", "1", "--device", device, "--only", "training", "resnet", "mnist-mlp"]
         check.step("bench", str(ROOT / "benchmarks" / "bench.py"), *bench)
     print()

@@ -1,4 +1,4 @@
-"""Sweeps one job after the other and as one network, from the shell: python benchmarks/stacked.py [--threads N].
+"""Sweeps one job after the other and as one network, from the shell: python benchmarks/stacked.py [--device cuda].
 
 Each sweep runs in a process of its own, from its command to its table. `training` is what its jobs report of their
 epochs, which the jobs of a stack share.
@@ -24,9 +24,9 @@ SWEEPS = (
 )
 
 
-def sweep_seconds(keys: tuple[str, ...], launcher: str, threads: int, folder: Path) -> tuple[float, float]:
+def sweep_seconds(keys: tuple[str, ...], launcher: str, folder: Path) -> tuple[float, float]:
     """Seconds of a whole sweep, and of the epochs of its jobs."""
-    line = ["train", "-m", "dataset=mnist", f"threads={threads}", "trainer.epochs=3", "trainer.figures=false", *keys]
+    line = ["train", "-m", "dataset=mnist", "trainer.epochs=3", "trainer.figures=false", *keys]
     command = [sys.executable, "-m", "mcls", *line, f"launcher={launcher}", f"sweep.name={launcher}"]
     begun = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
@@ -40,15 +40,18 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sweeps", type=int, default=len(SWEEPS), help="how many of the sweeps")
     parser.add_argument("--data", default=os.environ.get("MCLS_DATA", "data"), help="where MNIST is")
     options = parser.parse_args()
     print("| sweep | one by one, s | of them training | stacked, s | of them training | whole | training | target |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name, keys, target in SWEEPS:
+    for name, keys, target in SWEEPS[: options.sweeps]:
         with tempfile.TemporaryDirectory() as place:
-            every = (*keys, f"dataset.root={Path(options.data).resolve()}")
-            one, alone = sweep_seconds(every, "inline", options.threads, Path(place))
-            stack, together = sweep_seconds(every, "stacked", options.threads, Path(place))
+            data = f"dataset.root={Path(options.data).resolve()}"
+            every = (*keys, data, f"threads={options.threads}", f"device={options.device}")
+            one, alone = sweep_seconds(every, "inline", Path(place))
+            stack, together = sweep_seconds(every, "stacked", Path(place))
         wanted = "" if target is None else f">= {target:g} x: {'met' if alone >= target * together else 'MISSED'}"
         print(
             f"| {name} | {one:.1f} | {alone:.1f} | {stack:.1f} | {together:.1f} | {one / stack:.1f} x | "

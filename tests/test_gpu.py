@@ -173,3 +173,19 @@ def test_one_process_over_nccl(root: Path) -> None:
         "dist.destroy_process_group()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_stack_of_runs_learns_what_they_learn_one_by_one(root: Path) -> None:
+    keys = [
+        "dataset=mnist",
+        "optimizer.lr=0.01,0.03,0.1",
+        "precision=fp32",
+        "trainer.epochs=3",
+        "trainer.figures=false",
+    ]
+    losses = {}
+    for launcher in ("inline", "stacked"):
+        mcls(root, "train", "-m", f"device={DEVICE}", f"launcher={launcher}", f"sweep.name={launcher}", *keys)
+        lines = [(root / "outputs/sweeps" / launcher / str(job) / "metrics.jsonl").read_text() for job in range(3)]
+        losses[launcher] = [json.loads(text.splitlines()[-1])["val"]["loss"] for text in lines]
+    assert losses["stacked"] == pytest.approx(losses["inline"], rel=1e-4)
