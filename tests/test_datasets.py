@@ -90,7 +90,9 @@ def tensor(split: Split) -> torch.Tensor:
     return split.inputs
 
 
-@pytest.mark.parametrize("keys", [{}, {"n_features": 5, "centers": 3, "random_state": 0}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"n_features": 5, "centers": 3, "random_state": 0}, {"n_samples": 1003, "cluster_std": 0.3}]
+)
 def test_blobs_are_scikit_learns(keys):
     keys = {**BLOBS, **keys}
     points, labels = make_blobs(**keys)

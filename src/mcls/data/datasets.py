@@ -4,11 +4,12 @@ import contextlib
 import http.client
 import io
 import logging
+import math
 import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,6 @@ from mcls.data.types import Dataset, Split
 from mcls.errors import DataError, MachineError, RequestError
 from mcls.system.files import refuse_file
 from mcls.system.text import plural
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("mcls")
 
@@ -44,27 +42,30 @@ def blobs(
     folds: int | None = None,
     fold: int | None = None,
 ) -> Dataset:
-    """Gaussian clouds of scikit-learn's `make_blobs`, the test cut off by its `train_test_split`.
+    """Gaussian clouds, the numbers of scikit-learn's `make_blobs`; the test split is that of its `train_test_split`.
 
-    Args are scikit-learn's; `test_fraction` and `test_seed` are `train_test_split`'s `test_size` and `random_state`.
+    They are computed here because the import of scikit-learn takes as long as all the rest of a short run. Args are
+    scikit-learn's; `test_fraction` and `test_seed` are `train_test_split`'s `test_size` and `random_state`.
     """
-    from sklearn.datasets import make_blobs
-    from sklearn.model_selection import train_test_split
-
     numbers = max(n_samples, centers) * n_features
     if numbers > MOST:
         raise RequestError(f"dataset.n_samples: these points are {numbers:,} numbers, more than {MOST:,}. Lower it.")
-    points, labels = make_blobs(
-        n_samples, n_features, centers=centers, cluster_std=cluster_std, random_state=random_state
-    )
-    parts = train_test_split(points, labels, test_size=test_fraction, random_state=test_seed)
-    inputs, test_inputs, targets, test_targets = map(torch.from_numpy, parts)
+    random = np.random.RandomState(random_state)
+    means = random.uniform(-10, 10, (centers, n_features))
+    counts = [n_samples // centers + (label < n_samples % centers) for label in range(centers)]
+    clouds = [random.normal(mean, cluster_std, (count, n_features)) for mean, count in zip(means, counts, strict=True)]
+    random.shuffle(order := np.arange(n_samples))
+    points = torch.from_numpy(np.concatenate(clouds)[order])
+    labels = torch.from_numpy(np.repeat(np.arange(centers), counts)[order])
+    shuffled = torch.from_numpy(np.random.RandomState(test_seed).permutation(n_samples))
+    test_rows, rows = shuffled.tensor_split([math.ceil(test_fraction * n_samples)])
+    targets = labels[rows]
     if len(targets.unique()) < centers:
         raise RequestError(
             f"dataset.n_samples: {plural(n_samples, 'point')} leave one of {centers} classes empty. Increase it."
         )
-    train, val = split_train_val(Split(inputs.float(), targets), val_fraction, val_seed, None, folds, fold)
-    test = Split(test_inputs.float(), test_targets)
+    train, val = split_train_val(Split(points[rows].float(), targets), val_fraction, val_seed, None, folds, fold)
+    test = Split(points[test_rows].float(), labels[test_rows])
     return Dataset(tuple(map(str, range(centers))), train, val, lambda: test)
 
 
