@@ -621,6 +621,12 @@ def test_nothing_is_chosen_on_the_test_set(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_sweep_whose_keys_open_test_is_refused_before_torch_is_imported() -> None:
+    script = "import sys; from mcls.cli import main; sys.exit(main(sys.argv[1:]) + 10 * ('torch' in sys.modules))"
+    command = [sys.executable, "-c", script, "train", "-m", "seed=0,1", "trainer.evaluate_test_each_epoch=true"]
+    assert subprocess.run(command, capture_output=True).returncode == 2
+
+
 def test_a_folder_with_a_val_of_its_own_is_searched_on_it(mcls: Main, tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         for name in ("a", "b"):

@@ -16,6 +16,7 @@ from mcls.commands.options import path, refuse_arguments
 from mcls.config.compose import NONE, Request, checker
 from mcls.config.explain import explain_command
 from mcls.config.overrides import as_path, at_home, first
+from mcls.config.sweeps import check_selection
 from mcls.errors import RequestError, RunError
 from mcls.report.ending import print_result
 from mcls.runs.folder import claim, find_run, named_folder, timestamp
@@ -126,6 +127,7 @@ def single(request: Request, command: str, stop: StopRequest) -> None:
 def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> None:
     """Many runs in one folder, then a table of them, best first."""
     say_progress("preparing the sweep")
+    check_search(request)
     begun = time.monotonic()
     from mcls.sweep import runner
     from mcls.sweep.executors import capacity, executor
@@ -136,7 +138,6 @@ def sweep(request: Request, command: str, options: Any, stop: StopRequest) -> No
 
     if rank_and_size()[1] > 1:
         raise RequestError("-m: not under torchrun. Set trainer.devices=N instead.")
-    check_search(request)
     names = []
     if "hydra.sweep.subdir" in request.fixed:
         hydras = [line for line in request.overrides if line.startswith("hydra")]
@@ -180,8 +181,6 @@ def sweep_folder(request: Request, parent: Path) -> Path | None:
 
 def check_search(request: Request) -> None:
     """Raise RequestError for a sweep without a validation split. Reads the data only if the keys don't tell."""
-    from mcls.training.checks import check_selection
-
     node = request.config["dataset"]
     has_val = node["_target_"].startswith("mcls.") and (node.get("folds") or node.get("val_fraction"))
     sampler = f"search={request.search.settings['kind']}" if request.search else None

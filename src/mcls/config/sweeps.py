@@ -222,3 +222,23 @@ def take_sweeps_own(config: dict[str, Any], choices: dict[str, str]) -> tuple[di
     for group in SWEEPS_OWN:
         choices.pop(group, None)
     return dict(config.pop("search", None) or {}), dict(config.pop("launcher", None) or {"kind": "inline"})
+
+
+def check_selection(config: dict[str, Any], has_val: bool, sampler: str | None = None) -> None:
+    """Raise RequestError unless a sweep of `config` can choose its best job, or `sampler` its next ones, without test.
+
+    Args:
+        sampler: the sweeper that chooses the next jobs by the results of earlier ones; None where all are listed.
+    """
+    test = config["sweep"]["test"]
+    if not has_val and (sampler or test == "best"):
+        wanted = (
+            f"{sampler}: searches on val, never on test" if sampler else "sweep.test: the best job is chosen on val"
+        )
+        other = "list the values to try" if sampler else "sweep.test=all to open test for every job"
+        raise RequestError(f"{wanted}, and there is none. Set dataset.val_fraction=0.1, or {other}.")
+    if test != "all" and config["trainer"]["evaluate_test_each_epoch"]:
+        raise RequestError(
+            f"trainer.evaluate_test_each_epoch: opens test in every job, and sweep.test is {test}. "
+            "Set it to false, or sweep.test=all."
+        )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mcls.config.schema import leaves, yaml_text
+from mcls.config.sweeps import check_selection
 from mcls.data.loader import Loader
 from mcls.errors import Stopped
 from mcls.runs.folder import RunFolder
@@ -20,7 +21,6 @@ from mcls.sweep.task import Outcome, Task, record_failure, run_task
 from mcls.system.files import make_folder
 from mcls.system.signals import StopRequest, never
 from mcls.system.text import plural
-from mcls.training.checks import check_selection
 from mcls.training.restore import checkpoint_writer
 from mcls.training.run import (
     begin,

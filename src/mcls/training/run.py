@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from mcls.config.saved import without_pretrained
+from mcls.config.sweeps import check_selection
 from mcls.data.loader import Loader, worker_errors
 from mcls.data.types import Split
 from mcls.errors import FolderError, MachineError, RunError
@@ -25,7 +26,6 @@ from mcls.system.distributed import World
 from mcls.system.signals import StopRequest
 from mcls.system.text import plural
 from mcls.training import restore
-from mcls.training.checks import check_selection
 from mcls.training.launch import launch_workers, peer_errors
 from mcls.training.precision import evaluate_loader
 from mcls.training.setup import Components, build_components, hyperparameters, with_expected_input
