@@ -130,7 +130,7 @@ def test_a_folder_of_images_has_folds_of_train_and_val_and_groups_by_level(tmp_p
     assert len(names) == len(set(names)) == 24 and {name.split("/")[0] for name in names} == {"train", "val"}
     with pytest.raises(DataError, match=r"val/a/g0/0\.png: group 'g0' is in train and in val\. Put it in one split"):
         read("dataset=image_folder", f"dataset.root={tmp_path / 'cut'}", "dataset.group=1")
-    with pytest.raises(DataError, match=r"in 1 folders below its class, fewer than dataset\.group=2"):
+    with pytest.raises(DataError, match=r"in 1 folder below its class, fewer than dataset\.group=2"):
         read("dataset=image_folder", f"dataset.root={tmp_path / 'flat'}", "dataset.group=2")
 
 

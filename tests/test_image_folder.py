@@ -659,7 +659,7 @@ TREES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "nothing": (
         lambda root: (root / "bare").mkdir(),
         "bare",
-        rf"dataset\.root: ROOT/bare: no folders of classes in it\. {FOLDER_LAYOUT}",
+        rf"dataset\.root: ROOT/bare: no folders of classes\. {FOLDER_LAYOUT}",
     ),
     "an empty class": (spoil_empty_class, "", rf"ROOT/fox: no image in this folder of a class\. {FOLDER_LAYOUT}"),
     "one class": (

@@ -154,7 +154,7 @@ def test_no_epoch_more_than_those_that_are_done(
     step = checkpoint.load_checkpoint(run / "last.pt")["progress"]["step"]
     capsys.readouterr()
     assert mcls("resume", str(run), f"trainer.epochs={done}") == 0
-    assert (" are in the weights too" in capsys.readouterr().err) is (val_fraction == 0)
+    assert ("in the weights too: 3 steps of epoch 3" in capsys.readouterr().err) is (val_fraction == 0)
     result = result_of(run)
     assert (result["status"], result["epochs"], result["steps"]) == ("finished", done, step)
     assert mcls("resume", str(run), "trainer.epochs=4") == 0

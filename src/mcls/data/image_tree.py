@@ -87,9 +87,7 @@ def find_images(root: Path, level: int | None = None) -> "ImageTree":
     classes = natural_order(trees["train"])
     if not classes:
         loose = f"{plural(left.loose, 'image')} in it, but " if left.loose else ""
-        raise DataError(
-            f"dataset.root: {clean(str(places['train']))}: {loose}no folders of classes in it. {FOLDER_LAYOUT}"
-        )
+        raise DataError(f"dataset.root: {clean(str(places['train']))}: {loose}no folders of classes. {FOLDER_LAYOUT}")
     if places == {"train": root}:
         warn_unknown_splits(trees["train"])
         refuse_wrapper(root, trees["train"])
