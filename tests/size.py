@@ -13,13 +13,13 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1840,
+    "commands": 1845,
     "sweep": 1485,
-    "inference": 1855,
+    "inference": 1885,
     "training": 2390,
     "config": 1450,
     "report": 955,
-    "data": 2430,
+    "data": 2475,
     "runs": 1170,
     "metrics": 210,
     "models": 385,

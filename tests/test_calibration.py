@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,31 @@ def test_the_temperature_is_applied_and_recorded(mcls: Main, blobs: Path, tmp_pa
     assert mcls("predict", str(blobs), "x.csv", "--temperature", "val") == 0
     probabilities = [float(row["probability"]) for row in rows_of(capsys)]
     np.testing.assert_allclose(probabilities, expected[:20].max(axis=1), atol=2e-6)
+
+
+def test_the_temperature_of_an_evaluation_on_test_is_that_of_val(
+    mcls: Main, blobs: Path, tmp_path: Path, data_root: Path, capsys: Capture
+) -> None:
+    """It is fitted on val whatever is measured, so no other evaluation is asked for; without a val there is none."""
+    run = Path(shutil.copytree(blobs, tmp_path / "run"))
+    (run / "evaluation.json").unlink(missing_ok=True)
+    found = {}
+    for split in ("test", "val"):
+        assert mcls("evaluate", str(run), "--split", split) == 0
+        found[split] = from_run(RunFolder(run), "cpu", [], scaled=True).temperature
+        record = json.loads((run / "evaluation.json").read_text())[split]["temperature"]
+        assert (record["fitted_on"], record["value"]) == ("val", found[split])
+        if split == "test":
+            assert mcls("predict", str(run), "x.csv", "--reject-below", "0.1") == 2
+    assert found["test"] == found["val"]
+    alone = train(
+        tmp_path / "alone", data_root, "dataset.cluster_std=2.0", "dataset.val_fraction=0", "trainer.epochs=1"
+    )
+    assert mcls("evaluate", str(alone)) == 0
+    capsys.readouterr()
+    assert mcls("predict", str(alone), "x.csv", "--temperature", "val") == 2
+    told = "--temperature: the run has no val, which it is measured on. Omit it."
+    assert capsys.readouterr().err.splitlines()[-1] == f"mcls: {told}"
 
 
 def test_no_temperature_where_val_has_no_mistakes(mcls: Main, tmp_path: Path, data_root: Path, capsys: Capture) -> None:

@@ -20,11 +20,13 @@ from mcls.data import image_io
 from mcls.data.image_files import ImageFiles
 from mcls.data.types import Dataset
 from mcls.errors import DataError, MachineError, MclsError, RequestError
+from test_evaluate import MEASURED, written
 from test_image_folder import cut_tree, splits
 from test_image_table import parts
 from test_resume import stopped
 
 Main = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
 Rows = dict[str, list[Any]]
 NAMES = datasets.ClassLabel(names=["emu", "cat"])  # in no natural order
 PICTURES = datasets.Features(image=datasets.Image(), label=NAMES)
@@ -196,6 +198,89 @@ def test_a_table_is_that_of_a_csv_file(mcls: Main, tmp_path: Path) -> None:
     assert mcls("export", str(tmp_path / "run"), "--format", "safetensors") == 0
 
 
+def test_rows_without_a_class_are_dropped_where_that_is_asked_for(tmp_path: Path) -> None:
+    found = made(x=(datasets.Value("float32"), [float(row) for row in range(40)]), label=(NAMES, [0, 1, 0, -1] * 10))
+    place = save(tmp_path / "saved", train=found)
+    kept = parts(read(place, "dataset.missing_values_strategy=drop"))
+    whole = save(tmp_path / "whole", train=found.filter(lambda row: row["label"] in range(2)))
+    for split, other in zip(kept.values(), parts(read(whole)).values(), strict=True):
+        assert torch.equal(split.inputs[:], other.inputs[:]) and torch.equal(split.targets, other.targets)
+    some = made(x=NUMBER, label=(NAMES, [0, -1] * 10))
+    save(tmp_path / "some", train=found.filter(lambda row: row["label"] in range(2)), test=some)
+    with pytest.raises(
+        DataError, match=r"test\[1\].* Remove them: .*, or leave the split out: dataset\.test_split=null"
+    ):
+        read(tmp_path / "some")
+    nothing = made(x=NUMBER, label=(NAMES, [-1] * 20))
+    with pytest.raises(
+        DataError, match=r"\(20 of 20 rows\)\. Add the classes, or name another column in dataset\.target"
+    ):
+        read(save(tmp_path / "nothing", train=nothing), "dataset.missing_values_strategy=drop")
+
+
+def test_columns_that_are_dropped_are_not_chosen(tmp_path: Path) -> None:
+    found = made(a=PICTURE, b=PICTURE, label=LABEL, coarse=(datasets.ClassLabel(names=["u", "v"]), [1, 1, 0, 0] * 5))
+    place = save(tmp_path / "saved", train=found)
+    mine = read(place, "dataset.drop_columns=[b,label]")
+    assert mine.classes == ("u", "v")
+    named = read(place, "dataset.image_column=a", "dataset.target=coarse")
+    assert torch.equal(mine.train.targets, named.train.targets)
+    with pytest.raises(DataError, match=r"^dataset\.drop_columns: .* has no column 'c'\. It has 'a', 'b', "):
+        read(place, "dataset.drop_columns=[c]")
+
+
+def test_a_folder_of_other_data_is_measured_as_the_runs_own(
+    mcls: Main, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures as files, saved and in Parquet; a run of one kind on another, and a table."""
+    root = cut_tree(tmp_path / "tree", train=6, test=4)
+    classes = sorted(path.name for path in (root / "train").iterdir())
+    found = {part: of_files(root / part, classes) for part in ("train", "test")}
+    saved, rows = save(tmp_path / "saved", **found), tmp_path / "rows"
+    rows.mkdir()
+    found["test"].to_parquet(rows / "test-00000-of-00001.parquet")
+    rest = ["dataset.size=7", "trainer.epochs=1", "trainer.figures=false"]
+    for choice, key, place in (("huggingface", "path", saved), ("image_folder", "root", root)):
+        run = tmp_path / choice
+        assert mcls("train", f"dataset={choice}", f"dataset.{key}={place}", *rest, f"hydra.run.dir={run}") == 0
+        assert mcls("evaluate", str(run)) == 0
+        own = written(run, "test")
+        for other in (saved, rows, saved / "test", root / "test"):
+            capsys.readouterr()
+            assert mcls("evaluate", str(run), "--data", str(other)) == 0
+            measured = written(run, f"data-{other.name}")
+            assert {name: measured[name] for name in MEASURED} == {name: own[name] for name in MEASURED}
+            told = f"data    {saved}: its split 'test' is measured" if other == saved else ""
+            assert capsys.readouterr().err == (f"{told}\n" if told else "")
+    table_place = save(tmp_path / "table", train=table(60)[0], test=table(30, seed=1)[0])
+    lines = ["dataset=huggingface", f"dataset.path={table_place}", "trainer.epochs=1", "trainer.figures=false"]
+    assert mcls("train", *lines, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    assert mcls("evaluate", str(tmp_path / "run")) == 0
+    own = written(tmp_path / "run", "test")
+    (tmp_path / "test.csv").write_text(table(30, seed=1)[1])
+    for other in (table_place, table_place / "test", tmp_path / "test.csv"):
+        assert mcls("evaluate", str(tmp_path / "run"), "--data", str(other)) == 0
+        measured = written(tmp_path / "run", f"data-{other.name}")
+        assert {name: measured[name] for name in MEASURED} == {name: own[name] for name in MEASURED}
+    odd = made(image=PICTURE, label=(datasets.ClassLabel(names=[classes[0], "yak"]), [0, 0, 1, -1] * 5))
+    assert mcls("evaluate", str(tmp_path / "huggingface"), "--data", str(save(tmp_path / "odd", test=odd))) == 0
+    measured = written(tmp_path / "huggingface", "data-odd")
+    assert (measured["n"], measured["unknown_classes"], measured["absent"]) == (10, {"yak": 5, "": 5}, classes[1:])
+    capsys.readouterr()
+    several = save(tmp_path / "several", train=pictures(), validation=pictures())
+    for place, status, message in (
+        (several, 2, f"--data: {several} has the splits 'train', 'validation', no test. Name a folder with one."),
+        (table_place, 2, f"--data: {table_place}, test has no column of pictures, which this run takes."),
+    ):
+        assert mcls("evaluate", str(tmp_path / "huggingface"), "--data", str(place)) == status
+        assert capsys.readouterr().err.splitlines()[-1] == f"mcls: {message}"
+    assert mcls("evaluate", str(tmp_path / "run"), "--data", str(saved)) == 3
+    assert "--data: " in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert mcls("evaluate", str(tmp_path / "run"), "--data", str(table_place)) == 4
+    assert capsys.readouterr().err == "mcls: --data: datasets is not installed. Install it: pip install 'mcls[hf]'\n"
+
+
 def test_a_name_is_looked_up_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "numbers").mkdir()
     table()[0].to_parquet(tmp_path / "numbers" / "train.parquet")
@@ -291,19 +376,20 @@ PICTURE = (datasets.Image(), [encoded(Image.new("L", (4, 4), row)) for row in ra
             {"image": PICTURE, "label": (NAMES, [0, -1] * 10)},
             [],
             DataError,
-            r"train\[1\], column 'label': class -1 is none",
+            r"train\[1\], column 'label': no class, got -1 \(10 of 20 rows\)\. Remove them: "
+            r"data\.filter\(lambda row: row\['label'\] in range\(2\)\)\.$",
         ),
         (
             {"x": NUMBER, "label": (NAMES, [0, None] * 10)},
             [],
             DataError,
-            r"train\[1\], column 'label': class None is none",
+            r"train\[1\], column 'label': no class, got null \(10 of 20 rows\)\. Remove them: data\.filter\(",
         ),
         (
             {"image": PICTURE, "label": (datasets.Value("string"), ["a", None] * 10)},
             [],
             DataError,
-            r"\[1\].*: no class\. ",
+            r"\[1\].*: no class, got null \(10 of 20 rows\)\. Remove them: .* row\['label'\] not in \(None, ''\)\)\.$",
         ),
         ({"image": PICTURE, "label": (datasets.Value("int8"), [3] * 20)}, [], DataError, r"only one class, '3'"),
         (
@@ -334,7 +420,7 @@ def test_a_test_split_without_labels_and_a_damaged_folder_are_named(tmp_path: Pa
     hidden = made(image=PICTURE, label=(NAMES, [-1] * 20))
     place = save(tmp_path / "saved", train=pictures(), test=hidden, unsupervised=hidden)
     with pytest.raises(
-        DataError, match=r"class -1 is none of 0\.\.1 \(20 of 20 rows\)\. .*dataset\.test_split=null\.$"
+        DataError, match=r"no class, got -1 \(20 of 20 rows\)\. Leave the split out: dataset\.test_split=null\.$"
     ):
         read(place)
     assert len(read(place, "dataset.test_split=null").open_test()) == 8
@@ -343,6 +429,11 @@ def test_a_test_split_without_labels_and_a_damaged_folder_are_named(tmp_path: Pa
         {int(name[6:-1]) // 4 for name in split.names} for split in parts(read(groups, "dataset.group=who")).values()
     ]
     assert sum(map(len, taken)) == len(set.union(*taken)) == 10
+    lacking = save(tmp_path / "lacking", train=table()[0], test=table()[0].remove_columns("n"))
+    with pytest.raises(
+        DataError, match=r"^dataset\.test_split: .*lacking, test has no column 'n'\. It has 'a', 'kind', "
+    ):
+        read(lacking)
     (tmp_path / "saved" / "train" / "data-00000-of-00001.arrow").write_bytes(b"no arrow")
     with pytest.raises(DataError, match=r"^dataset\.path: .*saved: cannot be read \("):
         read(place)
@@ -353,6 +444,8 @@ def test_a_test_split_without_labels_and_a_damaged_folder_are_named(tmp_path: Pa
     for folder in (tmp_path / "rows", save(tmp_path / "none", train=pictures(), test=pictures(0))):
         with pytest.raises(DataError, match=r": cannot be read \(a split has no row; remove it from the data set\)\.$"):
             read(folder)
+    with pytest.raises(DataError, match=r"^dataset\.path: .*bare: a data set without a split\. Save it again with one"):
+        read(save(tmp_path / "bare"))
     with pytest.raises(DataError, match=r"^dataset\.path: .*empty: cannot be read \("):
         read(tmp_path / "empty")
     (tmp_path / "file").write_text("x")

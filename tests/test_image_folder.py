@@ -1,5 +1,6 @@
 """Trees of images: which folders are classes and splits, what is read from files, and what is wrong in them."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -30,6 +31,7 @@ from mcls.data.image_tree import FOLDER_LAYOUT, counted
 from mcls.data.loader import Loader, Normalise
 from mcls.data.types import Dataset
 from mcls.errors import DataError, MclsError, RequestError
+from mcls.inference.inputs import walk
 from mcls.report.run_figures import fingerprint
 from mcls.runs import checkpoint
 from mcls.system.distributed import World
@@ -548,6 +550,24 @@ def test_advice_for_too_few_images_to_test_on_helps(tmp_path: Path, counts: tupl
             read(tmp_path, test_fraction=fraction)
     if "Say" in message:
         assert sizes(read(tmp_path, test_fraction=float(message.split("=")[1][:-1]), val_fraction=0.0)) == [5, 0, 1]
+
+
+def test_a_file_without_a_suffix_that_may_not_be_read_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(tmp_path)
+    (tmp_path / "cat" / "secret").write_bytes(b"x")
+    opened = Image.open
+
+    def refuse(file: Any, *rest: Any, **more: Any) -> Any:
+        if str(file).endswith("secret"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(file, *rest, **more)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(DataError, match=r"secret: cannot be read \(Permission denied\) \(1 of 61 images\)\. Fix or "):
+        read(tmp_path)
+    assert len(list(walk(str(tmp_path), {*image_io.suffixes(), ""}))) == 61
 
 
 def test_files_without_a_suffix_are_known_by_their_content(

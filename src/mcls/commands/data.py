@@ -111,7 +111,7 @@ def read_dataset(config: dict[str, Any], faults: list[str]) -> "Dataset":
 def check_splits(dataset: "Dataset", splits: "dict[str, Split]", faults: list[str], output: Path | None) -> None:
     """Print what there is to see; add to `faults` what is wrong."""
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    shape = " x ".join(map(str, dataset.input_shape))
+    shape = text.shape_text(dataset.input_shape)
     say(f"samples     {sizes}; {shape}, {str(dataset.train.inputs.dtype).removeprefix('torch.')}")
     if dataset.mean is not None and dataset.std is not None:
         mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (dataset.mean, dataset.std))

@@ -49,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("run", type=path, metavar="RUN", help="the run's folder; with --ensemble, a sweep's")
     command.add_argument("changes", nargs="*", type=override, metavar="key=value", help="for example dataset.root=DIR")
     command.add_argument("--split", choices=("train", "val", "test"), help="test (default), val or train")
-    other = "a folder that holds a folder of images for each class, or a table with the column of the classes"
+    other = (
+        "a folder that holds a folder of images for each class, a table with the column of the classes, or a folder "
+    )
+    other += "with a data set of Hugging Face's (its test split, or its only one)"
     command.add_argument("--data", type=path, metavar="DIR|FILE", help=f"other labelled data: {other}")
     add_checkpoint(command)
     add_device(command)

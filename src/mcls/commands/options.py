@@ -131,7 +131,7 @@ def share(text: str) -> float:
 
 def add_temperature(parser: argparse.ArgumentParser) -> None:
     """The option that calibrates the probabilities."""
-    told = "divide the logits by the temperature that mcls evaluate RUN --split val fitted"
+    told = "divide the logits by the temperature that mcls evaluate RUN fitted on val"
     parser.add_argument("--temperature", choices=("val",), help=told)
 
 

@@ -161,7 +161,7 @@ def classified(model: "Classifier", options: argparse.Namespace, counter: Counte
         if channels not in image_io.MODES:
             raise RequestError(f"{options.run}: takes {channels} channels, which image files do not have.")
         colours = "grey" if channels == 1 else "RGB"
-        log.info(f"images are rotated by EXIF and resized to {height} x {width} {colours}")
+        log.info(f"images are rotated by EXIF and resized to {width} x {height} {colours}")
     elif model.encoder is None and options.id:
         raise RequestError("--id: this run takes unnamed numeric columns. Omit it.")
     elif model.encoder is not None and options.handle_unknown:

@@ -1,54 +1,29 @@
 """Data sets of the library `datasets` of Hugging Face: pictures or a table, in a folder or in its cache."""
 
-import contextlib
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcls.data.delimited import plain_text
 from mcls.data.groups import number_groups
+from mcls.data.hub import HubSplit, choose_splits, open_splits
 from mcls.data.image_files import ImageTree
 from mcls.data.image_folder import ImageKeys, fits_here, image_dataset
-from mcls.data.image_tree import SPLITS
 from mcls.data.packed_image import PackedColumn, PackedImage
 from mcls.data.table_encoder import Table
 from mcls.data.tabular import TableKeys, table_dataset
 from mcls.data.types import Dataset
-from mcls.errors import DataError, MachineError, RequestError
-from mcls.system.files import refuse_file
+from mcls.errors import DataError, RequestError
 from mcls.system.text import composed, did_you_mean, natural_order, quote_names, quoted
 
 if TYPE_CHECKING:
     import polars as pl
 
-log = logging.getLogger("mcls")
-
 LABELS = ("label", "labels", "class", "target")  # names of columns that `auto` takes for the classes
 CLASSES = re.compile(r"u?int\d+|bool|(large_)?string|string_view")  # types of values that may be classes
 NESTED = re.compile(r"[A-Z]\w*|dict|list|tuple|.*binary.*")  # what is not one value per row
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-
-
-@dataclass(frozen=True)
-class HubSplit:
-    """A split.
-
-    Args:
-        name: as the data set has it.
-        source: what messages call it.
-        rows: a `datasets.Dataset`; its table is memory-mapped.
-    """
-
-    name: str
-    source: str
-    rows: Any
-
-    def at(self, row: int, column: str) -> str:
-        """Where a cell is, for messages."""
-        return f"{self.source}[{row}], column {quoted(column)}"
 
 
 def huggingface(
@@ -73,19 +48,24 @@ def huggingface(
         raise RequestError("dataset.path: must be set to a folder, or the name of a cached data set, dataset.path=DIR.")
     wanted = {"train": train_split, "val": val_split, "test": test_split}
     parts = choose_splits(open_splits(path, name, download), wanted, path)
-    target = choose_target(parts["train"], target)
-    pictures = choose_images(parts["train"], image_column)
-    for split in parts.values():
+    for column in keys["drop_columns"]:
+        check_column(parts["train"], "drop_columns", column)
+    target = choose_target(parts["train"], target, keys["drop_columns"])
+    pictures = choose_images(parts["train"], image_column, keys["drop_columns"])
+    droppable = pictures is None and keys["missing_values_strategy"] == "drop"
+    for part, split in parts.items():
         for key, column in {"target": target, "image_column": pictures, "group": group}.items():
             check_column(split, key, column)
+        refuse_unlabelled(part, split, target, droppable)
     if pictures is not None:
         image_keys = ImageKeys(**{key: keys[key] for key in ImageKeys.__dataclass_fields__})
         return image_dataset(
             lambda: packed_tree(parts, pictures, target, group), f"dataset.path: {path}", image_keys, fits, cache
         )
-    for column in keys["drop_columns"]:
-        check_column(parts["train"], "drop_columns", column)
     columns = [column for column in parts["train"].rows.features if column not in keys["drop_columns"]]
+    for part, split in parts.items():
+        for column in columns:
+            check_column(split, f"{part}_split", column)
     tables = {part: split_table(split, columns) for part, split in parts.items()}
     table_keys = TableKeys(**{key: keys[key] for key in TableKeys.__dataclass_fields__} | {"drop_columns": []})
     if keys["folds"] is not None and "val" in tables:  # train and val together are cut into folds
@@ -93,101 +73,6 @@ def huggingface(
     feature = parts["train"].rows.features[target]
     classes = tuple(map(composed, feature.names)) if hasattr(feature, "names") else None
     return table_dataset(tables, target, group, table_keys, classes)
-
-
-def import_datasets() -> Any:
-    """The library, silent. Raises MachineError without it."""
-    try:
-        import datasets
-    except ImportError as error:
-        told = "dataset=huggingface: datasets is not installed. Install it: pip install 'mcls[hf]'"
-        raise MachineError(told) from error
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells each try of a network that is not there
-    return datasets
-
-
-@contextlib.contextmanager
-def offline(datasets: Any) -> Iterator[None]:
-    """Keep `datasets` from the network: it takes what is in its cache."""
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
-
-
-def open_splits(path: str, name: str | None, download: bool) -> dict[str, Any]:
-    """The splits in folder `path`, or of the data set of that name, by their names."""
-    datasets = import_datasets()
-    folder = Path(path)
-    if folder.is_dir():
-        saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
-        try:
-            found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, name)
-        except Exception as error:  # what its readers raise on damaged files and odd folders is of every kind
-            raise DataError(f"dataset.path: {path}: cannot be read ({reason_of(error)}).") from error
-    else:
-        refuse_file("dataset.path", folder)
-        found = load_named(datasets, path, name, download)
-    return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
-
-
-def load_named(datasets: Any, path: str, name: str | None, download: bool) -> Any:
-    """The data set called `path` from the cache, else, with `download`, from the network."""
-    if not HUB_NAME.fullmatch(path):
-        raise DataError(f"dataset.path: {path}: no such folder, and no name of a data set, such as user/data.")
-    try:
-        with offline(datasets):
-            return datasets.load_dataset(path, name)
-    except ConnectionError:  # not in the cache
-        reason = "dataset.download=false"
-    except Exception as error:  # of every kind
-        raise RequestError(f"dataset.name: {path}: {reason_of(error)}.") from error
-    if download:
-        log.info(f"data    {path} is not in {datasets.config.HF_DATASETS_CACHE}; looking for it on the network")
-        try:
-            return datasets.load_dataset(path, name)
-        except Exception as error:  # of every kind
-            reason = reason_of(error)
-    raise MachineError(
-        f"dataset.path: {path} is neither a folder nor in {datasets.config.HF_DATASETS_CACHE} ({reason}). Where there "
-        f"is a network: hf download {path} --repo-type dataset --local-dir DIR. Bring DIR, and set dataset.path=DIR."
-    )
-
-
-def reason_of(error: Exception) -> str:
-    """What an error of the library says, in one line."""
-    if isinstance(error, IndexError) or "corresponds to no data" in str(error):
-        return "a split has no row; remove it from the data set"
-    return " ".join((str(error) or type(error).__name__).split()).rstrip(".")
-
-
-def choose_splits(found: dict[str, Any], wanted: dict[str, str | None], path: str) -> dict[str, HubSplit]:
-    """The splits that are train, val and test. Raises RequestError for a name that is not there."""
-    parts: dict[str, HubSplit] = {}
-    for part, asked in wanted.items():
-        if asked != "auto":
-            name = asked
-        elif part == "train" and len(found) == 1:
-            name = next(iter(found))
-        else:
-            name = next((word for word in SPLITS[part] if word in found), "train" if part == "train" else None)
-        used = [split.name for split in parts.values()]
-        if name is None or (asked == "auto" and name in used):  # the only one, which is train
-            continue
-        if name not in found:
-            raise RequestError(
-                f"dataset.{part}_split: {path} has no split {quoted(name)}. It has {quote_names(list(found))}."
-            )
-        if name in used:
-            raise RequestError(f"dataset.{part}_split: {quoted(name)} is another split too. Name each once, or null.")
-        parts[part] = HubSplit(name, f"{path}, {name}", found[name])
-    if unused := [name for name in found if name not in [split.name for split in parts.values()]]:
-        log.info(f"data    {path}: split {quote_names(unused)} not used")
-    return parts
 
 
 def check_column(split: HubSplit, key: str, column: str | None) -> None:
@@ -202,9 +87,12 @@ def check_column(split: HubSplit, key: str, column: str | None) -> None:
         raise DataError(f"dataset.group: {split.source}: column {quoted(column)} holds {kind}. Name another column.")
 
 
-def choose_target(split: HubSplit, asked: str) -> str:
-    """The column of the classes. Raises RequestError where that is not plain, DataError for one that has none."""
-    features = split.rows.features
+def choose_target(split: HubSplit, asked: str, dropped: Sequence[str] = ()) -> str:
+    """The column of the classes; `auto` is none of those that are `dropped`.
+
+    Raises RequestError where that is not plain, DataError for one that has none.
+    """
+    features = {name: kind for name, kind in split.rows.features.items() if asked != "auto" or name not in dropped}
     known = [name for name in features if hasattr(features[name], "names")] or [n for n in LABELS if n in features]
     if asked == "auto" and len(known) != 1:
         what = f"{len(known)} columns of classes, {quote_names(known)}" if known else "no column of classes"
@@ -220,9 +108,9 @@ def choose_target(split: HubSplit, asked: str) -> str:
     return target
 
 
-def choose_images(split: HubSplit, asked: str | None) -> str | None:
-    """The column of the pictures; None for a table. Raises RequestError where that is not plain."""
-    features = split.rows.features
+def choose_images(split: HubSplit, asked: str | None, dropped: Sequence[str] = ()) -> str | None:
+    """The column of the pictures, `auto` as in `choose_target`; None for a table. Raises RequestError."""
+    features = {name: kind for name, kind in split.rows.features.items() if asked != "auto" or name not in dropped}
     known = [name for name in features if type(features[name]).__name__ == "Image" or "bytes" in names_in(split, name)]
     if asked == "auto" and len(known) > 1:
         raise RequestError(
@@ -257,15 +145,41 @@ def text_cells(split: HubSplit, column: str) -> "pl.Series":
 
     feature = split.rows.features[column]
     cells: Any = pl.from_arrow(split.rows.data.column(column))
-    if names := getattr(feature, "names", None):
-        wrong = (cells.is_null() | (cells < 0) | (cells >= len(names))).arg_true()
+    if names := getattr(feature, "names", None):  # a class that is not known is -1, or null
+        wrong = ((cells < -1) | (cells >= len(names))).arg_true()
         if len(wrong):
             raise DataError(
                 f"{split.at(wrong[0], column)}: class {cells[wrong[0]]} is none of 0..{len(names) - 1} ({len(wrong):,} "
-                f"of {len(cells):,} rows). Remove them, or leave the split out, as with dataset.test_split=null."
+                f"of {len(cells):,} rows). Fix the names of its classes, or the rows."
             )
-        return pl.Series(column, list(map(composed, names)), dtype=pl.String).gather(cells)
+        known = cells.to_frame().select(pl.when(pl.nth(0) >= 0).then(pl.nth(0))).to_series()
+        return pl.Series(column, list(map(composed, names)), dtype=pl.String).gather(known).fill_null("")
     return plain_text(pl.DataFrame({column: cells.cast(pl.String)}))[column]
+
+
+def refuse_unlabelled(part: str, split: HubSplit, target: str, droppable: bool) -> None:
+    """Raise DataError where rows of `split`, which is `part`, have no class, unless they are dropped and some stay."""
+    missing = (text_cells(split, target) == "").arg_true()
+    if not len(missing) or (droppable and len(missing) < len(split.rows)):
+        return
+    names = getattr(split.rows.features[target], "names", None)
+    filled = f"in range({len(names)})" if names else "not in (None, '')"
+    advice = (
+        [f"Remove them: data.filter(lambda row: row[{target!r}] {filled})"] if len(missing) < len(split.rows) else []
+    )
+    advice += [f"{'or l' if advice else 'L'}eave the split out: dataset.{part}_split=null"] if part != "train" else []
+    advice = advice or ["Add the classes, or name another column in dataset.target"]
+    got = split.rows.data.column(target)[int(missing[0])].as_py()
+    raise DataError(
+        f"{split.at(missing[0], target)}: no class, got {'null' if got is None else repr(got)} ({len(missing):,} of "
+        f"{len(split.rows):,} rows). {', '.join(advice)}."
+    )
+
+
+def flat_columns(split: HubSplit) -> list[str]:
+    """The columns of one value per row."""
+    features = split.rows.features
+    return [name for name in features if not NESTED.fullmatch(kind_of(features[name]))]
 
 
 def split_table(split: HubSplit, columns: Sequence[str]) -> Table:
@@ -297,11 +211,9 @@ def packed_tree(parts: dict[str, HubSplit], pictures: str, target: str, group: s
     groups, places = list[str](), list[str]()
     for part, split in parts.items():
         for row, label in enumerate(cells[part]):
-            if label not in numbers or not label:
-                known = f"class {quoted(label)} is not in train, which has {quote_names(classes)}"
-                raise DataError(
-                    f"{split.at(row, target)}: {known if label else 'no class'}. Fix the row, or remove it."
-                )
+            if label not in numbers:
+                told = f"class {quoted(label)} is not in train, which has {quote_names(classes)}"
+                raise DataError(f"{split.at(row, target)}: {told}. Fix the row, or remove it.")
         tree.parts[part] = list(range(len(tree.paths), len(tree.paths) + len(split.rows)))
         tree.paths.extend(picture_paths(split, pictures))
         tree.targets.extend(numbers[label] for label in cells[part])

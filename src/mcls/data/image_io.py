@@ -84,7 +84,7 @@ def formats() -> list[str]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture by its suffix or, if it has none, by its first bytes."""
+    """Whether a file is a picture by its suffix or, if it has none, by its first bytes, where these may be read."""
     if path.suffix:
         return path.suffix.lower() in suffixes()
     marked = [name for name in formats() if Image.OPEN[name][1] is not None]  # others take any bytes for theirs
@@ -93,6 +93,8 @@ def is_picture(path: Path) -> bool:
             return False
         with Image.open(path, formats=marked):
             return True
+    except PermissionError:  # whoever reads it says so
+        return True
     except Exception:  # what Pillow's readers raise on other files is of every kind
         return False
 
@@ -112,7 +114,8 @@ def read_image(
         raise DataError(f"{path}: an image has 1 or 3 channels, {channels} are wanted.")
 
     def upright(image: Image.Image) -> Image.Image:
-        return in_mode(ImageOps.exif_transpose(image), MODES[channels], bits)
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies those that are upright
+        return in_mode(image, MODES[channels], bits)
 
     return decode_image(path, max_pixels, upright, side)
 
@@ -127,9 +130,10 @@ def decode_image(
 ) -> Result:
     """What `use` makes of the picture in `path`; see `read_image`."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{path}: not a plain file.")
-        if not path.stat().st_size:
+        if not status.st_size:
             raise DataError(f"{path}: empty.")
         with Image.open(path if isinstance(path, Path) else path.open(), formats=formats()) as image:
             if image.width * image.height > max_pixels:

@@ -1,4 +1,4 @@
-"""Temperature and abstention, by what `mcls evaluate RUN --split val` recorded."""
+"""Temperature and abstention, by what `mcls evaluate` recorded of val."""
 
 import math
 from dataclasses import replace
@@ -18,7 +18,7 @@ VAL = {
     "checkpoint": "text",
     "epoch": "count",
     "temperature": {"value": "float|null", "reason?": "text"},
-    "rejection": {"plain": [["float"]], "scaled": [["float"]]},
+    "rejection?": {"plain": [["float"]], "scaled": [["float"]]},
 }
 
 
@@ -71,17 +71,27 @@ def rejection_threshold(rows: list[list[float]], risk: float) -> tuple[float, fl
 
 
 def val_record(loaded: LoadedRun, which: str, flag: str) -> dict[str, Any]:
-    """What `mcls evaluate RUN --split val` wrote of these weights. Raises RequestError when it did not."""
-    path = loaded.folder.path / "evaluation.json"
-    record = read_json(path).get("val") if path.exists() else None
+    """What `mcls evaluate` wrote of these weights on val: of any split, for the temperature. Raises RequestError."""
+    path, result = loaded.folder.path / "evaluation.json", loaded.folder.read_result() or {}
+    if result.get("val", result) is None:
+        raise RequestError(f"{flag}: the run has no val, which it is measured on. Omit it.")
     told = f"Run first: mcls evaluate {shell_path(loaded.folder.path)} --split val --checkpoint {which}"
     told += f" --tta {loaded.tta}" if loaded.tta else ""
-    if not isinstance(record, dict) or "rejection" not in record:
+    kept = "rejection" if flag == "--reject-below" else "temperature"
+    written: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+    fitted = {name: record.get("temperature") for name, record in written.items()}
+    on_val = [name for name, how in fitted.items() if isinstance(how, dict) and how.get("fitted_on") == "val"]
+    records = [record for name, record in written.items() if kept in record and name in ("val", *on_val)]
+    for record in records:
+        check(record, VAL, path)
+    wanted = which, loaded.epoch, loaded.tta
+    same = [record for record in records if (record["checkpoint"], record["epoch"], record.get("tta")) == wanted]
+    if not records:
         raise RequestError(f"{flag}: the run was not measured on val. {told}")
-    check(record, VAL, path)
-    if (record["checkpoint"], record["epoch"], record.get("tta")) != (which, loaded.epoch, loaded.tta):
+    if not same:
         raise RequestError(f"{flag}: what was measured on val are other weights or another --tta. {told}")
-    return record
+    found: dict[str, Any] = same[0]
+    return found
 
 
 def at_temperature(loaded: LoadedRun, which: str) -> LoadedRun:

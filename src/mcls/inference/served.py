@@ -43,7 +43,7 @@ def try_page(about: dict[str, Any]) -> str:
     """The page to try a model."""
     inputs, classes = about["input"], about["classes"]
     image = inputs["kind"] == "image"
-    size = " x ".join(map(str, inputs["shape"][1:])) if image else ""
+    size = " x ".join(map(str, inputs["shape"][:0:-1])) if image else ""  # width and height
     takes = f"pictures, resized to {size}" if image else f"rows of {plural(len(example_request(about)[0]), 'column')}"
     return try_html(
         about["model"], f"{takes}; {len(classes):,} classes", image, [] if image else example_request(about)

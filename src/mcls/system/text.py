@@ -81,9 +81,15 @@ def assigned(key: str, value: str) -> str:
 
 
 def quote_names(names: Sequence[str]) -> str:
-    """The first NAMES_SHOWN of `names`, quoted, and the number of the others."""
-    shown = ", ".join(f"'{clean(name)}'" for name in names[:NAMES_SHOWN])
+    """The first NAMES_SHOWN of `names`, quoted, and the number of the others; `nothing` for none."""
+    shown = ", ".join(f"'{clean(name)}'" for name in names[:NAMES_SHOWN]) or "nothing"
     return shown + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`3 x 48 x 64`, the order named where it matters: sizes of pictures are width x height elsewhere."""
+    order = " (channels x height x width)" if len(shape) == 3 and shape[1] != shape[2] else ""
+    return " x ".join(map(str, shape)) + order
 
 
 def listed(words: Sequence[str], joint: str = "or") -> str:

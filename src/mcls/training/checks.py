@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mcls.data.types import Dataset
 from mcls.errors import MclsError, RequestError
+from mcls.system.text import shape_text
 from mcls.training.precision import check_tta
 
 log = logging.getLogger("mcls")
@@ -65,7 +66,7 @@ def check_components(
 @torch.no_grad()
 def check_model(model: nn.Module, name: str, shape: tuple[int, ...], num_classes: int, device: torch.device) -> None:
     """Raise RequestError unless `model` turns two samples of `shape` into two rows of logits, when it trains too."""
-    got, samples = " x ".join(map(str, shape)), torch.zeros(2, *shape, device=device)
+    got, samples = shape_text(shape), torch.zeros(2, *shape, device=device)
     kept: list[Tensor] = []
     for training in (False, True):
         try:

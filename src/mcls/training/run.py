@@ -24,7 +24,7 @@ from mcls.system.console import say_progress
 from mcls.system.device import device_name, environment
 from mcls.system.distributed import World
 from mcls.system.signals import StopRequest
-from mcls.system.text import plural
+from mcls.system.text import plural, shape_text
 from mcls.training import restore
 from mcls.training.launch import launch_workers, peer_errors
 from mcls.training.precision import evaluate_loader
@@ -175,7 +175,7 @@ def log_summary(parts: Components, about: dict[str, Any], folder: RunFolder) -> 
     """Log the data, model and device before the first step."""
     dataset, choices = parts.dataset, about["choices"]
     unit = "per sample" if len(dataset.input_shape) > 1 else "feature" if dataset.input_shape == (1,) else "features"
-    shape = f"{' x '.join(map(str, dataset.input_shape))} {unit}"
+    shape = f"{shape_text(dataset.input_shape)} {unit}"
     sizes = f"{len(dataset.train):,} train, {len(dataset.val) if dataset.val is not None else 0:,} val"
     weights = sum(weight.numel() for weight in parts.model.parameters())
     memory = "in device memory" if parts.train.resident else f"streamed, {plural(parts.train.workers, 'worker')}"
