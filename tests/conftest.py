@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import logging
 import os
 import signal
 import sys
@@ -38,9 +39,12 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test begins in an empty folder of its own."""
+def own_folder(elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test begins in an empty folder of its own, and leaves the log as it found it."""
     monkeypatch.chdir(tmp_path)
+    handlers = logging.getLogger("mcls").handlers.copy()
+    yield
+    assert logging.getLogger("mcls").handlers == handlers
 
 
 @pytest.fixture(scope="session")

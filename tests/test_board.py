@@ -1,6 +1,7 @@
 """`mcls board`: what it serves, how it ends, and how it looks in a browser."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -13,9 +14,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from PIL import Image
 
 from browser import busy_parts, document, needs_chromium, screenshot
 from mcls.commands.board import PINNED, RUN_COLOURS
@@ -65,6 +67,31 @@ def tags(url: str) -> dict[str, dict[str, object]]:
             return found
         time.sleep(0.1)
     return {}
+
+
+def test_the_projector_has_each_run_with_names_and_thumbnails(mcls: Main, tmp_path: Path) -> None:
+    line = ("-m", "dataset=mnist", "model=mlp", "trainer.epochs=1", "seed=0,1", "sweep.name=s", "outputs=outputs")
+    assert mcls("train", *line) == 0
+    with board(tmp_path / "outputs", "--port", "0") as (_, address):
+        url = f"http://{urlsplit(address).netloc}/"
+        tags(url)
+
+        def fetch(route: str, **query: str) -> bytes:
+            with urllib.request.urlopen(f"{url}data/plugin/projector/{route}?{urlencode(query)}") as answer:
+                return bytes(answer.read())
+
+        runs = json.loads(fetch("runs"))
+        assert runs == ["sweeps/s/0_seed=0", "sweeps/s/1_seed=1"]
+        for run in runs:
+            (points,) = json.loads(fetch("info", run=run))["embeddings"]
+            count, width = points["tensorShape"]
+            asked = {"run": run, "name": points["tensorName"]}
+            assert len(fetch("tensor", **asked)) == count * width * 4 and width == min(count, 32)
+            header, *rows = fetch("metadata", **asked).decode().splitlines()
+            assert header.split("\t") == ["class", "predicted", "right", "sample"] and len(rows) == count
+            assert {row.split("\t")[0] for row in rows} <= set("0123456789")
+            sheet = Image.open(io.BytesIO(fetch("sprite_image", **asked)))
+            assert points["sprite"]["singleImageDim"] == [28, 28] and sheet.width // 28 * (sheet.height // 28) >= count
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from sklearn import metrics
 
+from mcls import ranks
 from mcls.metrics import EvalAccumulator
-from mcls.ranks import intervals, matrix_measures, rank_curve, rank_measures, sparse_matrix, weighted_areas
+from mcls.ranks import intervals, matrix_measures, mean_areas, rank_curve, rank_measures, sparse_matrix, weighted_areas
 
 Main = Callable[..., int]
 
@@ -44,6 +45,18 @@ def test_curves_and_areas_are_scikit_learns(ties: bool) -> None:
             again = positive[row].numpy(), scores[row, label].numpy()
             expected = [metrics.roc_auc_score(*again), metrics.average_precision_score(*again)]
             assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_areas_of_many_classes_are_those_of_the_curves(ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes of which no sample is drawn, and one of all samples but a few, among them."""
+    scores, targets = sample(700, 150, ties)
+    targets[:350] = 7
+    drawn = torch.randint(len(targets), (9, len(targets)), generator=torch.Generator().manual_seed(0))
+    weights = torch.stack([torch.bincount(row, minlength=len(targets)) for row in [*drawn, torch.arange(350)]])
+    found = mean_areas(scores, targets, weights)
+    monkeypatch.setattr(ranks, "MOST_CLASSES", 150)
+    assert torch.allclose(found, mean_areas(scores, targets, weights), atol=1e-12)
 
 
 def test_a_class_that_all_or_none_are_is_left_out_of_the_mean() -> None:

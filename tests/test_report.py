@@ -96,7 +96,7 @@ def test_everything_is_on_the_page(mcls: Main, run: Path, capsys: Capture) -> No
     counts = [str(count) for row in result["test"]["confusion"] for count in row]
     assert re.findall(r'<td class="h\d">(\d+)</td>', page) == counts
     assert page.count("<polyline") == 4
-    shown = ("surest", "mistakes", "reliability", "roc", "precision-recall")
+    shown = ("embedding", "surest", "mistakes", "reliability", "roc", "precision-recall")
     assert page.count("data:image/png;base64,") == sum((run / "figures" / f"{name}.png").exists() for name in shown)
     assert "mcls train dataset=mnist trainer.epochs=3" in words
     for line in (run / "config.yaml").read_text().splitlines():
@@ -198,7 +198,7 @@ def test_links_are_not_followed(mcls: Main, run: Path, tmp_path: Path, capsys: C
     (run / "figures" / "mistakes.png").unlink(missing_ok=True)
     (run / "figures" / "mistakes.png").write_text("<svg onload=alert(1)>")
     assert mcls("report", str(run), "--output", "page.html") == 0
-    assert Path("page.html").read_text().count("data:image/png") == 4
+    assert Path("page.html").read_text().count("data:image/png") == 5
     (run / "report.html").symlink_to(tmp_path / "elsewhere")
     capsys.readouterr()
     assert mcls("report", str(run)) == 5

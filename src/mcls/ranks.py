@@ -1,6 +1,6 @@
 """Measures of how a classifier ranks samples: areas under curves of one class against the rest, ties counted right."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+BLOCK = 256  # samples that are compared with all at once
 DRAWS, RANK_DRAWS = 1000, 200  # of the bootstrap
 MOST_CLASSES, MOST_SAMPLES = 100, 20_000  # up to which it is done
+AREAS = ("auroc", "average_precision")
 KEPT_PROBABILITIES = 1 << 26  # up to which they are kept to measure a split at the end, 256 MiB
 
 
@@ -46,9 +48,9 @@ def rank_curve(scores: Tensor, positive: Tensor) -> RankCurve | None:
     )
 
 
-def rank_curves(probabilities: Tensor, targets: Tensor) -> list[RankCurve | None]:
-    """The curve of each class; probabilities (N, C), targets (N,)."""
-    return [rank_curve(probabilities[:, label], targets == label) for label in range(probabilities.shape[1])]
+def rank_curves(probabilities: Tensor, targets: Tensor) -> Iterator[RankCurve | None]:
+    """The curve of each class, one after the other: all of 2,700 take a GB; probabilities (N, C), targets (N,)."""
+    return (rank_curve(probabilities[:, label], targets == label) for label in range(probabilities.shape[1]))
 
 
 def rank_measures(probabilities: Tensor, targets: Tensor, top_k: int) -> dict[str, float]:
@@ -59,12 +61,10 @@ def rank_measures(probabilities: Tensor, targets: Tensor, top_k: int) -> dict[st
         targets: int64 (N,).
         top_k: K; left out unless there are more classes.
     """
-    curves = [curve for curve in rank_curves(probabilities, targets) if curve is not None]
-    count = max(len(curves), 1)
-    measures = {
-        "auroc": sum(curve.auroc for curve in curves) / count,
-        "average_precision": sum(curve.average_precision for curve in curves) / count,
-    }
+    curves = (curve for curve in rank_curves(probabilities, targets) if curve is not None)
+    areas = [(curve.auroc, curve.average_precision) for curve in curves]
+    sums = [sum(values) / len(areas) for values in zip(*areas, strict=True)] or [0.0, 0.0]
+    measures = dict(zip(AREAS, sums, strict=True))
     if top_k < probabilities.shape[1]:
         measures[f"top_{top_k}"] = top_hits(probabilities, targets, top_k) / max(len(targets), 1)
     return measures
@@ -93,9 +93,44 @@ def intervals(cells: Sequence[tuple[int, int, int]], scores: Tensor | None, targ
     if scores is not None and 0 < len(targets) <= MOST_SAMPLES:
         alike = np.full(len(targets), 1 / len(targets))
         weights = torch.from_numpy(random.multinomial(len(targets), alike, RANK_DRAWS))
-        areas = [weighted_areas(scores[:, label], targets == label, weights) for label in targets.unique()]
-        measures |= dict(zip(("auroc", "average_precision"), torch.stack(areas).mean(dim=0), strict=True))
+        measures |= dict(zip(AREAS, mean_areas(scores, targets, weights), strict=True))
     return {name: values.quantile(levels).tolist() for name, values in measures.items()}
+
+
+def mean_areas(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Means over the classes of `targets` of what `weighted_areas` gives, float64 (2, D).
+
+    Of more than MOST_CLASSES each sample is compared with all others for its own class: it takes the time of a product
+    (D, N) x (N, N), however many classes there are; the curves of 2,700 take minutes.
+
+    Args:
+        scores: (N, C).
+        targets: (N,).
+        weights: (D, N), whole numbers.
+    """
+    labels = targets.unique()
+    if len(labels) <= MOST_CLASSES:
+        areas = [weighted_areas(scores[:, label], targets == label, weights) for label in labels]
+        return torch.stack(areas).mean(dim=0)
+    order = targets.argsort(stable=True)  # the samples of a class are next to each other
+    scores, targets, counts = scores[order], targets[order], weights[:, order].float()
+    own = scores.gather(1, targets[:, None])[:, 0]
+    sums = torch.zeros(2, len(weights), scores.shape[1], dtype=torch.float64)
+    for rows in torch.arange(len(order)).split(BLOCK):
+        first, last = (torch.searchsorted(targets, targets[rows[end]], right=end < 0) for end in (0, -1))
+        others, same = scores[:, targets[rows]], slice(int(first), int(last))
+        mates = targets[same, None] == targets[rows]
+        reached, passed = (others >= own[rows]).float(), (others > own[rows]).float()
+        hits, ahead = counts[:, same] @ (reached[same] * mates), counts[:, same] @ (passed[same] * mates)
+        seen = counts @ reached
+        misses = (seen - hits + counts @ passed - ahead) / 2  # a tie counts half
+        shares = torch.stack([misses.double(), hits.double() / seen.clamp(min=1)])
+        sums.index_add_(2, targets[rows], shares * counts[:, rows])
+    sizes = torch.zeros_like(sums[0]).index_add_(1, targets, counts.double())[:, labels]
+    rest = sizes.sum(dim=1, keepdim=True) - sizes
+    missed, precise = sums[:, :, labels]
+    auroc = torch.where(sizes * rest > 0, 1 - missed / (sizes * rest).clamp(min=1), 0)
+    return torch.stack([auroc.mean(dim=1), (precise / sizes.clamp(min=1)).mean(dim=1)])
 
 
 def weighted_areas(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ log = logging.getLogger("mcls")
 Array = NDArray[Any]
 PIXELS = 1000  # width of every figure: its inches only say how large type is
 FONT = "DejaVu Sans"  # matplotlib's own
-RIGHT, WRONG, BLUE, GREY = "#1a7f37", "#c62828", "#2f6fb0", "#888888"
+RIGHT, WRONG, BLUE, GREY, RING = "#1a7f37", "#c62828", "#2f6fb0", "#888888", "#000000"
 SOFT = "#566070"  # of small type
 SPLITS = {"train": "#8a94a6", "val": BLUE, "test": "#d9822b"}
 PAIRS = 10  # of classes that are listed as confused
@@ -283,11 +283,18 @@ def image_grid(images: Array, labels: Sequence[str], right: Sequence[bool], titl
     return figure
 
 
+def class_colours(count: int) -> list[tuple[float, float, float, float]]:
+    """The colours of `count` classes: up to 20 those that are easy to tell apart."""
+    from matplotlib import colormaps
+
+    few = next((most for most in (10, 20) if count <= most), None)
+    return [colormaps[f"tab{few}"](index) if few else colormaps["turbo"](index / count) for index in range(count)]
+
+
 def regions(
     points: Array, targets: Array, classify: Callable[[Array], Array], classes: Sequence[str], title: str
 ) -> "Figure":
     """Points of the plane (N x 2) in their classes' colours over the regions that `classify` (M x 2 to M) sees."""
-    from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
     low, high = points.min(axis=0), points.max(axis=0)
@@ -295,10 +302,7 @@ def regions(
     across, down = (np.linspace(low[axis] - margin[axis], high[axis] + margin[axis], 200) for axis in (0, 1))
     grid = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2).astype(np.float32)
     decided = classify(grid).reshape(200, 200)
-    palette = [
-        colormaps["tab10" if len(classes) <= 10 else "turbo"](i % 10 if len(classes) <= 10 else i / len(classes))
-        for i in range(len(classes))
-    ]
+    palette = class_colours(len(classes))
     colours = ListedColormap(palette)
     figure = new_figure(5, 4.6)
     axes = figure.add_subplot()

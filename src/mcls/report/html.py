@@ -43,6 +43,7 @@ PATH = re.compile(
 FIGURES = {
     "surest": "The best: right, and the model was most sure of them.",
     "mistakes": "The worst: mistakes that the model was most sure of.",
+    "embedding": "What the last layer is given, in two dimensions: classes that overlap are hard to tell apart there.",
     "regions": "What the model says everywhere in the plane, and the test samples.",
     "roc": "One class against the rest: how many of it are found, at how many false alarms; areas in the legend.",
     "precision-recall": "One class against the rest: how many of it are found, and how many of those found are it.",

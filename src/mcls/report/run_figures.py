@@ -1,6 +1,7 @@
 """The figures of a run's test split, and the fingerprints of its data."""
 
 import hashlib
+import heapq
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +86,8 @@ def draw_ranks(name: str, split: str, accumulator: EvalAccumulator, names: Seque
     if accumulator.top_k is None:
         return {}
     curves_of = zip(names, rank_curves(*accumulator.scored()), strict=True)
-    known = [(label, curve) for label, curve in curves_of if curve is not None]
-    known = sorted(known, key=lambda entry: entry[1].auroc)[:CURVES]
+    drawn = ((label, curve) for label, curve in curves_of if curve is not None)
+    known = heapq.nsmallest(CURVES, drawn, key=lambda entry: entry[1].auroc)
     roc = [(f"{label} {curve.auroc:.3f}", curve.false_positive, curve.recall) for label, curve in known]
     precision = [(f"{label} {curve.average_precision:.3f}", curve.recall, curve.precision) for label, curve in known]
     note = f"{split}\n{name}" + (f", the {CURVES} classes with the lowest AUROC" if len(names) > CURVES else "")

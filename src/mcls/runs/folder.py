@@ -45,6 +45,7 @@ class RunFolder:
         self.previous = path / "previous.pt"  # the one before it
         self.best = path / "best.pt"  # the selected weights
         self.figures = path / "figures"  # PNG files
+        self.projector = path / "plugins" / "org_tensorflow_tensorboard_projector"  # where TensorBoard looks for them
         self.log = path / "train.log"  # the log, with times
         self.ledger = path / "test_openings.jsonl"  # when the test set was opened, and by which command
         checkpoints = [self.last, self.previous, self.best]
@@ -89,9 +90,10 @@ class RunFolder:
 
     def refuse_links(self) -> None:
         """Raise FolderError if a file of the run is a link, a pipe or a device, so that writes would go elsewhere."""
-        if self.figures.is_symlink() or (self.figures.exists() and not self.figures.is_dir()):
-            raise FolderError(f"{self.figures}: refused, not a plain folder.")
-        for path in [*self.files, *self.figures.glob("*")]:
+        for folder in (self.figures, self.projector.parent, self.projector):
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                raise FolderError(f"{folder}: refused, not a plain folder.")
+        for path in [*self.files, *self.figures.glob("*"), *self.projector.glob("*")]:
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 raise FolderError(f"{path}: refused, not a plain file.")
 

@@ -16,6 +16,7 @@ from mcls.data.types import Split
 from mcls.errors import FolderError, MachineError, RunError
 from mcls.metrics import EvalAccumulator, ranks_kept
 from mcls.report import run_figures
+from mcls.report.embedding import save_embedding
 from mcls.runs import checkpoint
 from mcls.runs.folder import RunFolder, as_yaml, read_yaml, relative
 from mcls.runs.ledger import record_opening, utc_now
@@ -26,6 +27,7 @@ from mcls.system.distributed import World
 from mcls.system.signals import StopRequest
 from mcls.system.text import plural, shape_text
 from mcls.training import restore
+from mcls.training.embedding import embed
 from mcls.training.launch import launch_workers, peer_errors
 from mcls.training.precision import evaluate_loader
 from mcls.training.setup import Components, build_components, hyperparameters, with_expected_input
@@ -311,8 +313,10 @@ def train_and_evaluate(run: RunContext, recorder: RunLogger, openings: int) -> d
     recorder.scalars(end, run_figures.final_scalars(result, settings["evaluate_test_each_epoch"]))
     if settings["figures"]:
         say_progress("drawing the figures")
+        seen = embed(parts)
         parts.train.release()  # matplotlib takes as much memory as MNIST
         run_figures.save_curves(folder, progress.best_epoch)
+        save_embedding(seen, classes, folder, recorder, end)
     if settings["figures"] and split and test:
         classify = partial(run_figures.classify_points, parts.model, parts.device)
         drawn = run_figures.draw_run_figures(folder.name, split, accumulator, test, classes, classify)
