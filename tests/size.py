@@ -17,7 +17,7 @@ BUDGETS = {
     "sweep": 1485,
     "inference": 1885,
     "training": 2450,
-    "config": 1450,
+    "config": 1470,
     "report": 1075,
     "data": 2475,
     "runs": 1220,

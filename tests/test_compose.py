@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import mcls as package
-from mcls.config.compose import Request, checker
+from mcls.config.compose import checker
+from mcls.config.jobs import Request
 from mcls.config.overrides import nearest_key
 from mcls.errors import RequestError
 from mcls.runs.folder import job_name
@@ -247,10 +248,34 @@ def test_a_hundred_thousand_jobs_are_planned_in_seconds() -> None:
     assert len(request.jobs) == 100_000 and time.process_time() - begun < 15
 
 
-@pytest.mark.parametrize("lines", [[], ["seed=1"]])
-def test_a_sweep_in_which_nothing_varies(lines: list[str]) -> None:
-    told = "-m: nothing varies. Give a key several values, such as seed=0,1,2, or leave -m out."
-    assert refused(*lines, multirun=True) == told
+@pytest.mark.parametrize(
+    ("lines", "multirun", "group", "many", "one"),
+    [
+        ([], True, "-m", "seed=0,1,2", ""),
+        (["model=mlp", "seed=1"], True, "-m", "model=mlp seed=0,1,2", " model=mlp seed=1"),
+        (["launcher=stacked", "name=a"], False, "launcher", "launcher=stacked sweep.name=a seed=0,1,2", " name=a"),
+        (["search=tpe", "seed=3"], True, "search", "search=tpe seed=3 optimizer.lr=0.01,0.03,0.1", " seed=3"),
+        (
+            ["search=halving", "launcher=parallel", "launcher.jobs=2", "optimizer.lr=1"],
+            False,
+            "search",
+            "search=halving launcher=parallel launcher.jobs=2 optimizer.lr=0.01,0.03,0.1",
+            " optimizer.lr=1",
+        ),
+    ],
+)
+def test_a_sweep_in_which_nothing_varies(lines: list[str], multirun: bool, group: str, many: str, one: str) -> None:
+    told = f"Use mcls train -m {many}, or for one run mcls train{one}."
+    assert refused(*lines, multirun=multirun) == f"{group}: needs a key with several values. {told}"
+    assert ask(*many.split(), "trainer.epochs=30", multirun=True).sweep
+    assert not ask(*one.split()).sweep
+    assert refused(*lines, "foo=1", multirun=True) == "foo: no such key. See mcls train --help."
+
+
+def test_an_interval_without_m_needs_a_search_too() -> None:
+    line = "optimizer.lr=interval(0.1,1)"
+    assert f"Use mcls train -m search=tpe '{line}', or if" in refused(line)
+    assert f"Use mcls train -m '{line}' search=gp, or if" in refused(line, "search=gp")
 
 
 @pytest.mark.parametrize("line", ["seed=0,1", "seed=range(3)", "optimizer=sgd,adam", "optimizer=glob(*)"])

@@ -193,7 +193,10 @@ def test_processes_that_wait_for_jobs_end_when_the_sweep_is_killed(tmp_path: Pat
             ["-m", "launcher=parallel", "launcher.jobs=0", "seed=0,1"],
             "launcher.jobs: must be int > 0 or auto, got 0",
         ),
-        (["launcher=parallel"], "launcher: is for sweeps. Use mcls train -m."),
+        (
+            ["launcher=parallel"],
+            "launcher: needs a key with several values. Use mcls train -m launcher=parallel seed=0,1,2, or",
+        ),
         (["-m", "launcher=inline,parallel", "seed=0,1"], "a sweep has one launcher"),
         (["-m", "launcher=paralel", "seed=0,1"], "Did you mean parallel?"),
         (["-m", "launcher=parallel", "device=cuda:0", "seed=0,1"], "would be used by several jobs at a time"),

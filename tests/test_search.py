@@ -76,7 +76,7 @@ def test_another_space_is_another_sweep(mcls: Main, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("lines", "status", "told"),
     [
-        (["search=tpe"], 2, "-m: nothing varies."),
+        (["search=tpe"], 2, "search: needs a key with several values."),
         (["search=tpe", "search.trials=2000", "seed=0,1"], 2, "search.trials: 2,000 are more than sweep.max_jobs"),
         (["search=tpe", "optimizer.lr=interval(-1,1)"], 2, "optimizer.lr: must be float > 0, got -1"),
         (["search=tpe", "optimizer.lr=tag(log,interval(1,0.1))"], 2, "the first end must be the smaller"),
@@ -96,7 +96,9 @@ def test_what_cannot_be_searched(
 
 def test_a_search_without_m(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
     assert mcls("train", "search=tpe") == 2
-    assert capsys.readouterr().err == "mcls: search: is for sweeps. Use mcls train -m.\n"
+    whole = "mcls train -m search=tpe optimizer.lr=0.01,0.03,0.1"
+    told = f"mcls: search: needs a key with several values. Use {whole}, or for one run mcls train.\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("content", ["no JSON\n", '{"op_code": 99}\n', "{}\n"])

@@ -622,10 +622,24 @@ def test_nothing_is_chosen_on_the_test_set(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_whose_keys_open_test_is_refused_before_torch_is_imported() -> None:
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["trainer.evaluate_test_each_epoch=true"],
+        ["dataset=mnist", "dataset.val_fraction=0"],
+        ["dataset=csv", "dataset.path=absent.csv", "dataset.target=y", "dataset.val_fraction=0"],
+    ],
+)
+def test_a_sweep_whose_keys_open_test_is_refused_before_torch_is_imported(lines: list[str]) -> None:
     script = "import sys; from mcls.cli import main; sys.exit(main(sys.argv[1:]) + 10 * ('torch' in sys.modules))"
-    command = [sys.executable, "-c", script, "train", "-m", "seed=0,1", "trainer.evaluate_test_each_epoch=true"]
+    command = [sys.executable, "-c", script, "train", "-m", "seed=0,1", *lines]
     assert subprocess.run(command, capture_output=True).returncode == 2
+
+
+def test_a_job_without_val_is_refused_before_the_first_one_starts(mcls: Main, tmp_path: Path, capsys: Any) -> None:
+    assert mcls("train", "-m", *QUICK, "dataset.val_fraction=0.1,0") == 2
+    said = "job 1 (dataset.val_fraction=0): sweep.test: the best job is chosen on val, and there is none."
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_folder_with_a_val_of_its_own_is_searched_on_it(mcls: Main, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 
 from mcls.commands.options import path, refuse_arguments
-from mcls.config.compose import NONE, Request, checker
+from mcls.config.compose import NONE, checker
 from mcls.config.explain import explain_command
+from mcls.config.jobs import Request
 from mcls.config.overrides import as_path, at_home, first
 from mcls.config.sweeps import check_selection
 from mcls.errors import RequestError, RunError
@@ -30,6 +31,8 @@ from mcls.system.torchrun import check_restart, rank_and_size
 log = logging.getLogger("mcls")
 
 SHOWS = ("help", "hydra_help", "info", "cfg", "shell_completion", "version")  # flags that show something, train nothing
+# data sets that have no val but what dataset.val_fraction or dataset.folds cuts from train
+WITHOUT_VAL = [f"mcls.datasets.{name}" for name in ("blobs", "mnist", "fashion_mnist", "cifar10", "csv_file")]
 
 
 def run(arguments: list[str]) -> int:
@@ -182,9 +185,10 @@ def sweep_folder(request: Request, parent: Path) -> Path | None:
 def check_search(request: Request) -> None:
     """Raise RequestError for a sweep without a validation split. Reads the data only if the keys don't tell."""
     node = request.config["dataset"]
-    has_val = node["_target_"].startswith("mcls.") and (node.get("folds") or node.get("val_fraction"))
+    has_val = node["_target_"].startswith("mcls.") and bool(node.get("folds") or node.get("val_fraction"))
     sampler = f"search={request.search.settings['kind']}" if request.search else None
-    if not has_val and (sampler or request.config["sweep"]["test"] == "best"):
+    reads = not has_val and node["_target_"] not in WITHOUT_VAL
+    if reads and (sampler or request.config["sweep"]["test"] == "best"):
         import torch
 
         from mcls.training.setup import open_dataset

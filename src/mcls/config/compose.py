@@ -7,9 +7,7 @@ one line each, with the nearest existing name.
 import contextlib
 import logging
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mcls.config.files import compose_files, config_loader
-from mcls.config.jobs import Base, Job, Search
+from mcls.config.jobs import Base, Job, Request
 from mcls.config.overrides import (
     as_list,
     as_plain,
@@ -36,7 +34,17 @@ from mcls.config.overrides import (
     typeset,
 )
 from mcls.config.schema import Constraint, gather, leaves
-from mcls.config.sweeps import axes_of, expand, halving_of, has_key, refuse_plugins, search_of, take_sweeps_own
+from mcls.config.sweeps import (
+    axes_of,
+    expand,
+    halving_of,
+    has_key,
+    refuse_constant,
+    refuse_plugins,
+    search_of,
+    sweep_command,
+    take_sweeps_own,
+)
 from mcls.config.validate import check_config, choices_with, constraints_of, folder_of, key_elsewhere
 from mcls.errors import RequestError
 from mcls.runs.renamed import KEYS, rename_line, today
@@ -46,38 +54,10 @@ log = logging.getLogger("mcls")
 TYPESET = "typographic minus or quotation marks. Type"
 Checked = tuple[dict[str, Any], dict[str, str]]
 NONE = "experiment=null"  # which Hydra does not take
-TOGETHER = re.compile(r"-m: |search\.rungs: \d+ rungs ")  # errors of several keys, one of which may be left out
+TOGETHER = re.compile(
+    r"(-m|search|launcher): needs a key |search\.rungs: \d+ rungs "
+)  # errors of several keys, one of which may be left out
 REFERS = re.compile(r"\$\{(?!oc\.env:)")  # a value made of another key's
-
-
-@dataclass(frozen=True)
-class Request:
-    """A checked command line.
-
-    Args:
-        config: the configuration of the run, or of a sweep's first job; plain dictionaries and lists.
-        choices: what was chosen from each group.
-        sweep: whether many runs were asked for.
-        folder: outputs/NAME, hydra.run.dir or hydra.sweep.dir, where the command line gives it.
-        fixed: the keys that have one value for all jobs of a sweep.
-        bases, jobs: of a sweep.
-        search: how the jobs are chosen, where they are not all listed.
-        launcher: how the jobs of a sweep are run, of configs/launcher.
-        overrides: the command line's, under the names of today.
-        env: environment variables to set (hydra.job.env_set).
-    """
-
-    config: dict[str, Any]
-    choices: dict[str, str]
-    sweep: bool
-    folder: str | None
-    fixed: list[str]
-    bases: list[Base]
-    jobs: list[Job]
-    search: Search | None
-    launcher: dict[str, Any]
-    overrides: list[str]
-    env: dict[str, str]
 
 
 class Checker:
@@ -121,7 +101,7 @@ class Checker:
         swept = [override for override in parsed if override.is_sweep_override()]
         mode = {str(override.value()) for override in parsed if override.key_or_group == "hydra.mode"}
         if swept and not multirun and RunMode.MULTIRUN.name not in mode:
-            line, whole = swept[0].input_line or "", shlex.join(["mcls", "train", "-m", *self.flags, *typed])
+            line, whole = swept[0].input_line or "", sweep_command([*self.flags, *typed], swept)
             raise RequestError(
                 f"{line}: several values make a sweep. Use {whole}, or if it is a text {shell_quoted(line)}."
             )
@@ -138,12 +118,8 @@ class Checker:
         bases: list[Base] = []
         jobs: list[Job] = []
         search = None
-        if settings and not sweep:
-            raise RequestError("search: is for sweeps. Use mcls train -m.")
-        if launcher["kind"] != "inline" and not sweep:
-            raise RequestError("launcher: is for sweeps. Use mcls train -m.")
-        if sweep and not swept:
-            raise RequestError("-m: nothing varies. Give a key several values, such as seed=0,1,2, or leave -m out.")
+        if not swept:
+            refuse_constant(sweep, settings, launcher, [*self.flags, *typed])
         if sweep and "trials" in settings:
             search = search_of(settings, own, constraints_of(hydra), self.groups, config["sweep"]["max_jobs"])
         elif sweep:

@@ -1,4 +1,7 @@
-"""The jobs of a sweep as data: compositions, and what each job sets in one of them. It knows nothing of Hydra."""
+"""A checked command line and the jobs of a sweep as data: compositions, and what each job sets in one of them.
+
+It knows nothing of Hydra.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -84,6 +87,36 @@ class Search:
     settings: dict[str, Any]
     lines: Sequence[str]
     dimensions: Sequence[Dimension]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked command line.
+
+    Args:
+        config: the configuration of the run, or of a sweep's first job; plain dictionaries and lists.
+        choices: what was chosen from each group.
+        sweep: whether many runs were asked for.
+        folder: outputs/NAME, hydra.run.dir or hydra.sweep.dir, where the command line gives it.
+        fixed: the keys that have one value for all jobs of a sweep.
+        bases, jobs: of a sweep.
+        search: how the jobs are chosen, where they are not all listed.
+        launcher: how the jobs of a sweep are run, of configs/launcher.
+        overrides: the command line's, under the names of today.
+        env: environment variables to set (hydra.job.env_set).
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    sweep: bool
+    folder: str | None
+    fixed: list[str]
+    bases: list[Base]
+    jobs: list[Job]
+    search: Search | None
+    launcher: dict[str, Any]
+    overrides: list[str]
+    env: dict[str, str]
 
 
 def rung_ends(settings: Mapping[str, Any], epochs: int) -> list[int]:

@@ -7,6 +7,8 @@ it, so that the plan of 100,000 jobs takes seconds.
 import itertools
 import logging
 import math
+import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -206,6 +208,33 @@ def halving_of(settings: dict[str, Any], bases: Sequence[Base], jobs: Sequence[J
                 f"{', '.join(map(str, ends))} epochs. Lower search.rungs, or raise trainer.epochs."
             )
     return Search(settings, [], [])
+
+
+def sweep_command(words: Sequence[str], swept: Sequence[Override]) -> str:
+    """What to type for a sweep of what was typed without -m: flags and overrides."""
+    sampled = any(o.is_interval_sweep() for o in swept) and not any(word.startswith("search=") for word in words)
+    renamed = [re.sub("^name=", "sweep.name=", word) for word in words]
+    return shlex.join(["mcls", "train", "-m", *["search=tpe"] * sampled, *renamed])
+
+
+def refuse_constant(sweep: bool, search: dict[str, Any], launcher: dict[str, Any], words: Sequence[str]) -> None:
+    """Raise RequestError, with both commands to choose from, where a sweep is asked for, but no key has
+    several values.
+
+    Args:
+        sweep: whether -m was typed.
+        search, launcher: their settings.
+        words: flags and overrides that were typed.
+    """
+    own = [group for group, chosen in (("search", search), ("launcher", launcher["kind"] != "inline")) if chosen]
+    if sweep or own:
+        varied = "optimizer.lr=0.01,0.03,0.1" if search else "seed=0,1,2"
+        others = [word for word in words if word.partition("=")[0] != varied.partition("=")[0]]
+        many = sweep_command([*others, varied], ())
+        one = shlex.join(["mcls", "train", *(word for word in words if re.split("[.=]", word)[0] not in own)])
+        raise RequestError(
+            f"{own[0] if own else '-m'}: needs a key with several values. Use {many}, or for one run {one}."
+        )
 
 
 def refuse_plugins(hydra: DictConfig) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mcls.config.schema import gather
+from mcls.config.sweeps import check_selection
 from mcls.errors import RequestError
 from mcls.sweep.plan import Sweep
 from mcls.system.text import plural
@@ -54,7 +55,9 @@ def preflight(plan: Sweep, parallel: int = 1, elsewhere: bool = False, start: fl
         job = plan.jobs[number]
         try:
             config = job.config(plan.bases)
-            costs[keys[number]] = cost_of(build_components(tried_on_cpu(config) if elsewhere else config))
+            parts = build_components(tried_on_cpu(config) if elsewhere else config)
+            check_selection(config, parts.val is not None)
+            costs[keys[number]] = cost_of(parts)
         except RequestError as error:
             raise RequestError(f"job {number} ({plan.title(number)}): {error}") from error
         finally:

@@ -84,7 +84,6 @@ class Driver:
                 log.info(f"\njob {number}: {self.plan.title(number)}")
                 make_folder(self.plan.folder(number).path)
                 record_failure(self.plan.folder(number), error, self.plan.jobs[number].overrides)
-                self.done += 1
                 self.ended(number, str(error), told)
                 continue
             self.runs.submit(task)
@@ -109,34 +108,40 @@ class Driver:
     def collect(self, told: Callable[[int], object]) -> None:
         """Wait for a job to end. Raises Stopped."""
         ended = wait_for(self.plan, self.runs)
-        self.done += len(ended)
         for number, reason in ended:
-            self.ended(number, reason, told)
+            self.ended(number, reason, told, last=number == ended[-1][0])
 
-    def ended(self, number: int, reason: str, told: Callable[[int], object]) -> None:
-        """Take note of a job that ended, and write the table, if that does not take long beside the jobs."""
+    def ended(self, number: int, reason: str, told: Callable[[int], object], last: bool = True) -> None:
+        """Take note of a job that ended, and write the table, if that does not take long beside the jobs.
+
+        Args:
+            last: whether it is the last of those that ended at the same time, as those of a stack do.
+        """
+        self.done += 1
         if reason:
             self.failed.append(reason)
         told(number)
         started, settings = time.monotonic(), []
-        if started - self.begun >= 20 * self.written:
+        if last and started - self.begun >= 20 * self.written:
             settings = write_table(self.plan)
             self.written += time.monotonic() - started
-        self.tell_progress(number, reason, settings)
+        self.tell_progress(number, reason, settings, last)
 
-    def tell_progress(self, number: int, reason: str, settings: Sequence[Setting]) -> None:
+    def tell_progress(self, number: int, reason: str, settings: Sequence[Setting], last: bool) -> None:
         """One line: how the job ended if it ran elsewhere, how many are done, how long the others will take.
 
         Args:
             settings: of the table, if it was just written: it says which is best so far.
+            last: whether no other job ended at the same time that is not told yet; otherwise how many are done waits.
         """
         parts = []
         if self.runs.capacity > 1:
             result = self.plan.folder(number).finished() or {}
             said = f"val {percent(result['val'])}" if result.get("val") else result.get("status", "")
             parts.append(f"job {number} ({self.plan.title(number)}): " + (f"failed: {reason}" if reason else said))
-        parts.append(f"{self.done} of {plural(self.total, 'job')} done")
-        if self.done < self.total:
+        if last:
+            parts.append(f"{self.done} of {plural(self.total, 'job')} done")
+        if last and self.done < self.total:
             left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
             parts[-1] += f", about {duration(left)} left"
         if settings and (accuracies := settings[0].measured("val")):

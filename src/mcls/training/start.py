@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mcls.config.compose import Request
+from mcls.config.jobs import Request
 from mcls.config.saved import EXTENDABLE_KEYS, RESUMABLE_KEYS
 from mcls.config.schema import leaves, yaml_text
 from mcls.errors import RequestError
