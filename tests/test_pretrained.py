@@ -332,10 +332,13 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture
-def gradual(data: list[str]) -> Iterator[list[str]]:
-    keys = ["model.freeze=backbone", "model.unfreeze_epoch=2", "model.layer_decay=0.8", "optimizer.head_lr_factor=2"]
-    yield [*data, *RESNET, *keys, "optimizer.decay_norm_and_bias=false", "trainer.figures=false", "optimizer=adamw"]
+STAGES = ["model.layer_decay=0.8", "optimizer.head_lr_factor=2", "optimizer.decay_norm_and_bias=false"]
+
+
+@pytest.fixture(params=[["optimizer=adamw", *STAGES], ["optimizer=sgd"]], ids=["adamw", "sgd"])
+def gradual(data: list[str], request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    keys = ["model.freeze=backbone", "model.unfreeze_epoch=2", "trainer.figures=false"]
+    yield [*data, *RESNET, *keys, *request.param]
 
 
 def test_unfreezing_is_exact_under_resume(mcls: Main, gradual: list[str], tmp_path: Path) -> None:

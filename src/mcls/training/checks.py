@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mcls.data.types import Dataset
 from mcls.errors import MclsError, RequestError
+from mcls.models.finetuned import FineTuned
 from mcls.system.text import shape_text
 from mcls.training.precision import check_tta
 
@@ -152,9 +153,13 @@ def check_mean(
     )
 
 
-def may_fuse(node: dict[str, Any], device: torch.device, precision: str) -> bool | None:
-    """Whether the optimizer of `node` has a fused implementation: it is one of torch's own and no key excludes it."""
+def may_fuse(node: dict[str, Any], device: torch.device, precision: str, model: nn.Module) -> bool | None:
+    """Whether the optimizer of `node` has a fused implementation that can train `model`: it is one of torch's own, and
+    neither a key nor weights that begin to train later exclude it."""
     if precision == "fp16":  # SGD's takes momentum that was never written
+        return None
+    later = isinstance(model, FineTuned) and model.unfreeze_epoch is not None
+    if later and node["_target_"] == "torch.optim.SGD" and node.get("momentum"):  # has it of all weights or of none
         return None
     excluded = any(node.get(key) for key in ("foreach", "capturable", "differentiable"))
     cpu_only = device.type != "cpu" and node["_target_"] == "torch.optim.Adagrad"

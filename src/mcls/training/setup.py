@@ -156,7 +156,7 @@ def build_optimizer(
     node = dict(config["optimizer"])
     factor, decay = node.pop("head_lr_factor", 1), node.pop("decay_norm_and_bias", True)  # a user's own file has none
     weights = parameter_groups(model, node.get("lr", 0.0), factor, decay)
-    fused = may_fuse(node, device, precision)
+    fused = may_fuse(node, device, precision, model)
     optimizer: torch.optim.Optimizer = build("optimizer", node, config["trust"], params=weights, fused=fused)
     return optimizer
 
