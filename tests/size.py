@@ -16,7 +16,7 @@ BUDGETS = {
     "commands": 1845,
     "sweep": 1485,
     "inference": 1885,
-    "training": 2450,
+    "training": 2465,
     "config": 1470,
     "report": 1075,
     "data": 2475,

@@ -196,6 +196,16 @@ def test_parts_that_do_not_fit_are_told_before_training(
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize("keys", [["optimizer.lr=1e300"], ["optimizer.lr=1e38", "optimizer.head_lr_factor=1e262"]])
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
+def test_a_rate_beyond_single_precision_is_refused(
+    keys: list[str], optimizer: str, mcls: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mcls("train", f"optimizer={optimizer}", *keys) == 2
+    told = "optimizer.lr: 1e+300 is more than single precision holds, 3.4e38. Lower it."
+    assert capsys.readouterr().err == f"mcls: {told}\n" and not Path("outputs").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -249,7 +249,7 @@ def test_flips_at_test_time_average_the_logits(mcls: Main, tmp_path: Path, capsy
 
 def test_flips_are_of_images(mcls: Main, capsys: pytest.CaptureFixture[str]) -> None:
     assert mcls("train", *QUICK, "evaluate.tta=flip") == 2
-    told = "flip requires images, but this data set has samples of shape 2.\n"
+    told = "flip requires images, but this data set has samples of shape 2. Omit it.\n"
     assert capsys.readouterr().err.endswith(f"mcls: evaluate.tta: {told}")
     assert mcls("train", *QUICK, "hydra.run.dir=run") == 0
     assert mcls("evaluate", "run", "--tta", "flip") == 2

@@ -327,6 +327,15 @@ def test_the_schedule_scales_every_group(data: list[str]) -> None:
     assert 0 < body < 0.1 and head == pytest.approx(4 * body)
 
 
+def test_an_epoch_of_unfreezing_that_never_comes_is_reported(data: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    keys = [*data, *RESNET, "model.freeze=backbone", "model.unfreeze_epoch=3"]
+    told = "model   unfreeze_epoch=3 is no epoch before the last, trainer.epochs=3: nothing is unfrozen"
+    for epochs in (3, 4):
+        caplog.clear()
+        build_components(with_expected_input(compose(*keys, f"trainer.epochs={epochs}")))
+        assert (told in caplog.messages) == (epochs == 3)
+
+
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = torch.load(run / "last.pt", weights_only=True)["model"]
     return found

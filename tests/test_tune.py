@@ -57,6 +57,13 @@ def test_it_ends_when_the_loss_bursts_and_the_rate_is_below() -> None:
     assert found.losses[-1] >= 3 * min(found.losses)
 
 
+def test_limits_whose_quotient_is_no_float() -> None:
+    found = curve_of(*BLOBS, low=1e-300, high=1e38, steps=100)
+    assert found.rates[0] == 1e-300 and 0 < found.suggested < found.rates[-1] < 1e38
+    quotients = [second / first for first, second in zip(found.rates, found.rates[1:], strict=False)]
+    assert quotients == pytest.approx([10 ** (338 / 99)] * len(quotients))
+
+
 def test_factors_between_learning_rates_stay() -> None:
     found, other = (curve_of(*BLOBS, f"optimizer.head_lr_factor={factor}") for factor in (1, 4))
     assert found.rates[:10] == other.rates[:10] and found.losses[0] == other.losses[0]
@@ -68,7 +75,8 @@ def test_factors_between_learning_rates_stay() -> None:
     [
         (["what"], 2, "what: must be lr, got 'what'. See mcls tune --help."),
         (["lr", "--from", "1", "--to", "0.1"], 2, "--from: must be below --to, 0.1, got 1."),
-        (["lr", "--from", "0"], 2, "--from: must be a number above 0, got '0'. See mcls tune --help."),
+        (["lr", "--from", "0"], 2, "--from: must be a number above 0, 1e38 at most, got '0'. See mcls tune --help."),
+        (["lr", "--to", "1e39"], 2, "--to: must be a number above 0, 1e38 at most, got '1e39'. See mcls tune --help."),
         (
             ["lr", "seed=1,2", "hydra.mode=MULTIRUN"],
             2,

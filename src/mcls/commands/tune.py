@@ -32,13 +32,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def rate(text: str) -> float:
-    """A number above 0. Raises ArgumentTypeError."""
+    """A number above 0 that single precision holds. Raises ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    if not 0 < value <= 1e38:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, 1e38 at most, got {text!r}")
     return value
 
 

@@ -78,7 +78,9 @@ class Table:
         """The cells of a column. Raises DataError when there is none, `key` asked for it."""
         if name not in self.columns:
             there = list(self.columns)
-            cut = " Is it cut by something else? Set dataset.delimiter." if len(there) == 1 and key != INPUTS else ""
+            cut = " Is it cut by something else? Set dataset.delimiter." * (
+                len(there) == 1 and key.startswith("dataset.")
+            )
             raise DataError(
                 f"{key}: {self.source} has no column {quoted(name)}. {did_you_mean(name, there)}"
                 f"It has {quote_names(there)}.{cut}"

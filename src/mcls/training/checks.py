@@ -51,6 +51,11 @@ def check_components(
         raise RequestError(f"evaluate.top_k: must be less than the {num_classes} classes if trainer.monitor is top_k.")
     check_tta(config["evaluate"]["tta"], shape, "evaluate.tta")
     check_augment(augment, config["augment"]["_target_"], shape)
+    if isinstance(model, FineTuned) and (model.unfreeze_epoch or 0) >= settings["epochs"]:
+        log.warning(
+            f"model   unfreeze_epoch={model.unfreeze_epoch} is no epoch before the last, trainer.epochs="
+            f"{settings['epochs']}: nothing is unfrozen"
+        )
     class_weights = check_loss(loss, config["loss"]["_target_"], dataset.train.targets, num_classes, device)
     if mix is not None:
         check_mix(mix, config["mix"]["_target_"], shape)
@@ -167,7 +172,11 @@ def may_fuse(node: dict[str, Any], device: torch.device, precision: str, model: 
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, name: str) -> None:
-    """Raise RequestError for an optimizer that wants more than dense gradients and one step per batch."""
+    """Raise RequestError for an optimizer that wants more than dense gradients and one step per batch, or has numbers
+    that are none in single precision."""
+    for key, value in ((key, value) for group in optimizer.param_groups for key, value in group.items()):
+        if isinstance(value, float) and value > torch.finfo(torch.float32).max:
+            raise RequestError(f"optimizer.{key}: {value:g} is more than single precision holds, 3.4e38. Lower it.")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise RequestError(

@@ -39,7 +39,7 @@ def check_tta(tta: str | None, shape: tuple[int, ...], key: str) -> str | None:
     """`tta`, set by `key`. Raises RequestError where samples of `shape` have no mirror images."""
     if tta is not None and len(shape) != 3:
         got = " x ".join(map(str, shape))
-        raise RequestError(f"{key}: {tta} requires images, but this data set has samples of shape {got}.")
+        raise RequestError(f"{key}: {tta} requires images, but this data set has samples of shape {got}. Omit it.")
     return tta
 
 

@@ -64,7 +64,8 @@ def train_at_rates(parts: Components, low: float, high: float, steps: int) -> tu
     train_mode(parts.model, 0)
     served = itertools.chain.from_iterable(parts.train.epoch(epoch) for epoch in itertools.count())
     for step, (inputs, targets) in zip(range(steps), served, strict=False):
-        rate = low * (high / low) ** (step / max(1, steps - 1))
+        done = step / max(1, steps - 1)
+        rate = low ** (1 - done) * high**done  # no quotient of the limits, which may be no float
         for group, factor in zip(groups, factors, strict=True):
             group["lr"] = rate * factor
         loss = trainer.update(inputs, targets, parts.train.size(step % batches), parts.train.batch_size)[0].item()
