@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
     "commands": 1845,
-    "sweep": 1485,
+    "sweep": 1490,
     "inference": 1885,
     "training": 2465,
     "config": 1470,

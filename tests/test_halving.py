@@ -182,7 +182,7 @@ def test_seeds_go_on_together(mcls: Main, tmp_path: Path, capsys: pytest.Capture
     assert mcls(*line) == 0
     folder = tmp_path / "outputs" / "sweeps" / "s"
     assert [job["epochs"] for job in results(folder)] == [1, 1, 2, 2]
-    capsys.readouterr()
+    assert "4 of 4 jobs of this rung done" in capsys.readouterr().err
     assert mcls("runs", str(folder), "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     with (folder / "sweep.csv").open() as file:

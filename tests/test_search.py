@@ -139,7 +139,7 @@ def results_of(folder: Path) -> list[dict[str, Any]]:
     [("median", ()), ("hyperband", ()), ("median", ("launcher=parallel", "launcher.jobs=2"))],
 )
 def test_a_pruned_job_is_a_row_with_its_epoch(
-    pruner: str, launcher: tuple[str, ...], mcls: Main, tmp_path: Path
+    pruner: str, launcher: tuple[str, ...], mcls: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ("optimizer.lr=tag(log,interval(0.00001,1))", "trainer.epochs=6", "trainer.figures=false", "search=random")
     command = ("train", "-m", *lines, "search.trials=10")
@@ -149,6 +149,9 @@ def test_a_pruned_job_is_a_row_with_its_epoch(
     results = results_of(folder)
     pruned = [number for number, result in enumerate(results) if result["ended_by"] == "search.pruner"]
     assert 0 < len(pruned) < 10
+    shown = capsys.readouterr().err.split("The best setting")[0]
+    assert shown.count("pruned after epoch ") == len(pruned)
+    assert all(f"pruned after epoch {results[number]['epochs']}" in shown for number in pruned)
     for number, (result, other) in enumerate(zip(results, whole, strict=True)):
         assert (result["epochs"] < 6) == (number in pruned)
         assert (result["weights_sha256"] == other["weights_sha256"]) or number in pruned

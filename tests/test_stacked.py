@@ -133,7 +133,7 @@ def test_a_stacked_sweep_leaves_what_one_by_one_leaves(mcls: Main, tmp_path: Pat
     capsys.readouterr()
     assert mcls(*STACKED, *keys, "sweep.name=all") == 1
     err = capsys.readouterr().err
-    assert "stack   jobs 0 2 1 3: 4 runs as one" in err and "job 2 (optimizer.lr=1e+38 seed=0): failed: step " in err
+    assert "stack   jobs 0 1 2 3: 4 runs as one" in err and "job 2 (optimizer.lr=1e+38 seed=0): failed: step " in err
     assert (
         err.count("jobs done") == 1 and "job 3 (optimizer.lr=1e+38 seed=1): failed" in err.split("4 of 4 jobs done")[0]
     )

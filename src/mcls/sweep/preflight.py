@@ -73,7 +73,7 @@ def preflight(plan: Sweep, parallel: int = 1, elsewhere: bool = False, start: fl
     )
     size = sum(costs.get(key, mean_of(costs))[1] for key in keys)
     left = len(first) - len(costs)
-    untried = f"; {plural(left, 'model')} checked by the jobs themselves" if left else ""
+    untried = f"; {plural(left, 'combination')} checked when their jobs begin" if left else ""
     lasting = "" if elsewhere else f"about {duration(start + seconds * math.ceil(len(keys) / parallel))}, "
     return f"{plural(len(keys), 'job')}, {lasting}{size / 1e6:,.0f} MB{untried}"
 

@@ -10,6 +10,7 @@ from typing import Any
 from mcls.config.saved import check_saved, saved_config
 from mcls.errors import MclsError, Stopped
 from mcls.report.summary import percent
+from mcls.runs.folder import PRUNED
 from mcls.sweep.executors import Executor
 from mcls.sweep.halving import rungs_of
 from mcls.sweep.plan import Sweep
@@ -134,13 +135,18 @@ class Driver:
             settings: of the table, if it was just written: it says which is best so far.
             last: whether no other job ended at the same time that is not told yet; otherwise how many are done waits.
         """
-        parts = []
+        parts, result = [], self.plan.folder(number).finished() or {}
+        ends = result.get("ended_by") == PRUNED and not self.until  # which the heading of a rung says of all its jobs
+        pruned = [f"pruned after epoch {result['epochs']}"] if ends else []
         if self.runs.capacity > 1:
-            result = self.plan.folder(number).finished() or {}
             said = f"val {percent(result['val'])}" if result.get("val") else result.get("status", "")
-            parts.append(f"job {number} ({self.plan.title(number)}): " + (f"failed: {reason}" if reason else said))
+            said = f"failed: {reason}" if reason else ", ".join([*pruned, said])
+            parts.append(f"job {number} ({self.plan.title(number)}): {said}")
+        elif pruned:
+            parts = pruned
         if last:
-            parts.append(f"{self.done} of {plural(self.total, 'job')} done")
+            rung = " of this rung" if self.until else ""
+            parts.append(f"{self.done} of {plural(self.total, 'job')}{rung} done")
         if last and self.done < self.total:
             left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
             parts[-1] += f", about {duration(left)} left"

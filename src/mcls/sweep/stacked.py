@@ -189,14 +189,14 @@ def train_jobs(jobs: Sequence[StackedJob], stop: StopRequest) -> list[Outcome]:
         if isinstance(error := job.member.error, Stopped):
             raise Stopped("stopped, everything is saved", error.signal_number)
     gc.collect()
-    return [(job.task.number, str(job.member.error or "")) for job in jobs]
+    return sorted((job.task.number, str(job.member.error or "")) for job in jobs)
 
 
 def log_stack(jobs: Sequence[StackedJob]) -> None:
     """Log what is trained as one."""
     parts, choices = jobs[0].parts, jobs[0].task.choices
     weights = sum(weight.numel() for weight in parts.model.parameters())
-    log.info(f"\nstack   jobs {' '.join(str(job.task.number) for job in jobs)}: {len(jobs)} runs as one")
+    log.info(f"\nstack   jobs {' '.join(map(str, sorted(job.task.number for job in jobs)))}: {len(jobs)} runs as one")
     log.info(f"data    {choices['dataset']}: {len(parts.dataset.train):,} train; read once")
     log.info(f"model   {choices['model']}: {len(jobs)} x {weights:,} weights; optimizer {choices['optimizer']}")
     log.info(f"device  {parts.device}, {parts.precision}; {plural(torch.get_num_threads(), 'thread')}")
