@@ -108,6 +108,18 @@ def test_images_are_read_by_their_pixels(mcls: Main, tmp_path: Path, data_root: 
     assert (RunFolder(folder).finished() or {})["val"]["accuracy"] > 0.3
 
 
+def test_a_file_names_the_folder_and_a_method_named_twice_is_fitted_once(mcls: Main, tmp_path: Path) -> None:
+    rows = "".join(f"{number},{number % 2}\n" for number in range(60))
+    for name in ("wine", "iris"):
+        (tmp_path / f"{name}.csv").write_text("size,kind\n" + rows)
+        keys = (f"dataset.path={name}.csv", "dataset=csv", "dataset.target=kind", "trainer.figures=false", "outputs=o")
+        assert mcls("baseline", *keys, *["--only", "majority"] * 2) == 0
+        assert mcls("tune", "lr", *keys, "--steps", "20") == 0
+    names = ["iris-majority", "iris-mlp", "wine-majority", "wine-mlp"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == names
+    assert all(len(list((tmp_path / "o" / name).iterdir())) == 1 for name in names)
+
+
 def test_wrong_requests(mcls: Main, tmp_path: Path, capsys: Capture) -> None:
     assert mcls("baseline", "--only", "knn") == 2
     assert capsys.readouterr().err.startswith("mcls: --only: must be majority, nearest-centroid, ")

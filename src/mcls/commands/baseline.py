@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
         origin = {"command": command, "overrides": request.overrides, "choices": request.choices}
         rows = [
             [name, percent(result["val"]) if result["val"] else "", percent(result["test"]), relative(folder.path)]
-            for name, folder, result in fit_baselines(request.config, origin, options.only or METHODS)
+            for name, folder, result in fit_baselines(request.config, origin, dict.fromkeys(options.only or METHODS))
         ]
     say_table(["baseline", "val accuracy", "test accuracy", "run"], rows, names=[3])
     say(f"beside your own runs: mcls runs {shell_path(request.config['outputs'])}")

@@ -55,9 +55,10 @@ def run(arguments: list[str]) -> int:
         say_progress(f"reading {request.choices['dataset']}")
         from mcls.report import figures
         from mcls.training.rate_test import range_test
+        from mcls.training.start import data_name
 
         curve = range_test(request.config, options.low, options.high, options.steps)
-        name = f"{request.choices['dataset']}-{request.choices['model']}"
+        name = f"{data_name(request.choices, request.config)}-{request.choices['model']}"
         path = options.output or Path(request.config["outputs"]) / name / "tune-lr.png"
         make_folder(path.parent)
         title = f"learning-rate range test of {name}\n{len(curve.rates)} steps, loss averaged over about 10"

@@ -5,7 +5,7 @@ Their inputs are what a network is given: standardised numbers of tables, normal
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mcls.system.device import device_name, environment
 from mcls.system.distributed import SINGLE_PROCESS
 from mcls.training.precision import evaluate_loader
 from mcls.training.setup import data_state, hyperparameters, open_dataset, prepare_machine
+from mcls.training.start import data_name
 
 log = logging.getLogger("mcls")
 
@@ -121,7 +122,7 @@ METHODS: dict[str, Callable[[Array, Array, Array, int], Fitted]] = {
 
 
 def fit_baselines(
-    config: dict[str, Any], origin: dict[str, Any], methods: Sequence[str]
+    config: dict[str, Any], origin: dict[str, Any], methods: Iterable[str]
 ) -> Iterator[tuple[str, RunFolder, dict[str, Any]]]:
     """Fit `methods` on the data of `config`, one run folder each. Yields names, folders and contents of result.json.
 
@@ -144,7 +145,7 @@ def fit_baselines(
         node, model = METHODS[name](inputs, targets, counts, config["seed"])
         choices = {**origin["choices"], "model": name}
         mine = {**config, "model": node}
-        folder = claim(Path(config["outputs"]) / f"{choices['dataset']}-{name}", timestamp())
+        folder = claim(Path(config["outputs"]) / f"{data_name(choices, config)}-{name}", timestamp())
         yield name, folder, record(folder, mine, {**origin, "choices": choices}, dataset, model, started)
 
 

@@ -49,11 +49,16 @@ def train_request(request: Request, command: str, stop: StopRequest) -> tuple[Ru
 
 def new_folder(request: Request, given: RunFolder | None) -> RunFolder:
     """The folder that was given, or a new one, `outputs/<dataset or its file>-<model>/<date>_<time>`."""
-    choice, node = request.choices["dataset"], request.config["dataset"]
-    if choice in ("csv", "huggingface", "image_table", "image_folder"):  # many data sets have that choice
-        choice = slug(Path(str(node.get("path") or node.get("root") or choice)).stem)
-    group = f"{choice}-{request.choices['model']}"
+    group = f"{data_name(request.choices, request.config)}-{request.choices['model']}"
     return given or claim(Path(request.config["outputs"]) / group, timestamp())
+
+
+def data_name(choices: dict[str, str], config: dict[str, Any]) -> str:
+    """The choice of data set, or its file's name where many data sets have that choice."""
+    choice, node = choices["dataset"], config["dataset"]
+    if choice not in ("csv", "huggingface", "image_table", "image_folder"):
+        return choice
+    return slug(Path(str(node.get("path") or node.get("root") or choice)).stem)
 
 
 def run_or_resume(
