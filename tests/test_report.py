@@ -102,7 +102,7 @@ def test_everything_is_on_the_page(mcls: Main, run: Path, capsys: Capture) -> No
     for line in (run / "config.yaml").read_text().splitlines():
         assert line in words or str(run.parents[2]) in line or "/" in line
     assert "scikit-learn" in words
-    assert re.search(r"\d\d:\d\d\+00:00 mcls train, at its end 1", words)
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC mcls train, at its end 1", words)
     assert {path.name for path in run.glob(".*")} == set()
 
 
@@ -418,7 +418,7 @@ def test_tags_note_and_each_opening_of_the_test_set(mcls: Main, run: Path) -> No
     page = (run / "report.html").read_text()
     assert '<span class="tag">first</span> <span class="tag">&lt;b&gt;</span>' in page and "a note &amp; more" in page
     words = " ".join(" ".join(Seen(page).words).split())
-    assert re.search(r"at its end 1 \S+ mcls evaluate 1 not recorded 3 How it was", words)
+    assert re.search(r"at its end 1 \S+ \S+ UTC mcls evaluate 1 not recorded 3 How it was", words)
 
 
 def test_what_the_data_were_warned_of_is_on_the_page(mcls: Main, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def page(folder: RunFolder, full: bool = False) -> str:
         values = {
             "title": run_title(folder),
             "about": f"{about['choices']['dataset']} · {about['choices']['model']}",
-            "started": about["started"],
+            "started": readable_time(about["started"]),
             "unfinished": progress(folder, result, label) if label else None,
             "summary": None if label else summary(result),
             "tags": [*filter(None, str(remarks.get("tags", "")).split(","))],
@@ -113,9 +113,14 @@ def checked_format(folder: RunFolder) -> Iterator[None]:
 
 def ledger(folder: RunFolder, result: dict[str, Any]) -> list[tuple[str, str, int]]:
     """When the test set was opened, by what, and how often."""
-    rows = [(line["at"], line["by"], line["times"]) for line in read_ledger(folder)]
+    rows = [(readable_time(line["at"]), line["by"], line["times"]) for line in read_ledger(folder)]
     rest = int(result.get("test_openings", 0)) - sum(times for *_, times in rows)
     return [*rows, *([("", "not recorded", rest)] if rest > 0 else [])]
+
+
+def readable_time(iso: str) -> str:
+    """A time of a run's files as people write it: `2026-11-27 19:24:30 UTC`."""
+    return iso.replace("T", " ").replace("+00:00", " UTC")
 
 
 def template(name: str) -> str:
