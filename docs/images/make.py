@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 HERE = Path(__file__).parent
 MCLS = [sys.executable, "-m", "mcls"]
 WIDTH, HEIGHT = 1200, 760  # of the browser's window, in pixels
-RENDERED = 30  # seconds that TensorBoard gets to draw, at most
+RENDERED = 10  # seconds that TensorBoard gets to read the runs, and to draw
 
 
 def main(root: str) -> None:
@@ -30,7 +31,7 @@ def main(root: str) -> None:
         (run,) = Path(folder, "blobs").glob("*/*")
         shutil.copy(run / "figures" / "regions.png", HERE)
         mnist = ("dataset=mnist", f"dataset.root={root}", "outputs=mnist", "trainer.epochs=5")
-        train(*mnist, "-m", "optimizer.lr=0.001,0.01,0.1")
+        train(*mnist, "-m", "optimizer.lr=0.001,0.01,0.1", "sweep.name=mnist-lr")
         (matrix,) = Path(folder, "mnist").glob("**/confusion.png")  # of the selected job
         shutil.copy(matrix, HERE)
         if shutil.which("chromium"):
@@ -46,13 +47,24 @@ def draw_seven() -> None:
 
 def photograph_board(folder: Path) -> None:
     """A screenshot of `mcls board` on the sweep, as board.png."""
+    sys.path.append(str(HERE.parents[1] / "tests"))
+    from browser import Tab
+
     with subprocess.Popen([*MCLS, "board", "mnist"], cwd=folder, stdout=subprocess.PIPE, text=True) as board:
         assert board.stdout is not None
         url = board.stdout.readline().strip()
-        time.sleep(5)  # TensorBoard reads the runs
-        window = [f"--window-size={WIDTH},{HEIGHT}", f"--virtual-time-budget={RENDERED * 1000}", "--hide-scrollbars"]
-        flags = ["--headless", "--no-sandbox", f"--user-data-dir={folder / 'profile'}", *window]
-        subprocess.run(["chromium", *flags, f"--screenshot={HERE / 'board.png'}", url], check=True, capture_output=True)
+        urllib.request.urlopen(f"{url.partition('?')[0]}data/plugins_listing").close()  # it then looks for a projector
+        time.sleep(RENDERED)  # TensorBoard reads the runs
+        with Tab(url, folder) as tab:
+            size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+            tab.call("Emulation.setDeviceMetricsOverride", **size)
+            tab.call("Emulation.setScrollbarsHidden", hidden=True)
+            buttons = "[...document.querySelectorAll('button')]"
+            tab.value(
+                f"(b => b && (b.click(), true))({buttons}.find(b => b.textContent.includes('Settings')))"
+            )  # closed
+            time.sleep(RENDERED)
+            tab.screenshot(HERE / "board.png")
         board.terminate()
 
 
