@@ -13,11 +13,11 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # package or module: most lines; one that is not named here may have 50, cli 100
 BUDGETS = {
-    "commands": 1845,
+    "commands": 1860,
     "sweep": 1490,
-    "inference": 1885,
+    "inference": 1890,
     "training": 2465,
-    "config": 1470,
+    "config": 1475,
     "report": 1075,
     "data": 2475,
     "runs": 1220,
@@ -28,7 +28,7 @@ BUDGETS = {
     "augmentations": 130,
     "mixing": 50,
     "ranks": 115,
-    "system": 665,
+    "system": 672,
     "significance": 40,
     "cli": 110,
 }

@@ -79,6 +79,9 @@ def test_the_temperature_is_applied_and_recorded(mcls: Main, blobs: Path, tmp_pa
     capsys.readouterr()
     assert mcls("predict", str(place), "x.csv", "--temperature", "val") == 2
     assert "--temperature: takes a run folder. mcls export --temperature val puts" in capsys.readouterr().err
+    assert mcls("predict", str(place), "x.csv", "--reject-below", "0.1") == 2
+    told = "--reject-below: takes the folder of a run, an exported file has no val. Name the run."
+    assert capsys.readouterr().err.splitlines()[-1] == f"mcls: {told}"
     rows = "".join(f"{x!r},{y!r}\n" for x, y in torch.as_tensor(val.inputs)[:20].tolist())
     (tmp_path / "x.csv").write_text(rows)
     assert mcls("predict", str(blobs), "x.csv", "--temperature", "val") == 0

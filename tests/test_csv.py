@@ -359,7 +359,9 @@ def test_a_column_with_one_value_is_harmless(tmp_path: Path) -> None:
 # what is done to a healthy file, and what is said of it
 ELSE = "If cells are separated by something else, set dataset.delimiter."
 QUOTE = f"Is a quote or a delimiter too many or too few? {ELSE}"
-CELLS = "cells). Fix it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
+CELLS = (
+    "cells). Fix it, or train with the column in dataset.categorical_columns, or the word in dataset.missing_values."
+)
 COLUMNS = "It has 'id', 'size', 'weight', 'colour', 'kind'."
 FAULTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "empty": (lambda text: "", "FILE: empty. The first row must be a header of column names."),

@@ -590,12 +590,19 @@ def test_other_images_with_other_classes(mcls: Main, mnist: Path, tmp_path: Path
     ]
     for words, status, told in (
         (["--data", "gone"], 2, "--data: gone: no such file or folder."),
-        (["--data", "d/cat"], 3, "d/cat: no sample of a class of the run, which has '0', '1', "),
+        (["--data", "d/cat"], 2, "--data: d/cat: must be a folder that holds a folder of images for each class."),
         (["--data", "d", "--split", "val"], 2, "--data: not with --split, which names data of the run. Omit one."),
         (["--data", "d/3/1.png"], 2, "--data: d/3/1.png: must be a folder that holds a folder of images for each"),
     ):
         assert mcls("evaluate", str(mnist), *words) == status
         assert told in capsys.readouterr().err
+    (tmp_path / "e" / "cat").mkdir(parents=True)
+    shutil.copy(tmp_path / "d" / "3" / "1.png", tmp_path / "e" / "cat")
+    assert mcls("evaluate", str(mnist), "--data", "e") == 3
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "data    1 sample left out, the run has no class 'cat'",
+        "mcls: e: no sample of a class of the run, which has '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'.",
+    ]
 
 
 def test_other_tables_are_measured_as_the_runs_own(
@@ -616,6 +623,19 @@ def test_other_tables_are_measured_as_the_runs_own(
     found = written(run, "data-odd.csv")
     assert (found["n"], found["unknown_classes"], found["absent"], found["wrong"]) == (2, {"c": 1}, [], 2)
     assert "skipped odd.csv, row 4, column 'colour': 'green' is a category" in capsys.readouterr().err
+    (tmp_path / "one.csv").write_text("age,colour,kind\n30,red,\n60,blue,a\n31,red,a\n")
+    assert mcls("evaluate", str(run), "--data", "one.csv") == 0
+    out, err = capsys.readouterr()
+    assert "data    1 sample left out, without a label\n" in err and "''" not in err
+    assert (
+        "AUROC" not in out and "average precision" not in out
+    )  # neither is defined where all samples are of one class
+    areas = {"auroc", "average_precision"}
+    assert (
+        not areas & written(run, "data-one.csv").keys() and not areas & written(run, "data-one.csv")["intervals"].keys()
+    )
+    assert mcls("evaluate", str(run), "--data", str(tmp_path)) == 2
+    assert f"--data: {tmp_path}: must be a table, or a folder with a data set of Hugging" in capsys.readouterr().err
     (tmp_path / "none.csv").write_text("age,colour\n30,red\n")
     assert mcls("evaluate", str(run), "--data", "none.csv") == 3
     assert "--data: none.csv has no column 'kind'. It has 'age', 'colour'." in capsys.readouterr().err

@@ -53,6 +53,15 @@ def test_a_change_changes_that_alone(mcls: Main, tmp_path: Path, data_root: Path
     assert found["optimizer._target_"] == "torch.optim.SGD" and found["model.hidden_units"] == [8]
 
 
+def test_a_recipe_is_no_change(mcls: Main, tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would set some keys, and the run's others: neither of the two."""
+    first = train(tmp_path / "first", data_root, "trainer.epochs=1")
+    capsys.readouterr()
+    assert mcls("train", "--from", str(first), "experiment=mnist-mlp") == 2
+    told = "mcls: experiment: not with --from, which names a whole configuration. Omit one of them.\n"
+    assert capsys.readouterr().err == told
+
+
 def test_a_sweep_from_a_run(mcls: Main, tmp_path: Path, data_root: Path) -> None:
     first = train(tmp_path / "first", data_root, "trainer.epochs=1", "model.hidden_units=[8]")
     assert mcls("train", "-m", "--from", str(first), "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep") == 0

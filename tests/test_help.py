@@ -122,6 +122,8 @@ def test_a_key_is_not_another_of_the_same_letters() -> None:
     [
         (["--lr", "0.1"], "--lr: no such option. Keys have no dashes: optimizer.lr=VALUE."),
         (["--batch-size=3"], "--batch-size=3: no such option. Keys have no dashes: trainer.batch_size=3."),
+        (["--resume"], "--resume: no such option. Use mcls resume RUN."),
+        (["--ckpt=a"], "--ckpt=a: no such option. Use mcls resume RUN."),
         (["--multirn"], "--multirn: no such option. Did you mean --multirun?"),
     ],
 )

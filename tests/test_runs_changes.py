@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -63,6 +64,9 @@ def test_rm_says_what_goes_and_asks(
         assert mcls("runs", "rm", str(run), str(run)) == 0
         assert run.exists() == there
     assert list((tmp_path / "outputs").iterdir()) == [other]
+    monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))  # Ctrl-D
+    assert mcls("runs", "rm", str(other)) == 0
+    assert other.exists() and capsys.readouterr().out.endswith("\nnothing was deleted\n")
     assert mcls("runs", "rm", "outputs/b/", "--yes") == 0
     assert not other.exists() and "deleted: 1 run" in capsys.readouterr().out
 

@@ -317,7 +317,10 @@ def test_command_lines_that_are_refused(mcls: Main, blobs: Path, capsys: Capture
         )  # fmt: skip
     assert said("--port", "70000") == (2, "mcls: --port: must be 0 to 65535, got 70000.\n")
     assert said("--max-queue", "3") == (2, "mcls: --max-queue: must be at least --max-batch, 64, got 3.\n")
-    assert said("--host", "not a host")[0] == 4
+    for host in ("not a host", "192.0.2.1"):
+        status, line = said("--host", host)
+        told = "--host: must be an address of this machine, such as 127.0.0.1 or 0.0.0.0 (all of them)"
+        assert status == 4 and line.startswith(f"mcls: {told}, got {host!r} (")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "uvicorn", None)
         assert said() == (4, "mcls: uvicorn is not installed. Install it with: pip install 'mcls[serve]'\n")

@@ -192,7 +192,7 @@ class Metrics:
         cells: of the confusion matrix, those that are not 0: true class, predicted class, samples; in that order.
         loss: mean negative log-likelihood, in nats, with no label smoothing and no class weights.
         bins: count, sum of confidence and number right in each of the calibration bins.
-        ranks: `auroc`, `average_precision` and `top_K`; empty where no probabilities were kept.
+        ranks: see `rank_measures`; empty where no probabilities were kept.
     """
 
     num_classes: int
@@ -263,7 +263,7 @@ class Metrics:
             return self.agreement()[name]
         top = next((share for key, share in self.ranks.items() if key.startswith("top_")), 0.0)
         known = {**self.scalars(), **self.ranks, "top_k": top}
-        return known[name]
+        return known.get(name, 0.0)
 
     def agreement(self) -> dict[str, float]:
         """Matthews' correlation coefficient, Cohen's kappa and the balanced accuracy."""

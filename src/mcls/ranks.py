@@ -56,6 +56,8 @@ def rank_curves(probabilities: Tensor, targets: Tensor) -> Iterator[RankCurve | 
 def rank_measures(probabilities: Tensor, targets: Tensor, top_k: int) -> dict[str, float]:
     """`auroc` and `average_precision`, means over the classes that some samples are and some are not, and `top_K`.
 
+    Samples of one class alone have no areas.
+
     Args:
         probabilities: float (N, C).
         targets: int64 (N,).
@@ -63,8 +65,7 @@ def rank_measures(probabilities: Tensor, targets: Tensor, top_k: int) -> dict[st
     """
     curves = (curve for curve in rank_curves(probabilities, targets) if curve is not None)
     areas = [(curve.auroc, curve.average_precision) for curve in curves]
-    sums = [sum(values) / len(areas) for values in zip(*areas, strict=True)] or [0.0, 0.0]
-    measures = dict(zip(AREAS, sums, strict=True))
+    measures = {name: sum(values) / len(areas) for name, values in zip(AREAS, zip(*areas, strict=True), strict=False)}
     if top_k < probabilities.shape[1]:
         measures[f"top_{top_k}"] = top_hits(probabilities, targets, top_k) / max(len(targets), 1)
     return measures
@@ -90,7 +91,7 @@ def intervals(cells: Sequence[tuple[int, int, int]], scores: Tensor | None, targ
         drawn = torch.from_numpy(random.multinomial(int(matrix.sum()), shares, DRAWS)).double()
         measured = [matrix_measures(counts.view_as(matrix)) for counts in drawn]
         measures = {name: torch.stack([each[name] for each in measured]) for name in measured[0]}
-    if scores is not None and 0 < len(targets) <= MOST_SAMPLES:
+    if scores is not None and len(targets) <= MOST_SAMPLES and len(targets.unique()) > 1:
         alike = np.full(len(targets), 1 / len(targets))
         weights = torch.from_numpy(random.multinomial(len(targets), alike, RANK_DRAWS))
         measures |= dict(zip(AREAS, mean_areas(scores, targets, weights), strict=True))

@@ -36,7 +36,8 @@ def refuse_arguments(parser: argparse.ArgumentParser, message: str) -> NoReturn:
             from mcls.config.overrides import meaning
 
             name, _, value = word[2:].partition("=")
-            told += f" Keys have no dashes: {meaning(name) or name.replace('-', '_')}={value or 'VALUE'}."
+            key = meaning(name) or name.replace("-", "_")
+            told += f" Use {key}." if " " in key else f" Keys have no dashes: {key}={value or 'VALUE'}."
     elif what == "the following arguments are required":
         optional = {one.metavar for one in parser._actions if one.nargs == "*"}
         told = f"{', '.join(word for word in rest.split(', ') if word not in optional)}: missing."
@@ -150,9 +151,12 @@ def open_classifier(
     if path.suffix.lower() == ".onnx" and path.is_file():
         if tta:
             raise RequestError("--tta: an exported file has the run's own inside. Omit it.")
-        if temperature or risk:
-            given = "--temperature" if temperature else "--reject-below"
-            raise RequestError(f"{given}: takes a run folder. mcls export --temperature val puts that into the file.")
+        if temperature:
+            raise RequestError(
+                "--temperature: takes a run folder. mcls export --temperature val puts that into the file."
+            )
+        if risk:
+            raise RequestError("--reject-below: takes the folder of a run, an exported file has no val. Name the run.")
         return from_onnx(path, device)
     if (path / "sweep.json").is_file():
         from mcls.inference.ensemble import load_classifier

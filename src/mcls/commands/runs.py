@@ -27,7 +27,7 @@ from mcls.runs.table import (
 from mcls.sweep.plan import read_sweep
 from mcls.sweep.standing import STANDING, with_standing
 from mcls.system import text as system_text
-from mcls.system.console import BAD, GOOD, line_width, say, say_aside, say_table
+from mcls.system.console import BAD, GOOD, answer, line_width, say, say_aside, say_table
 from mcls.system.files import to_json
 from mcls.system.layout import SHORTEST, WHOLE, columns_that_fit, least_widths, plain_list, total
 
@@ -298,7 +298,7 @@ def delete_runs(paths: Sequence[Path], yes: bool) -> int:
     if not yes:
         if not sys.stdin.isatty():
             raise RequestError(f"nothing was deleted of {what}: there is no terminal to ask on. Add --yes to delete.")
-        if input(f"Delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if answer(f"Delete {what}? [y/N] ") not in ("y", "yes"):
             say("nothing was deleted")
             return 0
     sweep_up_deleted({one.path.parent for one in folders})

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import errno
 import ipaddress
 import logging
 import socket
@@ -99,5 +100,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]
-        told = f"{clean(host)}:{port}: {reason}. Choose another --port; 0 takes a free one."
-        raise MachineError(told) from error
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            what = "--host: must be an address of this machine, such as 127.0.0.1 or 0.0.0.0 (all of them)"
+            raise MachineError(f"{what}, got {clean(host)!r} ({reason}).") from error
+        raise MachineError(f"{clean(host)}:{port}: {reason}. Choose another --port; 0 takes a free one.") from error

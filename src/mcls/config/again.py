@@ -8,6 +8,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from mcls.config.compose import Checker
 from mcls.config.saved import saved_config
 from mcls.config.schema import leaves
+from mcls.errors import RequestError
 from mcls.runs.folder import RunFolder, read_json
 
 OWN_KEYS = ("outputs", "name", "tags", "note", "trust")  # what a new run's command line says anew
@@ -33,6 +34,8 @@ def overrides_of(folder: RunFolder, changes: Sequence[str], check: Checker) -> l
     Raises FolderError or RequestError, as `saved_config` does.
     """
     changed = {check.parse(line).key_or_group for line in check.renamed(list(changes))}
+    if "experiment" in changed:
+        raise RequestError("experiment: not with --from, which names a whole configuration. Omit one of them.")
     saved = saved_config(folder, [line for line in changes if line.startswith("trust=")])
     choices = read_json(folder.about)["choices"]
     lines = [

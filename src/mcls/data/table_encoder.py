@@ -262,7 +262,7 @@ def standardised(table: Table, name: str, mean: float, std: float, gaps: "pl.Ser
         share = f" ({len(wrong)} of {len(cells)} cells)" if len(cells) > 1 else ""
         raise DataError(
             f"{table.at(wrong[0], name)}: {quoted(cells[wrong[0]])} is not a number{share}. "
-            "Fix it, or name the column in dataset.categorical_columns, or the word in dataset.missing_values."
+            "Fix it, or train with the column in dataset.categorical_columns, or the word in dataset.missing_values."
         )
     filled: NDArray[np.float64] = values.scatter(gaps.arg_true(), mean).to_numpy()
     return ((filled - mean) / std).astype(np.float32)[:, None]

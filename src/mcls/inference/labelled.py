@@ -40,6 +40,10 @@ def labelled_split(loaded: LoadedRun, path: Path) -> tuple[Split, str, dict[str,
         paths, names = packed_pictures(loaded, path) if hub.holds_splits(path) else class_folders(path)
         split, labels = labelled_images(loaded, paths, names, wrong)
     elif loaded.encoder is not None:
+        if path.is_dir() and not hub.holds_splits(path):
+            raise RequestError(
+                f"--data: {path}: must be a table, or a folder with a data set of Hugging Face's; the run took a table."
+            )
         table = hub_table(path) if path.is_dir() else read_table(path, with_delimiter(loaded)["delimiter"])
         split, labels = labelled_rows(loaded, table, wrong)
     else:
@@ -48,10 +52,12 @@ def labelled_split(loaded: LoadedRun, path: Path) -> tuple[Split, str, dict[str,
         log.warning(f"skipped {clean(str(error))}")
     unknown = {label: count for label, count in labels.items() if label not in loaded.classes}
     absent = [name for name in loaded.classes if not labels[name]]
-    if unknown:
-        samples = sum(unknown.values())
-        log.warning(f"data    {plural(samples, 'sample')} left out, the run has no class {quote_names(list(unknown))}")
-    if absent:
+    if "" in unknown:
+        log.warning(f"data    {plural(unknown[''], 'sample')} left out, without a label")
+    if names := [label for label in unknown if label]:
+        samples = plural(sum(unknown[label] for label in names), "sample")
+        log.warning(f"data    {samples} left out, the run has no class {quote_names(names)}")
+    if absent and len(split):
         log.warning(f"data    no sample of {quote_names(absent)}; means over classes are over the others")
     if not len(split):
         raise DataError(f"{path}: no sample of a class of the run, which has {quote_names(loaded.classes)}.")
@@ -65,16 +71,16 @@ def labelled_split(loaded: LoadedRun, path: Path) -> tuple[Split, str, dict[str,
 
 def class_folders(root: Path) -> tuple[list[Path], list[str]]:
     """The images below the folders of `root`, and the class of each: the name of its folder."""
-    if not root.is_dir():
-        raise RequestError(f"--data: {root}: must be a folder that holds a folder of images for each class.")
     left, seen = Skipped(), set[str]()
     found = [
         (path, name)
-        for name, folders in subfolders(root, left).items()
+        for name, folders in (subfolders(root, left) if root.is_dir() else {}).items()
         for folder in folders
         for path in files_in(folder, seen, left)
     ]
     left.tell()
+    if not found:
+        raise RequestError(f"--data: {root}: must be a folder that holds a folder of images for each class.")
     return [path for path, _ in found], [name for _, name in found]
 
 

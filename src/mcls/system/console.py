@@ -116,6 +116,15 @@ def say_error(reason: str) -> None:
     print(text, file=sys.stderr)
 
 
+def answer(question: str) -> str:
+    """What somebody types on a question, in small letters; nothing for Ctrl-D."""
+    try:
+        return input(question).strip().lower()
+    except EOFError:
+        print()
+        return ""
+
+
 def say_table(
     header: Sequence[str], rows: Sequence[Row], names: Sequence[int] = (), colours: Mapping[int, str] | None = None
 ) -> None:
